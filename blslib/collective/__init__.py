@@ -1,0 +1,1 @@
+"""The bounded-lag alltoallv, the baselines it is measured against, and a one-process reference."""

@@ -1,0 +1,1 @@
+"""The deep-learning recommendation model: tables sharded over ranks, and the inference loop over any exchange."""

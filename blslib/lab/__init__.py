@@ -1,0 +1,1 @@
+"""Scenarios, experiments, engines, records, charts, claims and the command line."""
