@@ -1,0 +1,349 @@
+"""Bounded-lag synchronous alltoallv on mpi4py: ``MPI_Alltoallv`` in which the slowest rank may lag by whole iterations.
+
+The idea is that of Dichev, Pawlowski and Yzelman, "Faster Distributed Inference-Only Recommender Systems via Bounded Lag
+Synchronous Collectives", arXiv 2512.19342; the protocol is this project's own and is explained in ``docs/protocol.md``.
+"""
+
+import secrets
+import time
+from collections.abc import Sequence
+from typing import NamedTuple, Self
+
+import numpy as np
+from mpi4py import MPI
+
+from blslib.collective.blocks import as_bytes
+from blslib.collective.errors import BlockError, ExchangeError, LateError, PeerError
+from blslib.collective.exchange import Arrival, Block
+from blslib.collective.messages import Messages
+from blslib.collective.protocol import BoundedLag, Steps
+from blslib.collective.ring import CLOSED, FAILED, LATE, LINE_BYTES, RUNNING, Layout, Notice, Ring
+from blslib.collective.waiting import Policy, complete, yield_then_sleep
+
+CHANNELS = ("auto", "ring", "messages")
+_LOOKS_PER_CLOCK = 16
+
+
+class Call(NamedTuple):
+    """What happened in one call of ``post``, on the clock of ``time.perf_counter``."""
+
+    iteration: int
+    entered_s: float
+    posted_s: float
+    returned_s: float
+    waited_s: float
+    sent_bytes: int
+    delivered: int
+    """Iterations delivered so far, those that this call returned included."""
+
+
+class BoundedLagAlltoallv:
+    """An alltoallv that every rank posts once per iteration, and in which the slowest rank may lag by ``bound`` iterations.
+
+    Collective: every rank of ``comm`` builds it, with equal arguments (``recv_counts`` apart), and closes it; between the two,
+    every rank calls ``post`` equally often. No rank returns from its i-th ``post`` before every rank has entered its
+    (i - bound)-th; with bound 0 this is the ordinary synchronous collective.
+
+    Completes: blocks are copied out before ``post`` returns, so the caller may reuse them at once. What a call returns are views
+    that stay valid until the next call on the exchange; copy what is to be kept. Arrivals come in iteration order, each exactly
+    once, bytes identical to ``MPI_Alltoallv``. A *tuple* of blocks is looked at once and recognised when it is posted again
+    with new contents, which saves about a microsecond.
+
+    Args:
+        comm: any intra-communicator; duplicated once here, freed by ``close``.
+        bound: whole iterations (k >= 0).
+        slot_bytes: room for one block; rounded up to a cache line. Larger blocks are allowed and slower.
+        dtype: of the blocks and of the arrays handed out. Plain buffers are taken as items of this type.
+        recv_counts: P numbers of items that each source sends to this rank in every iteration; checked if given.
+        timeout_s: the longest that any wait may take, in seconds.
+        channel: "auto" (shared rings on the same host, messages to others), or one of "ring" and "messages" for all.
+        record: keep a ``Call`` for every ``post``, in ``calls``.
+        waiting: what to do between two looks of a wait.
+
+    Raises:
+        ValueError: on every rank, for a bad argument on any rank or one on which ranks differ; the text names the rank.
+        MemoryError: on every rank of a host, if shared memory is too small for the slots.
+        LateError: another rank did not come to build the exchange in time.
+
+    Cost: per call P stores of a block and P of a counter, no acknowledgement and no barrier; h-relation of the blocks' bytes.
+    Memory per rank: P x 2 (bound + 1) x (slot_bytes + 64) bytes of slots (``ring_bytes``) and a control page.
+
+    Example:
+        >>> with BoundedLagAlltoallv(MPI.COMM_SELF, bound=1, slot_bytes=64) as exchange:
+        ...     first = exchange.post([np.array([1.0, 2.0], dtype=np.float32)])
+        ...     [(arrival.iteration, arrival.blocks) for arrival in first + exchange.drain()]
+        [(0, [array([1., 2.], dtype=float32)])]
+    """
+
+    def __init__(
+        self,
+        comm: MPI.Intracomm,
+        *,
+        bound: int,
+        slot_bytes: int,
+        dtype: np.typing.DTypeLike = np.float32,
+        recv_counts: Sequence[int] | None = None,
+        timeout_s: float = 60.0,
+        channel: str = "auto",
+        record: bool = False,
+        waiting: Policy = yield_then_sleep,
+    ) -> None:
+        self.rank, self.size, self.bound, self.timeout_s = comm.rank, comm.size, bound, timeout_s
+        self._waiting = waiting
+        complete(comm.Ibarrier(), "building the exchange", timeout_s)
+        self.dtype, expected = _agree(comm, bound, slot_bytes, dtype, recv_counts, timeout_s, channel)
+        self._expected = expected
+        self._comm = comm.Dup()
+        node, ranks = _same_host(self._comm, channel)
+        self._layout = Layout(self.size, bound, -(-slot_bytes // LINE_BYTES) * LINE_BYTES)
+        token = self._comm.bcast(secrets.token_hex(6) if self.rank == 0 else None)
+        ring = Ring(node, ranks, self.rank, self._layout, self.dtype, token)
+        self._memory = ring if len(ranks) == self.size else Messages(self._comm, ring)
+        self._core = BoundedLag(bound, self._memory)
+        self._node = node
+        self._failure: str | None = None
+        self._closed = False
+        self._known: tuple[Block, ...] | None = None
+        self._views: list[memoryview] = []
+        self.calls: list[Call] = []
+        self._record = record
+        self.waited_s = 0.0
+        complete(self._comm.Ibarrier(), "building the exchange", timeout_s)  # nobody stores into a page not yet cleared
+
+    @property
+    def slot_bytes(self) -> int:
+        """Room for one block."""
+        return self._layout.slot_bytes
+
+    @property
+    def ring_bytes(self) -> int:
+        """Shared memory of this rank's slots: P x 2 (bound + 1) x (slot + header)."""
+        return self._layout.ring_bytes
+
+    @property
+    def shared_bytes(self) -> int:
+        """All shared memory of this rank: slots and control page, in whole pages."""
+        return self._layout.segment_bytes
+
+    def post(self, blocks: Sequence[Block]) -> list[Arrival]:
+        """Hand over this iteration's blocks, one per destination, and take what has arrived.
+
+        Returns:
+            All iterations up to the current one less ``bound`` that were not delivered before, and any later ones that are
+            complete: in order, P one-dimensional arrays of ``dtype`` each.
+
+        Raises:
+            ValueError, TypeError: wrong blocks; nothing was sent, and the exchange can go on.
+            PeerError: another rank failed, or closed before an iteration that this one waits for.
+            LateError: ``timeout_s`` passed; the text lists every rank that is behind.
+            BlockError: a block has another size than ``recv_counts`` says.
+            ExchangeError: the exchange is closed, or has failed before.
+        """
+        entered_s = time.perf_counter() if self._record else 0.0
+        if self._failure is not None or self._closed or self._memory.alarmed():
+            self._check()
+        if blocks is self._known:
+            views = self._views
+        else:
+            views, own = as_bytes(blocks, self.size, self.dtype)
+            self._known, self._views = (blocks, views) if own and type(blocks) is tuple else (None, [])
+        waited_s = self.waited_s
+        arrivals = self._run(self._core.post(views))
+        if self._record:
+            returned_s, waited_s = time.perf_counter(), self.waited_s - waited_s
+            sent_bytes = sum(map(len, views))
+            core = self._core
+            self.calls.append(
+                Call(core.posted - 1, entered_s, returned_s - waited_s, returned_s, waited_s, sent_bytes, core.delivered)
+            )
+        return arrivals
+
+    def collect(self, through: int | None = None) -> list[Arrival]:
+        """Wait for everything up to iteration ``through`` and return it; without it, return what is complete and do not wait.
+
+        Raises:
+            ValueError: ``through`` was not posted yet.
+            PeerError, LateError, BlockError, ExchangeError: as for ``post``.
+        """
+        if through is not None and through >= self._core.posted:
+            raise ValueError(f"iteration {through} was not posted yet: the next one is {self._core.posted}")
+        if self._failure is not None or self._closed or self._memory.alarmed():
+            self._check()
+        return self._run(self._core.wait(0 if through is None else through + 1))
+
+    def drain(self) -> list[Arrival]:
+        """Wait for all that was posted, and return what was not delivered yet. Raises as ``collect``."""
+        return self.collect(self._core.posted - 1)
+
+    def _run(self, steps: Steps) -> list[Arrival]:
+        attempt, started_s = 0, 0.0
+        try:
+            for need in steps:
+                if need:
+                    if not attempt:
+                        started_s = time.perf_counter()
+                    attempt += 1
+                    self._pause(attempt, need, started_s)
+            if attempt:
+                self.waited_s += time.perf_counter() - started_s
+            if self._expected is not None:
+                self._compare(self._core.delivered, self._core.ready)
+            return self._core.deliver()
+        except BaseException as error:
+            self._fail(error)
+            raise
+
+    def _pause(self, attempt: int, need: int, started_s: float) -> None:
+        self._waiting(attempt)
+        if self._memory.alarmed():
+            self._hear(need)
+        if attempt % _LOOKS_PER_CLOCK == 0 and time.perf_counter() - started_s > self.timeout_s:
+            raise LateError(self._late(need))
+
+    def _late(self, need: int) -> str:
+        posted = self._core.posted
+        behind = [(r, n) for r, n in enumerate(self._counts()) if n < need]
+        names = ", ".join(f"rank {r} (posted {n}, {posted - n} behind)" for r, n in behind)
+        return f"rank {self.rank} posted {posted} and waited {self.timeout_s:g} s for {names or 'its own messages to leave'}"
+
+    def _counts(self) -> list[int]:
+        ring = self._memory if isinstance(self._memory, Ring) else self._memory.ring
+        return ring.counters.tolist()
+
+    def _compare(self, first: int, ready: int) -> None:
+        for iteration in range(first, ready):
+            sizes = self._memory.sizes(iteration % self._core.slots)
+            if sizes != self._expected:
+                source = next(s for s, pair in enumerate(zip(sizes, self._expected, strict=True)) if pair[0] != pair[1])
+                raise BlockError(
+                    f"rank {source} -> rank {self.rank} sent {sizes[source]} bytes in iteration {iteration}, "
+                    f"rank {self.rank} expected {self._expected[source]}"
+                )
+
+    # --- failure and end ---------------------------------------------------------------------------------------------
+
+    def _hear(self, need: int) -> None:
+        """Read the others' notices; raise if one of them means that the first ``need`` iterations never come."""
+        for rank, notice in self._memory.notices().items():
+            if rank == self.rank:
+                continue
+            if notice.state in (FAILED, LATE):
+                kind = LateError if notice.state == LATE else PeerError
+                raise kind(f"rank {rank} failed after posting {notice.posted} iterations: {notice.text}")
+            if notice.state == CLOSED and notice.posted < need:
+                raise PeerError(
+                    f"rank {rank} closed after {notice.posted} iterations, rank {self.rank} waits for iteration {need - 1}: "
+                    "every rank must post equally often"
+                )
+
+    def _check(self) -> None:
+        if self._closed:
+            raise ExchangeError("exchange is closed")
+        if self._failure is not None:
+            raise ExchangeError(f"exchange has failed, only close is legal now: {self._failure}")
+        try:
+            self._hear(0)
+        except ExchangeError as error:
+            self._fail(error)
+            raise
+
+    def _fail(self, error: BaseException) -> None:
+        """Remember the failure and tell the others, once."""
+        if self._failure is not None:
+            return
+        self._failure = f"{type(error).__name__}: {error}"
+        state = LATE if isinstance(error, LateError) else FAILED
+        self._memory.tell(Notice(state, self._core.posted, str(error) if isinstance(error, ExchangeError) else self._failure))
+
+    def close(self) -> None:
+        """Give everything back. Waits for the other ranks to close as well; does not if a failure came before.
+
+        Raises:
+            PeerError: another rank failed meanwhile.
+            LateError: another rank did not close within ``timeout_s``.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            if self._failure is None:
+                self._memory.tell(Notice(CLOSED, self._core.posted, ""))
+                self._meet()
+        except BaseException as error:
+            self._fail(error)
+            raise
+        finally:
+            together = self._failure is None
+            self._views, self._known = [], None
+            self._memory.free(collective=together)
+            if together:
+                self._node.Free()
+                self._comm.Free()
+
+    def _meet(self) -> None:
+        """Wait until every rank has come to close and all that was sent has left; the frees that follow then cannot block."""
+        request, attempt, started_s = self._comm.Ibarrier(), 0, time.perf_counter()
+        while not (request.Test() and self._memory.flushed()):
+            attempt += 1
+            self._waiting(attempt)
+            if self._memory.alarmed():
+                self._hear(0)
+            if time.perf_counter() - started_s > self.timeout_s:
+                open_ranks = [r for r, n in self._memory.notices().items() if n.state == RUNNING]
+                raise LateError(f"rank {self.rank} waited {self.timeout_s:g} s in close for ranks {open_ranks}")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if error is not None:
+            self._fail(error)
+        self.close()
+
+
+def _agree(
+    comm: MPI.Intracomm,
+    bound: int,
+    slot_bytes: int,
+    dtype: np.typing.DTypeLike,
+    recv_counts: Sequence[int] | None,
+    timeout_s: float,
+    channel: str,
+) -> tuple[np.dtype, list[int] | None]:
+    """Check every rank's arguments on every rank, so that all of them raise together."""
+    problem, kind = None, np.dtype(np.uint8)
+    try:
+        kind = np.dtype(dtype)
+        if kind.hasobject:
+            problem = f"dtype {kind} holds python objects, which have no bytes to send"
+    except TypeError as error:
+        problem = str(error)
+    if not isinstance(bound, int | np.integer) or bound < 0:
+        problem = f"bound is a whole number of iterations >= 0, got {bound!r}"
+    elif not isinstance(slot_bytes, int | np.integer) or slot_bytes < 1:
+        problem = f"slot_bytes is a whole number >= 1, got {slot_bytes!r}"
+    elif not timeout_s > 0:
+        problem = f"timeout_s is a time > 0, got {timeout_s!r}"
+    elif channel not in CHANNELS:
+        problem = f"channel is one of {', '.join(CHANNELS)}, got {channel!r}"
+    elif recv_counts is not None and (len(recv_counts) != comm.size or min(recv_counts) < 0):
+        problem = f"recv_counts is one number >= 0 per rank ({comm.size}), got {list(recv_counts)}"
+    settings = {"bound": bound, "slot_bytes": slot_bytes, "dtype": str(kind), "channel": channel}
+    everybody = comm.allgather((problem, settings))
+    for rank, (wrong, _) in enumerate(everybody):
+        if wrong:
+            raise ValueError(f"rank {rank}: {wrong}")
+    for rank, (_, theirs) in enumerate(everybody):
+        for name, value in everybody[0][1].items():
+            if theirs[name] != value:
+                raise ValueError(f"ranks differ in {name}: rank 0 has {value}, rank {rank} has {theirs[name]}")
+    return kind, None if recv_counts is None else [int(n) * kind.itemsize for n in recv_counts]
+
+
+def _same_host(comm: MPI.Intracomm, channel: str) -> tuple[MPI.Intracomm, list[int]]:
+    """The communicator of the ranks that share memory with this one, and their ranks in ``comm``."""
+    node = comm.Split(comm.rank) if channel == "messages" else comm.Split_type(MPI.COMM_TYPE_SHARED)
+    ranks = node.allgather(comm.rank)
+    if channel == "ring" and len(ranks) < comm.size:
+        raise ValueError(f"channel 'ring' needs all {comm.size} ranks on one host, only ranks {ranks} share this one")
+    return node, ranks

@@ -1,0 +1,56 @@
+"""Blocks as bytes: what may be sent, and how it is looked at without a copy."""
+
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+
+from blslib.collective.exchange import Block
+
+_EMPTY = memoryview(b"")
+
+
+def as_bytes(blocks: Sequence[Block], size: int, dtype: np.dtype) -> tuple[list[memoryview], bool]:
+    """The bytes of P blocks, and whether all of them are the callers' own memory (not copies of strided data).
+
+    Raises:
+        ValueError: not P blocks, or one of another dtype than the exchange's, or not a whole number of its items.
+        TypeError: a block is no array, no CPU tensor and offers no buffer.
+    """
+    if len(blocks) != size:
+        raise ValueError(f"post takes one block per rank: expected {size}, got {len(blocks)}")
+    views, own = [], True
+    for peer, block in enumerate(blocks):
+        if type(block) is not np.ndarray:
+            block = _as_array(block, peer, dtype)
+        if block.dtype != dtype:
+            raise ValueError(f"block for rank {peer} has dtype {block.dtype}, the exchange was built for {dtype}")
+        if not block.flags.c_contiguous:
+            block, own = np.ascontiguousarray(block), False
+        views.append(memoryview(block.reshape(-1).view(np.uint8)) if block.size else _EMPTY)
+    return views, own
+
+
+def _as_array(block: Block, peer: int, dtype: np.dtype) -> np.ndarray:
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(block, torch.Tensor):
+        if block.device.type != "cpu":
+            raise TypeError(f"block for rank {peer} is on device {block.device}: copy it to the cpu first")
+        block = block.detach()
+        try:
+            return block.numpy()
+        except TypeError:  # a dtype that numpy lacks, such as bfloat16: its bytes under the exchange's dtype of equal size
+            return block.contiguous().view(torch.uint8).numpy().view(dtype)
+    if isinstance(block, np.ndarray):
+        return np.asarray(block)
+    try:
+        view = memoryview(block)
+    except TypeError:
+        raise TypeError(
+            f"block for rank {peer} is a {type(block).__name__}: expected an array, a cpu tensor or a buffer"
+        ) from None
+    if view.format not in (None, "B", "b", "c"):
+        return np.asarray(view)
+    if view.nbytes % dtype.itemsize:
+        raise ValueError(f"block for rank {peer} has {view.nbytes} bytes, not a whole number of {dtype} items")
+    return np.frombuffer(view, dtype) if view.nbytes else np.empty(0, dtype)

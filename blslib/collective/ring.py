@@ -1,0 +1,274 @@
+"""Shared rings: how a rank reaches the peers of its own host.
+
+Every rank owns one segment of a shared MPI window: a control page, then its rings, 2 (bound + 1) x P slots for the blocks that
+others write to it. Writing is a plain store into the receiver's segment: the sender completes the transfer alone, while the
+receiver may be asleep, and the sender may fall asleep right afterwards.
+
+====================  =======================================================================================================
+control page          P counters of arrivals, a cache line each; an alarm; this rank's notice to the others
+slot s of source r    a header of one cache line (the block's size in bytes), then ``slot_bytes`` of room
+====================  =======================================================================================================
+
+A block larger than its slot goes into a file of its own in shared memory, mapped by both sides. Its name follows from sender,
+receiver and slot, and it is removed when the slot is used again, so the proof of the protocol covers it as well.
+"""
+
+import mmap
+import os
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from mpi4py import MPI
+
+from blslib.collective.protocol import slots
+
+LINE_BYTES = 64
+"""A cache line: headers, counters and alarms keep this distance, so that no two writers share one."""
+
+HEADER_BYTES = LINE_BYTES
+TEXT_BYTES = 1920
+_PAGE_BYTES = 4096
+_WORDS = LINE_BYTES // 8
+
+SHARED_DIR = "/dev/shm" if os.path.isdir("/dev/shm") else tempfile.gettempdir()
+
+RUNNING, CLOSED, FAILED, LATE = range(4)
+
+
+class Notice(NamedTuple):
+    """What a rank last told the others of itself: a state, the iterations it has posted, and the words."""
+
+    state: int
+    posted: int
+    text: str
+
+
+def _round_up(n: int, unit: int) -> int:
+    return -(-n // unit) * unit
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where things are in a rank's segment; the same on every rank."""
+
+    size: int
+    bound: int
+    slot_bytes: int
+
+    @property
+    def stride(self) -> int:
+        """Bytes from one slot to the next."""
+        return HEADER_BYTES + self.slot_bytes
+
+    @property
+    def ring_bytes(self) -> int:
+        """P x 2 (bound + 1) x (slot + header)."""
+        return self.size * slots(self.bound) * self.stride
+
+    @property
+    def control_bytes(self) -> int:
+        return _round_up((self.size + 2) * LINE_BYTES + TEXT_BYTES, _PAGE_BYTES)
+
+    @property
+    def segment_bytes(self) -> int:
+        return _round_up(self.control_bytes + self.ring_bytes, _PAGE_BYTES)
+
+    def slot(self, slot: int, source: int) -> int:
+        """Offset of a slot's header."""
+        return self.control_bytes + (slot * self.size + source) * self.stride
+
+
+class Control:
+    """One rank's control page, seen from any process of its host."""
+
+    def __init__(self, segment: memoryview, size: int) -> None:
+        words = segment[: (size + 2) * LINE_BYTES].cast("q")
+        self.counters = words[: size * _WORDS : _WORDS]
+        self.alarm = words[size * _WORDS : size * _WORDS + 1]
+        self._notice = words[(size + 1) * _WORDS :]
+        self._text = segment[(size + 2) * LINE_BYTES :][:TEXT_BYTES]
+
+    def put(self, notice: Notice) -> None:
+        text = notice.text.encode()[:TEXT_BYTES]
+        self._text[: len(text)] = text
+        self._notice[2] = len(text)
+        self._notice[1] = notice.posted
+        self._notice[0] = notice.state
+
+    def get(self) -> Notice:
+        state, posted, length = self._notice[:3].tolist()
+        return Notice(state, posted, bytes(self._text[:length]).decode(errors="replace"))
+
+
+class Ring:
+    """This rank's own rings, and its slots in the rings of the peers on its host."""
+
+    def __init__(self, node: MPI.Comm, ranks: list[int], rank: int, layout: Layout, dtype: np.dtype, token: str) -> None:
+        """Collective over ``node``, whose rank n is rank ``ranks[n]`` of the exchange.
+
+        Raises:
+            MemoryError: on every rank of the host, if shared memory has too little room, before anything is allocated.
+        """
+        self.rank, self.layout, self.dtype = rank, layout, dtype
+        self._check_room(node)
+        self._window = MPI.Win.Allocate_shared(layout.segment_bytes, 1, comm=node)
+        self._window.Lock_all(MPI.MODE_NOCHECK)
+        self.fence = self._window.Sync
+        segments = {r: memoryview(self._window.Shared_query(n)[0]).cast("B") for n, r in enumerate(ranks)}
+        self.peers = {r: Control(segment, layout.size) for r, segment in segments.items()}
+        self.own = segments[rank]
+        self.own[: layout.control_bytes] = bytes(layout.control_bytes)
+        self._alarm = self.peers[rank].alarm
+        self.counters = self.peers[rank].counters
+        self._counter_at = {r: control.counters[rank : rank + 1] for r, control in self.peers.items()}
+        self._room = {
+            r: [self._slot(segment, slot, rank) for slot in range(slots(layout.bound))] for r, segment in segments.items()
+        }
+        self._sizes = [self._headers(slot) for slot in range(slots(layout.bound))]
+        self._arrays = [
+            [self._slot(self.own, slot, source)[1] for source in range(layout.size)] for slot in range(slots(layout.bound))
+        ]
+        self._seen: list[tuple[list[int], list[np.ndarray]]] = [([], []) for _ in range(slots(layout.bound))]
+        self.large: dict[tuple[int, int], np.ndarray] = {}  # (slot, source): came as a message, larger than its slot
+        self._files = Path(SHARED_DIR, f"bls-{token}")
+        self._written: set[tuple[int, int]] = set()
+
+    def _check_room(self, node: MPI.Comm) -> None:
+        if not os.path.isdir("/dev/shm"):
+            return
+        stat = os.statvfs("/dev/shm")
+        room, need = stat.f_bavail * stat.f_frsize, self.layout.segment_bytes * node.size
+        if node.allreduce(need > room, op=MPI.LOR):
+            raise MemoryError(
+                f"{node.size} ranks on this host need {need} bytes of shared memory, {room} are free in /dev/shm: "
+                f"lower slot_bytes ({self.layout.slot_bytes}) or bound ({self.layout.bound}), or give the container more"
+            )
+
+    def _slot(self, segment: memoryview, slot: int, source: int) -> tuple[memoryview, memoryview]:
+        start = self.layout.slot(slot, source)
+        body = start + HEADER_BYTES
+        return segment[start : start + 8].cast("q"), segment[body : body + self.layout.slot_bytes]
+
+    def _headers(self, slot: int) -> memoryview:
+        """The P sizes of one slot as one strided view, so that reading them is a single operation."""
+        start, stride, size = self.layout.slot(slot, 0), self.layout.stride, self.layout.size
+        return self.own[start : start + stride * size].cast("q")[:: stride // 8]
+
+    def slot(self, slot: int, source: int) -> memoryview:
+        """Header and room of one of this rank's own slots, in one piece."""
+        start = self.layout.slot(slot, source)
+        return self.own[start : start + self.layout.stride]
+
+    def enter(self, iteration: int) -> bool:
+        return True
+
+    def write(self, peer: int, slot: int, block: memoryview) -> None:
+        header, room = self._room[peer][slot]
+        size = len(block)
+        if self._written and (peer, slot) in self._written:
+            self._remove(peer, slot)
+        if size <= self.layout.slot_bytes:
+            room[:size] = block
+        else:
+            self._write_file(peer, slot, block)
+        header[0] = size
+
+    def publish(self, peer: int, count: int) -> None:
+        self._counter_at[peer][0] = count
+
+    def count(self, source: int) -> None:
+        """Count one more block of a source that cannot do so itself."""
+        self.counters[source] += 1
+
+    def arrived(self) -> int:
+        return min(self.counters.tolist())
+
+    def sizes(self, slot: int) -> list[int]:
+        """Bytes that each source sent in the iteration which holds this slot."""
+        return self._sizes[slot].tolist()
+
+    def read(self, slot: int) -> list[np.ndarray]:
+        sizes = self._sizes[slot].tolist()
+        seen, blocks = self._seen[slot]
+        if sizes != seen:
+            blocks = [self._array(slot, source, size) for source, size in enumerate(sizes)]
+            # Views of one slot are the same for equal sizes; those of files are mapped anew for every block.
+            self._seen[slot] = (sizes if max(sizes) <= self.layout.slot_bytes else [], blocks)
+        return list(blocks)
+
+    def _array(self, slot: int, source: int, size: int) -> np.ndarray:
+        if size <= self.layout.slot_bytes:
+            return np.frombuffer(self._arrays[slot][source][:size], dtype=self.dtype)
+        if (slot, source) in self.large:
+            return self.large.pop((slot, source)).view(self.dtype)
+        return np.frombuffer(self._map_file(slot, source, size), dtype=self.dtype)
+
+    # --- blocks larger than their slot -------------------------------------------------------------------------------
+
+    def _file(self, sender: int, receiver: int, slot: int) -> str:
+        return f"{self._files}-{sender}-{receiver}-{slot}"
+
+    def _write_file(self, peer: int, slot: int, block: memoryview) -> None:
+        path = self._file(self.rank, peer, slot)
+        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+        self._written.add((peer, slot))
+        try:
+            if hasattr(os, "posix_fallocate"):  # without it a full file system would be a crash at the first store
+                os.posix_fallocate(descriptor, 0, len(block))
+            else:
+                os.ftruncate(descriptor, len(block))
+            with mmap.mmap(descriptor, len(block)) as room:
+                room[:] = block
+        except OSError as error:
+            raise MemoryError(
+                f"no room for a block of {len(block)} bytes from rank {self.rank} to rank {peer} in {SHARED_DIR}: {error.strerror}"
+            ) from error
+        finally:
+            os.close(descriptor)
+
+    def _map_file(self, slot: int, source: int, size: int) -> mmap.mmap:
+        """The mapping lives as long as the arrays made from it."""
+        descriptor = os.open(self._file(source, self.rank, slot), os.O_RDWR)
+        try:
+            return mmap.mmap(descriptor, size)
+        finally:
+            os.close(descriptor)
+
+    def _remove(self, peer: int, slot: int) -> None:
+        self._written.discard((peer, slot))
+        with suppress(FileNotFoundError):
+            os.unlink(self._file(self.rank, peer, slot))
+
+    # --- news --------------------------------------------------------------------------------------------------------
+
+    def tell(self, notice: Notice) -> None:
+        """Leave a notice for everybody on this host, and wake them."""
+        self.peers[self.rank].put(notice)
+        self.fence()
+        for control in self.peers.values():
+            control.alarm[0] = 1
+
+    def alarmed(self) -> bool:
+        """Whether anybody has left a notice since the last time. Cheap: a rank asks on every look of a wait."""
+        return self._alarm[0] != 0
+
+    def notices(self) -> dict[int, Notice]:
+        """The latest notice of every rank of this host."""
+        self._alarm[0] = 0
+        self.fence()  # a notice is written before its alarm: whoever clears the alarm first misses none
+        return {r: control.get() for r, control in self.peers.items()}
+
+    def flushed(self) -> bool:
+        return True
+
+    def free(self, collective: bool) -> None:
+        """Remove this rank's files; where everybody takes part, give the window back as well."""
+        for peer, slot in list(self._written):
+            self._remove(peer, slot)
+        if collective:
+            self._window.Unlock_all()
+            self._window.Free()
