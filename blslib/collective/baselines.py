@@ -1,0 +1,237 @@
+"""What bounded lag is measured against: MPI's own alltoallv, and a window of outstanding MPI_Ialltoallv.
+
+They carry the methods of ``BoundedLagAlltoallv``, so that every experiment takes the exchange as an argument. To make them as
+quick as they can be: counts are known beforehand, receive buffers are made once, and blocks that lie one behind the other in one
+buffer are sent from there, without packing.
+"""
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Self
+
+import numpy as np
+from mpi4py import MPI
+
+from blslib.collective.blocks import as_bytes
+from blslib.collective.errors import ExchangeError
+from blslib.collective.exchange import Arrival, Block
+from blslib.collective.waiting import Policy, complete, yield_then_sleep
+
+
+class _Baseline:
+    """What both share: counts, buffers, and the rules of an exchange that is open or closed."""
+
+    def __init__(
+        self,
+        comm: MPI.Intracomm,
+        bound: int,
+        send_counts: Sequence[int],
+        recv_counts: Sequence[int],
+        dtype: np.typing.DTypeLike,
+    ) -> None:
+        self.rank, self.size, self.bound, self.dtype = comm.rank, comm.size, bound, np.dtype(dtype)
+        for name, counts in (("send_counts", send_counts), ("recv_counts", recv_counts)):
+            if len(counts) != comm.size or min(counts) < 0:
+                raise ValueError(f"{name} is one number >= 0 per rank ({comm.size}), got {list(counts)}")
+        self._send_sizes = [int(n) * self.dtype.itemsize for n in send_counts]
+        self._recv_sizes = [int(n) * self.dtype.itemsize for n in recv_counts]
+        self._comm = comm.Dup()
+        self._known: tuple[Block, ...] | None = None
+        self._known_buffer = np.empty(0, np.uint8)
+        self._posted = 0
+        self._delivered = 0
+        self._closed = False
+        self.waited_s = 0.0
+
+    def _receive_buffer(self) -> tuple[list, list[np.ndarray]]:
+        """A new receive buffer, as MPI wants it and as the caller does: one array per source."""
+        buffer = np.empty(sum(self._recv_sizes), np.uint8)
+        ends = np.cumsum(self._recv_sizes)
+        blocks = [buffer[end - n : end].view(self.dtype) for n, end in zip(self._recv_sizes, ends, strict=True)]
+        return _spec(buffer, self._recv_sizes), blocks
+
+    def _one_buffer(self, blocks: Sequence[Block], room: np.ndarray, pack: bool) -> np.ndarray:
+        """All blocks one behind the other: where they lie if they do, else (or if ``pack``) packed into ``room``."""
+        if self._closed:
+            raise ExchangeError("exchange is closed")
+        if blocks is self._known:
+            return self._known_buffer
+        views, own = as_bytes(blocks, self.size, self.dtype)
+        for peer, (view, size) in enumerate(zip(views, self._send_sizes, strict=True)):
+            if len(view) != size:
+                raise ValueError(f"rank {self.rank} -> rank {peer}: block has {len(view)} bytes, send_counts says {size}")
+        whole = None if pack or not own else _adjacent(views)
+        if whole is None:
+            target, start = memoryview(room), 0
+            for view in views:
+                target[start : start + len(view)] = view
+                start += len(view)
+            return room
+        if type(blocks) is tuple:
+            self._known, self._known_buffer = blocks, whole
+        return whole
+
+    def _check_posted(self, through: int | None) -> None:
+        if through is not None and through >= self._posted:
+            raise ValueError(f"iteration {through} was not posted yet: the next one is {self._posted}")
+
+    def close(self) -> None:
+        """Free the communicator. Collective."""
+        if not self._closed:
+            self._closed = True
+            self._comm.Free()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if error is None:
+            self.close()
+
+
+class MpiAlltoallv(_Baseline):
+    """``MPI_Alltoallv`` behind the interface of an exchange: synchronous, so every call returns its own iteration.
+
+    Collective, with ``bound`` 0. Completes: as ``BoundedLagAlltoallv``; arrivals are views of one buffer, valid until the next call.
+
+    Args:
+        comm: duplicated once here, freed by ``close``.
+        send_counts, recv_counts: P numbers of items of ``dtype`` that this rank sends and receives in every iteration.
+        dtype: of the blocks and of the arrays handed out.
+        equal: use ``MPI_Alltoall``, which is quicker where all counts are equal.
+
+    Raises:
+        ValueError: counts are not P, or not all equal with ``equal``; in ``post``, a block that does not match its count.
+
+    Cost: one MPI call, and a copy of the blocks unless they lie in one buffer already.
+    """
+
+    def __init__(
+        self,
+        comm: MPI.Intracomm,
+        *,
+        send_counts: Sequence[int],
+        recv_counts: Sequence[int],
+        dtype: np.typing.DTypeLike = np.float32,
+        equal: bool = False,
+    ) -> None:
+        if equal and len({*send_counts, *recv_counts}) > 1:
+            raise ValueError(f"equal=True needs equal counts, got {list(send_counts)} and {list(recv_counts)}")
+        super().__init__(comm, 0, send_counts, recv_counts, dtype)
+        self._equal = equal
+        self._call = self._comm.Alltoall if equal else self._comm.Alltoallv
+        self._room = np.empty(sum(self._send_sizes), np.uint8)
+        spec, self._received = self._receive_buffer()
+        self._recv_spec = [spec[0], MPI.BYTE] if equal else spec
+        self._sent: np.ndarray | None = None
+        self._send_spec: list = []
+
+    def post(self, blocks: Sequence[Block]) -> list[Arrival]:
+        """Exchange this iteration's blocks and return them."""
+        buffer = self._one_buffer(blocks, self._room, pack=False)
+        if buffer is not self._sent:
+            self._send_spec = [buffer, MPI.BYTE] if self._equal else _spec(buffer, self._send_sizes)
+            self._sent = buffer
+        started_s = time.perf_counter()
+        self._call(self._send_spec, self._recv_spec)
+        self.waited_s += time.perf_counter() - started_s
+        self._posted += 1
+        return [Arrival(self._posted - 1, list(self._received))]
+
+    def collect(self, through: int | None = None) -> list[Arrival]:
+        """Nothing: every call of ``post`` has returned its own iteration."""
+        self._check_posted(through)
+        return []
+
+    def drain(self) -> list[Arrival]:
+        """Nothing: every call of ``post`` has returned its own iteration."""
+        return []
+
+
+class IalltoallvWindow(_Baseline):
+    """A window of ``bound`` outstanding ``MPI_Ialltoallv``: bounded lag as an expert writes it today, with what MPI offers.
+
+    The delivery rule is that of ``BoundedLagAlltoallv``. The difference lies below: MPI moves the data of these calls only while
+    ranks are inside MPI, so one that is away to compute holds the others up.
+
+    Collective; arguments and errors as ``MpiAlltoallv``, plus ``timeout_s`` for every wait (``LateError``).
+
+    Cost: bound + 2 buffers to send and to receive, and a copy of the blocks, since the caller may reuse them at once.
+    """
+
+    def __init__(
+        self,
+        comm: MPI.Intracomm,
+        *,
+        bound: int,
+        send_counts: Sequence[int],
+        recv_counts: Sequence[int],
+        dtype: np.typing.DTypeLike = np.float32,
+        timeout_s: float = 60.0,
+        waiting: Policy = yield_then_sleep,
+    ) -> None:
+        if bound < 0:
+            raise ValueError(f"bound is a whole number of iterations >= 0, got {bound!r}")
+        super().__init__(comm, bound, send_counts, recv_counts, dtype)
+        self._timeout_s, self._waiting = timeout_s, waiting
+        # One more than can be outstanding: what the last call handed out stays valid until the next.
+        self._send = [np.empty(sum(self._send_sizes), np.uint8) for _ in range(bound + 2)]
+        self._send_specs = [_spec(buffer, self._send_sizes) for buffer in self._send]
+        self._receive = [self._receive_buffer() for _ in range(bound + 2)]
+        self._outstanding: deque[MPI.Request] = deque()
+
+    def post(self, blocks: Sequence[Block]) -> list[Arrival]:
+        """Start this iteration's exchange, then wait until at most ``bound`` are outstanding."""
+        slot = self._posted % len(self._send)
+        self._one_buffer(blocks, self._send[slot], pack=True)
+        self._outstanding.append(self._comm.Ialltoallv(self._send_specs[slot], self._receive[slot][0]))
+        self._posted += 1
+        return self._take(self._posted - self.bound)
+
+    def collect(self, through: int | None = None) -> list[Arrival]:
+        """Wait for everything up to iteration ``through``; without it, return what is complete."""
+        self._check_posted(through)
+        return self._take(0 if through is None else through + 1)
+
+    def drain(self) -> list[Arrival]:
+        """Wait for all that was posted."""
+        return self._take(self._posted)
+
+    def _take(self, count: int) -> list[Arrival]:
+        arrivals: list[Arrival] = []
+        started_s = time.perf_counter()
+        # Not more than fit the buffers that the next post leaves alone.
+        while self._outstanding:
+            if self._delivered < count:
+                complete(self._outstanding[0], f"iteration {self._delivered}", self._timeout_s, self._waiting)
+            elif not self._outstanding[0].Test():
+                break
+            self._outstanding.popleft()
+            arrivals.append(Arrival(self._delivered, list(self._receive[self._delivered % len(self._receive)][1])))
+            self._delivered += 1
+        self.waited_s += time.perf_counter() - started_s
+        return arrivals
+
+    def close(self) -> None:
+        """Finish what is outstanding and free the communicator. Collective."""
+        if not self._closed:
+            self._take(self._posted)
+        super().close()
+
+
+def _spec(buffer: np.ndarray, sizes: Sequence[int]) -> list:
+    """Buffer, sizes and displacements in bytes, as ``Alltoallv`` takes them."""
+    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64)
+    return [buffer, (np.asarray(sizes, np.int64), starts), MPI.BYTE]
+
+
+def _adjacent(views: list[memoryview]) -> np.ndarray | None:
+    """The memory that holds all blocks one behind the other, or None if they lie apart."""
+    arrays = [np.frombuffer(view, np.uint8) for view in views if len(view)]
+    starts = [array.__array_interface__["data"][0] for array in arrays]
+    if any(start + len(a) != following for start, a, following in zip(starts, arrays, starts[1:], strict=False)):
+        return None
+    if not arrays:
+        return np.empty(0, np.uint8)
+    return np.lib.stride_tricks.as_strided(arrays[0], (sum(map(len, arrays)),), (1,))
