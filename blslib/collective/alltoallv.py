@@ -121,8 +121,8 @@ class BoundedLagAlltoallv:
         return self._layout.ring_bytes
 
     @property
-    def shared_bytes(self) -> int:
-        """All shared memory of this rank: slots and control page, in whole pages."""
+    def memory_bytes(self) -> int:
+        """All shared memory of this rank: its slots and its control page."""
         return self._layout.segment_bytes
 
     def post(self, blocks: Sequence[Block]) -> list[Arrival]:

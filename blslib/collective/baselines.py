@@ -72,6 +72,11 @@ class _Baseline:
             self._known, self._known_buffer = blocks, whole
         return whole
 
+    @property
+    def memory_bytes(self) -> int:
+        """Buffers of this rank, to send and to receive."""
+        return (sum(self._send_sizes) + sum(self._recv_sizes)) * (self.bound + 2 if self.bound else 1)
+
     def _check_posted(self, through: int | None) -> None:
         if through is not None and through >= self._posted:
             raise ValueError(f"iteration {through} was not posted yet: the next one is {self._posted}")

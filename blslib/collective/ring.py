@@ -121,7 +121,7 @@ class Ring:
         segments = {r: memoryview(self._window.Shared_query(n)[0]).cast("B") for n, r in enumerate(ranks)}
         self.peers = {r: Control(segment, layout.size) for r, segment in segments.items()}
         self.own = segments[rank]
-        self.own[: layout.control_bytes] = bytes(layout.control_bytes)
+        np.frombuffer(self.own, np.uint8).fill(0)  # all pages are there from the first call on
         self._alarm = self.peers[rank].alarm
         self.counters = self.peers[rank].counters
         self._counter_at = {r: control.counters[rank : rank + 1] for r, control in self.peers.items()}

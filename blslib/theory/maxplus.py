@@ -12,13 +12,22 @@ With k = 0 every rank waits for the slowest in every iteration; with k unbounded
 import numpy as np
 
 
-def makespan(work_s: np.ndarray, bound: int, exchange_s: float = 0.0) -> float:
-    """Seconds from the start until the last rank has everything.
+def makespan(
+    work_s: np.ndarray,
+    bound: int,
+    *,
+    exchange_s: float = 0.0,
+    before_drain_s: np.ndarray | float = 0.0,
+    after_drain_s: np.ndarray | float = 0.0,
+) -> float:
+    """Seconds from the start until the last rank is done: N calls, then a drain that waits for everybody's last.
 
     Args:
         work_s: (P, N) float, seconds of rank r's own work before its call i.
         bound: k >= 0, iterations that the slowest rank may lag.
         exchange_s: seconds that each call costs by itself.
+        before_drain_s: (P,) float, own work between the last call and the drain.
+        after_drain_s: (P,) float, own work after the drain.
 
     Raises:
         ValueError: ``work_s`` is no P x N matrix, or the bound is negative.
@@ -38,7 +47,8 @@ def makespan(work_s: np.ndarray, bound: int, exchange_s: float = 0.0) -> float:
         all_entered.append(entered.max())
         returned = entered if i < bound else np.maximum(entered, all_entered[i - bound])
         returned = returned + exchange_s
-    return float(max(returned.max(), all_entered[-1] + exchange_s))
+    drained = np.maximum(returned + before_drain_s, all_entered[-1] + exchange_s)
+    return float((drained + after_drain_s).max())
 
 
 def limit(work_s: np.ndarray) -> float:

@@ -12,7 +12,9 @@ P     ranks
 ====  ==========================================================================
 """
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 
@@ -24,7 +26,8 @@ class Batch:
     Attributes:
         dense: (B, F) float32.
         ids: T arrays of int64; ``ids[t]`` holds the bags of table t one after the other.
-        offsets: T arrays of int64, (B + 1,) each; sample b of table t looks up ``ids[t][offsets[t][b]:offsets[t][b + 1]]``.
+        offsets: T arrays of int64, (B + 1,) each; sample b of table t looks up
+            ``ids[t][offsets[t][b]:offsets[t][b + 1]]``.
         labels: (B,) float32, or None where nothing is known.
     """
 
@@ -47,3 +50,12 @@ class Batch:
     def lookups(self) -> np.ndarray:
         """(T,) int64: lookups per table over the whole batch, that is B times the mean pooling factor."""
         return np.array([len(ids) for ids in self.ids], dtype=np.int64)
+
+    def only(self, tables: Collection[int]) -> Self:
+        """The same with empty bags in all tables but ``tables``: what a rank needs that holds just those."""
+        none, flat = np.empty(0, dtype=np.int64), np.zeros(self.size + 1, dtype=np.int64)
+        return replace(
+            self,
+            ids=tuple(ids if table in tables else none for table, ids in enumerate(self.ids)),
+            offsets=tuple(offsets if table in tables else flat for table, offsets in enumerate(self.offsets)),
+        )

@@ -1,0 +1,107 @@
+"""What a model is made of, and the published configurations by name."""
+
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+from blslib.workloads.published import CRITEO_DENSE, CRITEO_ROWS, MLPERF_V2_ROWS
+
+Interaction = Literal["dot", "cat"]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of a DLRM (arXiv 1906.00091). Shapes are spelled as in ``blslib.workloads.batch``.
+
+    Attributes:
+        rows: rows of each of the T tables.
+        dim: D.
+        bottom: widths of the bottom MLP, its input F first; the last is D.
+        top: widths of the top MLP without its input, which follows from the interaction; the last is 1.
+        interaction: ``dot`` (pairwise products of the T + 1 vectors, after the dense one) or ``cat``.
+        loss_threshold: scores are clamped to [t, 1 - t] if t > 0.
+        name: for tables and captions.
+
+    Raises:
+        ValueError: if the parts do not fit together.
+    """
+
+    rows: tuple[int, ...]
+    dim: int
+    bottom: tuple[int, ...]
+    top: tuple[int, ...]
+    interaction: Interaction = "dot"
+    loss_threshold: float = 0.0
+    name: str = "custom"
+
+    def __post_init__(self) -> None:
+        if not self.rows:
+            raise ValueError("a model needs at least one table, rows is empty")
+        for what, widths in (("rows", self.rows), ("bottom", self.bottom), ("top", self.top), ("dim", (self.dim,))):
+            if any(width < 1 for width in widths):
+                raise ValueError(f"{what} must be positive, got {widths}")
+        if len(self.bottom) < 2:
+            raise ValueError(f"bottom needs the dense features and at least one layer, got {self.bottom}")
+        if self.bottom[-1] != self.dim:
+            raise ValueError(
+                f"last bottom width {self.bottom[-1]} does not match dim {self.dim}: "
+                "the dense vector takes part in the interaction, make them equal"
+            )
+        if not self.top or self.top[-1] != 1:
+            raise ValueError(f"last top width must be 1, one score per sample, got {self.top}")
+        if self.interaction not in get_args(Interaction):
+            raise ValueError(f"interaction must be one of {get_args(Interaction)}, got {self.interaction!r}")
+        if not 0.0 <= self.loss_threshold < 0.5:
+            raise ValueError(f"loss_threshold must lie in [0, 0.5), got {self.loss_threshold}")
+
+    @property
+    def tables(self) -> int:
+        """T."""
+        return len(self.rows)
+
+    @property
+    def dense_features(self) -> int:
+        """F."""
+        return self.bottom[0]
+
+    @property
+    def interaction_width(self) -> int:
+        """Values per sample that enter the top MLP."""
+        vectors = self.tables + 1
+        return vectors * self.dim if self.interaction == "cat" else self.dim + vectors * (vectors - 1) // 2
+
+    @property
+    def table_bytes(self) -> int:
+        """Memory of all tables together, float32."""
+        return 4 * self.dim * sum(self.rows)
+
+    def scaled(self, *, max_rows: int) -> "ModelConfig":
+        """The same model with no table longer than ``max_rows``; its name says so if that changed anything."""
+        if max(self.rows) <= max_rows:
+            return self
+        name = f"{self.name.partition(', at most')[0]}, at most {max_rows:,} rows per table"
+        return replace(self, rows=tuple(min(rows, max_rows) for rows in self.rows), name=name)
+
+
+KAGGLE = ModelConfig(
+    rows=CRITEO_ROWS,
+    dim=16,
+    bottom=(CRITEO_DENSE, 512, 256, 64, 16),
+    top=(512, 256, 1),
+    name="kaggle",
+)
+"""Criteo Kaggle: bench/dlrm_s_criteo_kaggle.sh of the reference DLRM. 2.2 GB of tables."""
+
+RANDOM = ModelConfig(rows=(1_000_000,) * 8, dim=64, bottom=(512, 512, 64), top=(1024, 1024, 1024, 1), name="random")
+"""Random data: bench/dlrm_s_benchmark.sh of the reference DLRM. 2.0 GB of tables."""
+
+MLPERF_V2 = ModelConfig(
+    rows=MLPERF_V2_ROWS,
+    dim=128,
+    bottom=(CRITEO_DENSE, 512, 256, 128),
+    top=(1024, 1024, 512, 256, 1),
+    name="mlperf-v2",
+)
+"""MLPerf DLRM v2 (torchrec_dlrm), 105 GB of tables; with the dot interaction in place of its low-rank cross network."""
+
+CONFIGS = {"kaggle": KAGGLE, "random": RANDOM, "mlperf-v2": MLPERF_V2.scaled(max_rows=200_000)}
+"""The reference configurations by name, each at a size that one machine holds; cut them further with ``scaled``."""

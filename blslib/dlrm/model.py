@@ -1,0 +1,181 @@
+"""The recommendation model: two MLPs, the interaction between them, and one rank's share of the tables.
+
+Weights follow from a seed alone and are the same for every P. Layers and distributions are those of the reference DLRM
+(``dlrm_s_pytorch.py`` of facebookresearch/dlrm), whose trained weights ``DLRM.load_reference_state_dict`` takes over.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch.nn.functional import linear
+
+from blslib.dlrm.config import ModelConfig
+from blslib.dlrm.sharding import Placement, ShardedTables, contiguous, stream
+from blslib.workloads.batch import Batch
+
+Layer = tuple[torch.Tensor, torch.Tensor]
+"""Weight (m, n) and bias (m,) of a fully connected layer from n to m values."""
+
+
+def interact_dot(features: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
+    """The dense vector, then the products of every two of the vectors.
+
+    Args:
+        features: (rows, V, D); vector 0 is the dense one, then the tables in order.
+        pairs: (V * (V - 1) / 2,) int64 from ``lower_triangle(V)``.
+
+    Returns:
+        (rows, D + V * (V - 1) / 2): strictly lower triangle, row by row.
+    """
+    products = torch.bmm(features, features.transpose(1, 2)).flatten(1)
+    return torch.cat((features[:, 0], products.index_select(1, pairs)), dim=1)
+
+
+def lower_triangle(vectors: int) -> torch.Tensor:
+    """Positions of the strictly lower triangle, row by row, in a flattened (V, V) matrix."""
+    row, column = np.tril_indices(vectors, k=-1)
+    return torch.from_numpy(row * vectors + column)
+
+
+class DLRM:
+    """One rank's part of the model: both MLPs whole, and its own tables. By default the one rank is all there is.
+
+    Args:
+        config: the whole model.
+        seed: of all weights.
+        placement: of the T tables over P ranks; None keeps all of them here.
+        rank: this one.
+
+    Attributes:
+        bottom_layers, top_layers: the two MLPs.
+        tables: the own tables.
+
+    Example:
+        >>> from blslib.dlrm.config import ModelConfig
+        >>> model = DLRM(ModelConfig(rows=(3, 5), dim=2, bottom=(4, 2), top=(1,)), seed=7)
+        >>> none = np.array([], dtype=np.int64)
+        >>> batch = Batch(np.zeros((1, 4), np.float32), (np.array([0, 2]), none), (np.array([0, 2]), np.array([0, 0])))
+        >>> model(batch).shape
+        (1,)
+    """
+
+    def __init__(self, config: ModelConfig, *, seed: int, placement: Placement | None = None, rank: int = 0) -> None:
+        self.config, self.rank = config, rank
+        self.placement = placement or contiguous(config.tables, 1)
+        self.tables = ShardedTables(config, self.placement, rank, seed)
+        self.bottom_layers = _initial_layers(config.bottom, seed, part=1)
+        self.top_layers = _initial_layers((config.interaction_width, *config.top), seed, part=2)
+        self._pairs = lower_triangle(config.tables + 1)
+        self._features = torch.empty(0, config.tables + 1, config.dim)
+
+    def bottom(self, dense: np.ndarray) -> torch.Tensor:
+        """(rows, F) dense features to (rows, D)."""
+        if dense.shape[1] != self.config.dense_features:
+            raise ValueError(f"batch has {dense.shape[1]} dense features, the model has {self.config.dense_features}")
+        # A copy: a slice of a batch may lie at any address, and matrix products may round by how input is aligned.
+        values = torch.tensor(dense, dtype=torch.float32)
+        for weight, bias in self.bottom_layers:
+            values = linear(values, weight, bias).relu_()
+        return values
+
+    def interact(self, dense: torch.Tensor, blocks: Sequence[np.ndarray]) -> torch.Tensor:
+        """Bring the tables of all ranks into their global order and combine them with the dense vector.
+
+        Args:
+            dense: (rows, D) from ``bottom``.
+            blocks: P flat float32 arrays, one per source rank: (rows, its tables, D).
+
+        Returns:
+            (rows, ``config.interaction_width``); with ``cat`` a view which the next call overwrites.
+
+        Raises:
+            ValueError: if a block has another size.
+        """
+        rows, dim = dense.shape
+        if rows > len(self._features):
+            self._features = torch.empty(rows, self.config.tables + 1, dim)
+        features = self._features[:rows]
+        features_np = features.numpy()
+        features_np[:, 0] = dense.numpy()
+        for source, (block, tables) in enumerate(zip(blocks, self.placement.tables, strict=True)):
+            if block.size != rows * len(tables) * dim:
+                raise ValueError(
+                    f"block of rank {source} has {block.size} values, {rows} samples of {len(tables)} tables "
+                    f"of dimension {dim} make {rows * len(tables) * dim}: every rank must post the same batch"
+                )
+            features_np[:, 1:][:, self.placement.columns[source]] = block.reshape(rows, len(tables), dim)
+        return features.flatten(1) if self.config.interaction == "cat" else interact_dot(features, self._pairs)
+
+    def score(self, dense: torch.Tensor, blocks: Sequence[np.ndarray]) -> np.ndarray:
+        """(rows,) float32 in [0, 1]: interaction and top MLP. Arguments as for ``interact``."""
+        values = self.interact(dense, blocks)
+        *hidden, (weight, bias) = self.top_layers
+        for hidden_weight, hidden_bias in hidden:
+            values = linear(values, hidden_weight, hidden_bias).relu_()
+        scores = linear(values, weight, bias).sigmoid_().flatten()
+        if threshold := self.config.loss_threshold:
+            scores.clamp_(threshold, 1 - threshold)
+        return scores.numpy()
+
+    @torch.inference_mode()
+    def __call__(self, batch: Batch) -> np.ndarray:
+        """(B,) float32: the scores of a whole batch, in one process.
+
+        Raises:
+            ValueError: if some of the tables are on other ranks.
+        """
+        if self.placement.ranks > 1:
+            raise ValueError(
+                f"rank {self.rank} holds {len(self.tables.weights)} of {self.config.tables} tables: "
+                "score with blslib.dlrm.inference, or build the model without a placement"
+            )
+        return self.score(self.bottom(batch.dense), self.tables.lookup(batch))
+
+    def reference_state_dict(self) -> dict[str, torch.Tensor]:
+        """The weights that are here, under the names of the reference DLRM: no copies."""
+        state = {f"emb_l.{table}.weight": weight for table, weight in self.tables.weights.items()}
+        for name, layers in (("bot_l", self.bottom_layers), ("top_l", self.top_layers)):
+            for index, (weight, bias) in enumerate(layers):  # every second module of the reference is an activation
+                state |= {f"{name}.{2 * index}.weight": weight, f"{name}.{2 * index}.bias": bias}
+        return state
+
+    def load_reference_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Take over weights of the reference DLRM, of all T tables; those of other ranks are checked and left.
+
+        Args:
+            state: ``emb_l.{t}.weight`` (rows, D), and ``weight`` (m, n) and ``bias`` (m,) of ``bot_l.{2 i}`` and
+                ``top_l.{2 i}`` for layer i, any floating dtype. Open large files with ``torch.load(..., mmap=True)``.
+
+        Raises:
+            ValueError: if names are missing, unknown, or of another shape; then nothing has changed.
+        """
+        here = self.reference_state_dict()
+        shapes = {name: tuple(weight.shape) for name, weight in here.items()}
+        shapes |= {f"emb_l.{table}.weight": (rows, self.config.dim) for table, rows in enumerate(self.config.rows)}
+        if missing := shapes.keys() - state.keys():
+            raise ValueError(f"state misses {_some(missing)}: hand over the state_dict of an unsharded model")
+        if unknown := state.keys() - shapes.keys():
+            raise ValueError(f"state has {_some(unknown)}, which {self.config.name!r} has no place for")
+        for name, shape in shapes.items():
+            if tuple(state[name].shape) != shape:
+                raise ValueError(f"{name} has shape {tuple(state[name].shape)}, {self.config.name!r} needs {shape}")
+        with torch.no_grad():
+            for name, weight in here.items():
+                weight.copy_(state[name])
+
+
+def _initial_layers(widths: Sequence[int], seed: int, part: int) -> list[Layer]:
+    """Weights N(0, sqrt(2 / (m + n))), biases N(0, sqrt(1 / m)), as in the reference."""
+    layers = []
+    for index, (n, m) in enumerate(pairwise(widths)):
+        normal = stream(seed, part, index).normal
+        weight, bias = normal(0.0, np.sqrt(2 / (m + n)), (m, n)), normal(0.0, np.sqrt(1 / m), m)
+        layers.append((torch.tensor(weight, dtype=torch.float32), torch.tensor(bias, dtype=torch.float32)))
+    return layers
+
+
+def _some(names: Iterable[str], most: int = 4) -> str:
+    ordered = sorted(names)
+    return ", ".join(ordered[:most]) + (f" and {len(ordered) - most} more" if len(ordered) > most else "")

@@ -1,0 +1,206 @@
+"""Alibaba's click and conversion log, Ali-CCP: the raw pair of files, and the one-line form of its extracts."""
+
+import re
+import sqlite3
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from blslib.workloads.batch import Batch
+from blslib.workloads.files import DataError, Loader, RowError, existing, is_gzip, parsed_lines, show
+from blslib.workloads.published import ALICCP_FIELDS, ALICCP_ROWS
+
+DENSE_FIELDS = ("109_14", "110_14", "127_14", "150_14", "508", "509", "702", "853")
+"""Fields whose number of ids becomes a dense feature: the behaviour lists and the crosses."""
+
+_TABLE = {field.encode(): table for table, field in enumerate(ALICCP_FIELDS)}
+_DENSE = [ALICCP_FIELDS.index(field) for field in DENSE_FIELDS]
+
+Features = np.ndarray
+"""(2, n) int64: the tables and the ids of n lookups, in the order of the file."""
+
+Sample = tuple[float, list[Features]]
+"""Label, and the features in one or two parts."""
+
+
+class _Listing:
+    """One of the two ways to write features; an entry has a field and an id as its two groups."""
+
+    def __init__(self, entry: bytes, separator: bytes, words: str) -> None:
+        self.entry, self.separator, self.words = re.compile(entry), separator, words
+        bare = entry.replace(b"(", b"(?:").replace(b"(?:?:", b"(?:")
+        self.whole = re.compile(bare + b"(?:" + separator + bare + b")*")
+
+    def parse(self, listing: bytes) -> Features:
+        if not self.whole.fullmatch(listing):
+            wrong = next(e for e in listing.split(self.separator) if not self.entry.fullmatch(e))
+            raise RowError("bad feature", f"expected {self.words}, got {show(wrong)}")
+        pairs = self.entry.findall(listing)
+        unknown = next((field for field, _ in pairs if field not in _TABLE), None)
+        if unknown is not None:
+            raise RowError("unknown field", f"expected one of {' '.join(ALICCP_FIELDS)}, got {show(unknown)}")
+        return np.array([[_TABLE[field] for field, _ in pairs], [int(i) for _, i in pairs]], dtype=np.int64)
+
+    def parse_counted(self, count: bytes, listing: bytes) -> Features:
+        """The same where their number stands before them."""
+        features = self.parse(listing) if listing else np.empty((2, 0), dtype=np.int64)
+        if count != str(got := features.shape[1]).encode():
+            raise RowError("wrong number of features", f"expected {show(count)} as n_feat says, got {got}")
+        return features
+
+
+_PAIRS = _Listing(rb"(\d+(?:_\d+)?):(\d{1,18})", b",", "field:id")
+_TRIPLES = _Listing(rb"(\d+(?:_\d+)?)\x02(\d{1,18})\x03[-+.0-9eE]+", b"\x01", r"field\x02id\x03value between \x01s")
+
+
+def _split(line: bytes, names: str) -> list[bytes]:
+    """The comma separated fields of a line; the last may hold more commas. The line must be whole."""
+    if not line.endswith(b"\n"):
+        raise RowError("cut short", "expected a whole last row and a line end; if the row is whole, add one")
+    fields = names.count(",") + 1
+    parts = line.rstrip(b"\r\n").split(b",", fields - 1)
+    if len(parts) != fields:
+        raise RowError("wrong number of fields", f"expected {fields}, comma separated: {names}, got {len(parts)}")
+    return parts
+
+
+class CommonFeatures:
+    """Keyed access to ``common_features_*.csv`` with little memory: byte positions are kept in a temporary database."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._index = sqlite3.connect("")  # an empty name makes a private file that SQLite removes by itself
+        self._index.execute("CREATE TABLE entry (key BLOB PRIMARY KEY, position INTEGER, line INTEGER) WITHOUT ROWID")
+        self._file = path.open("rb")
+        self.features = lru_cache(maxsize=1024)(self._features)
+
+    def index(self, report: Callable[[Path, int, RowError], None]) -> None:
+        """Read the file once; ``report`` is told each fault with its line, and if it returns, the line is left out."""
+        position = number = 0
+        for number, line in enumerate(self._file, 1):
+            try:
+                key = _split(line, "common_feature_index,n_feat,feat_list")[0]
+                entry = (key, position, number)
+                if not self._index.execute("INSERT OR IGNORE INTO entry VALUES (?, ?, ?)", entry).rowcount:
+                    raise RowError("repeated index", f"expected each common_feature_index once, got {show(key)} again")
+            except RowError as error:
+                report(self.path, number, error)
+            position += len(line)
+        if not number:
+            report(self.path, 1, RowError("empty file", "expected at least one row of data, got none"))
+
+    def _features(self, key: bytes) -> Features:
+        """The features of one entry; RowError if there is none or it is faulty, naming this file and its line."""
+        found = self._index.execute("SELECT position, line FROM entry WHERE key = ?", (key,)).fetchone()
+        if found is None:
+            raise RowError("no common features", f"expected a common_feature_index of {self.path}, got {show(key)}")
+        self._file.seek(found[0])
+        _, count, listing = self._file.readline().rstrip(b"\r\n").split(b",", 2)
+        try:
+            return _TRIPLES.parse_counted(count, listing)
+        except RowError as error:
+            raise RowError("bad common features", str(DataError(self.path, found[1], error))) from None
+
+    def close(self) -> None:
+        """Give the file and the index back."""
+        self._file.close()
+        self._index.close()
+
+
+class AliCcp(Loader):
+    """Streams Ali-CCP; the form is known by its content, and so is gzip (of all but the common features).
+
+    Tables are the 23 fields in ascending order (:data:`~blslib.workloads.published.ALICCP_FIELDS`). The data number the
+    ids of all fields in one space; here an id is taken modulo the rows of its field's table. Ids keep the order of the
+    file, common features first. Labels are clicks. Rows with a purchase but no click are left out and counted, whatever
+    ``on_error`` says. Ali-CCP has no dense columns: the dense features are log(1 + number of ids) of the eight
+    :data:`DENSE_FIELDS`. Weights of the raw form are checked and not used: pooling is a plain sum.
+
+    Args:
+        path: ``sample_skeleton_*.csv``, or a file of lines ``row,click,purchase,field:id,...``.
+        batch_size: B.
+        multi_hot: False keeps the first id of every field.
+        common: the common features of the raw form; None looks for ``common_features_*`` beside the skeleton.
+        options: and all else, as of :class:`~blslib.workloads.files.Loader`.
+    """
+
+    published_rows = ALICCP_ROWS
+    cure = "give an Ali-CCP file, to notebooks as BLS_ALICCP=FILE, or unset it for made data (see data/README.md)"
+
+    def __init__(
+        self,
+        path: str | Path,
+        batch_size: int,
+        *,
+        multi_hot: bool = True,
+        common: str | Path | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(path, batch_size, **options)
+        self.multi_hot, self._common_path = multi_hot, common
+        self._common: CommonFeatures | None = None
+
+    def _pass(self) -> Iterator[Sample]:
+        try:
+            yield from parsed_lines(self.path, self._form_of, self._report)
+        finally:
+            if self._common is not None:
+                self._common.close()
+                self._common = None
+
+    def _form_of(self, first: bytes) -> tuple[Callable[[bytes], Sample | None], bool]:
+        if b"\x02" not in first:
+            return self._line, False
+        name = self.path.name.replace("sample_skeleton", "common_features").removesuffix(".gz")
+        path = existing(
+            self._common_path or self.path.with_name(name),
+            f"{self.path} needs its common features: put them there, unpacked, or give common=FILE",
+        )
+        if is_gzip(path) or path == self.path:
+            raise ValueError(f"{path} cannot be the common features: give common=FILE, unpacked, for keyed access")
+        self._common = CommonFeatures(path)
+        self._common.index(self._report)
+        return self._skeleton, False
+
+    def _line(self, line: bytes) -> Sample | None:
+        number, click, purchase, listing = _split(line, "row,click,purchase,field:id...")
+        if not number.isdigit():
+            raise RowError("not an integer", f"expected a row number, got {show(number)}")
+        return self._sample(click, purchase, [_PAIRS.parse(listing)])
+
+    def _skeleton(self, line: bytes) -> Sample | None:
+        names = "sample_id,click,purchase,common_feature_index,n_feat,feat_list"
+        _, click, purchase, key, count, listing = _split(line, names)
+        assert self._common is not None
+        return self._sample(click, purchase, [self._common.features(key), _TRIPLES.parse_counted(count, listing)])
+
+    def _sample(self, click: bytes, purchase: bytes, features: list[Features]) -> Sample | None:
+        if click not in (b"0", b"1") or purchase not in (b"0", b"1"):
+            got = f"got {show(click)} and {show(purchase)}"
+            raise RowError("bad label", f"expected click and purchase to be 0 or 1, {got}")
+        if purchase > click:
+            self.skipped["purchase without click"] += 1
+            return None
+        return float(click), features
+
+    def _batch(self, samples: list[Sample]) -> Batch:
+        size = len(samples)
+        tables, ids = np.concatenate([part for _, parts in samples for part in parts], axis=1)
+        sample = np.repeat(np.arange(size), [sum(part.shape[1] for part in parts) for _, parts in samples])
+        cell = tables * size + sample
+        counts = np.bincount(cell, minlength=len(ALICCP_FIELDS) * size).reshape(-1, size)
+        dense = np.log1p(counts[_DENSE].T).astype(np.float32)
+        order = np.argsort(cell, kind="stable")
+        if not self.multi_hot:
+            order = order[np.diff(cell[order], prepend=-1) > 0]
+            counts = np.minimum(counts, 1)
+        ids = ids[order] % self.rows[tables[order]]
+        return Batch(
+            dense,
+            tuple(np.split(ids, np.cumsum(counts.sum(axis=1))[:-1])),
+            tuple(np.pad(np.cumsum(counts, axis=1), ((0, 0), (1, 0)))),
+            np.array([label for label, _ in samples], dtype=np.float32),
+        )

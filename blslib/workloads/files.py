@@ -1,0 +1,200 @@
+"""What all readers of data files share: errors that name the line, counts of what was left out, fixed-size batches."""
+
+import gzip
+import zlib
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from blslib.workloads.batch import Batch
+
+
+class RowError(ValueError):
+    """What is wrong with one line.
+
+    Attributes:
+        reason: the kind of fault in a word or two, the key under which it is counted.
+    """
+
+    def __init__(self, reason: str, expectation: str) -> None:
+        super().__init__(expectation)
+        self.reason = reason
+
+
+class DataError(ValueError):
+    """A data file is not what it should be.
+
+    Attributes:
+        path: the file.
+        line: counted from 1.
+        reason: the kind of fault in a word or two.
+    """
+
+    def __init__(self, path: Path, line: int, error: RowError) -> None:
+        super().__init__(f"{path}, line {line}: {error.reason}: {error}")
+        self.path, self.line, self.reason = path, line, error.reason
+
+
+def existing(path: str | Path, how: str) -> Path:
+    """The path of an existing file.
+
+    Raises:
+        FileNotFoundError: there is none; the text ends with ``how``, the way to point to one.
+    """
+    path = Path(path)
+    if not path.is_file():
+        kind = "it is a folder, not a file" if path.is_dir() else f"no such file, looked up from {Path.cwd()}"
+        raise FileNotFoundError(f"cannot read {path} ({kind}): {how}")
+    return path
+
+
+def is_gzip(path: Path) -> bool:
+    """Whether the content, whatever the name, is compressed."""
+    with path.open("rb") as file:
+        return file.read(2) == b"\x1f\x8b"
+
+
+def show(text: bytes, most: int = 40) -> str:
+    """A piece of a line for an error message."""
+    return ascii(text[:most].decode("latin-1")) + ("..." if len(text) > most else "")
+
+
+def parsed_lines(
+    path: Path,
+    form_of: Callable[[bytes], tuple[Callable[[bytes], Any], bool]],
+    report: Callable[[Path, int, RowError], None],
+) -> Iterator[Any]:
+    """Parse a file line by line, plain or gzip.
+
+    Args:
+        path: the file.
+        form_of: told the first line, returns the parser of a line, which gets it with its line end, and whether the
+            first line is a header.
+        report: told every fault with its line number; where it returns, the line is left out.
+
+    Yields:
+        What the parser returns, unless it is None.
+    """
+    number, rows = 0, 0
+    try:
+        with gzip.open(path, "rb") if is_gzip(path) else path.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                if number == 1:
+                    parse, header = form_of(line)
+                    if header:
+                        continue
+                rows += 1
+                try:
+                    sample = parse(line)
+                except RowError as error:
+                    report(path, number, error)
+                else:
+                    if sample is not None:
+                        yield sample
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        report(path, number + 1, RowError("cut short", f"expected the rest of the gzip stream, got: {error}"))
+    else:
+        if not rows:
+            report(path, number + 1, RowError("empty file", "expected at least one row of data, got none"))
+
+
+_KEPT = 2048
+"""A file of up to so many samples is parsed once when it is to be repeated."""
+
+
+class Loader(ABC):
+    """Streams a data file as batches; its memory does not grow with the file. Iterate as often as you like.
+
+    Args:
+        path: the file, plain or gzip.
+        batch_size: B.
+        rows: T row counts; the ids of table t are taken modulo ``rows[t]``. None takes the published counts.
+        samples: how many to hand out, starting again at the top of the file as often as needed; None: all, once.
+        drop_last: leave out a last batch of fewer than B samples.
+        on_error: "raise" a :class:`DataError` at the first faulty line, or "skip" such lines and count them.
+
+    Attributes:
+        skipped: lines left out of the latest pass over the file so far, counted by reason.
+        file_samples: usable samples in the file, None until a pass has reached its end.
+        passes: passes over the file begun in the latest iteration.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: an argument makes no sense; while iterating, its subclass :class:`DataError`.
+    """
+
+    published_rows: tuple[int, ...]
+    cure: str
+    """How to point to another file."""
+
+    def __init__(
+        self,
+        path: str | Path,
+        batch_size: int,
+        *,
+        rows: Sequence[int] | None = None,
+        samples: int | None = None,
+        drop_last: bool = False,
+        on_error: str = "raise",
+    ) -> None:
+        self.path = existing(path, self.cure)
+        if batch_size < 1 or (samples is not None and samples < 1):
+            raise ValueError(f"batch_size and samples must be 1 or more, got {batch_size} and {samples}")
+        rows = self.published_rows if rows is None else tuple(rows)
+        if len(rows) != len(self.published_rows) or min(rows) < 1:
+            raise ValueError(f"rows must be {len(self.published_rows)} counts >= 1, one per table, got {rows}")
+        if on_error not in ("raise", "skip"):
+            raise ValueError(f"on_error must be 'raise' or 'skip', got {on_error!r}")
+        self.batch_size, self.samples, self.drop_last, self.on_error = batch_size, samples, drop_last, on_error
+        self.rows = np.array(rows, dtype=np.int64)
+        self.skipped: Counter[str] = Counter()
+        self.file_samples: int | None = None
+        self.passes = 0
+
+    @abstractmethod
+    def _pass(self) -> Iterator[Any]:
+        """The samples of the file, one after the other."""
+
+    @abstractmethod
+    def _batch(self, samples: list[Any]) -> Batch:
+        """One batch of these samples."""
+
+    def _report(self, path: Path, line: int, error: RowError) -> None:
+        if self.on_error == "raise":
+            raise DataError(path, line, error)
+        self.skipped[error.reason] += 1
+
+    def _stream(self) -> Iterator[Any]:
+        self.passes = handed = 0
+        again: list[Any] = []
+        while True:
+            self.passes, before = self.passes + 1, handed
+            whole = 0 < len(again) == self.file_samples
+            if not whole:
+                self.skipped, again = Counter(), []
+            for sample in again if whole else self._pass():
+                if not whole and self.samples is not None and len(again) < _KEPT:
+                    again.append(sample)
+                handed += 1
+                yield sample
+                if handed == self.samples:
+                    return
+            self.file_samples = handed - before
+            if self.samples is None:
+                return
+            if not self.file_samples:
+                raise ValueError(f"{self.path} has no usable row (left out: {dict(self.skipped)}): {self.cure}")
+
+    def __iter__(self) -> Iterator[Batch]:
+        pending = []
+        for sample in self._stream():
+            pending.append(sample)
+            if len(pending) == self.batch_size:
+                yield self._batch(pending)
+                pending = []
+        if pending and not self.drop_last:
+            yield self._batch(pending)

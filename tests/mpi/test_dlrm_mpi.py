@@ -1,0 +1,108 @@
+"""The inference loop on real ranks: every contender gives the same scores to the bit, close to those of one process."""
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from mpi4py import MPI
+
+from blslib.collective.alltoallv import BoundedLagAlltoallv
+from blslib.collective.baselines import IalltoallvWindow, MpiAlltoallv
+from blslib.collective.exchange import Exchange
+from blslib.dlrm.config import ModelConfig
+from blslib.dlrm.inference import Inference, Scored
+from blslib.dlrm.model import DLRM
+from blslib.dlrm.sharding import Placement, contiguous, largest_block_bytes, own_rows, recv_counts, send_counts
+from blslib.workloads.batch import Batch
+from blslib.workloads.synthetic import Synthetic
+
+CONFIG = ModelConfig(rows=(400, 30, 1000, 7, 90, 1), dim=16, bottom=(13, 32, 16), top=(64, 32, 1))
+BATCHES = 20
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def make_batches(size: int, tables: Sequence[int] | None = None) -> list[Batch]:
+    """Of all tables, or of those of one rank alone."""
+    maker = Synthetic(CONFIG.rows, size, (2.5, 0.3, 4, 1, 3, 2), seed=1, iterations=BATCHES, tables=tables)
+    return list(maker)
+
+
+def placements(ranks: int) -> list[Placement]:
+    uneven = tuple(int(owner) for owner in np.random.default_rng(ranks).integers(0, ranks, CONFIG.tables))
+    return [contiguous(CONFIG.tables, ranks), Placement(uneven, ranks), Placement((ranks - 1,) * CONFIG.tables, ranks)]
+
+
+def contenders(comm: MPI.Intracomm, placement: Placement, size: int) -> dict[str, Callable[[], Exchange]]:
+    rows = own_rows(size, comm.rank, comm.size)
+    known = {
+        "recv_counts": recv_counts(placement, rows.stop - rows.start, CONFIG.dim).tolist(),
+        "send_counts": send_counts(placement, comm.rank, size, CONFIG.dim).tolist(),
+    }
+    ring = {
+        "slot_bytes": largest_block_bytes(placement, size, CONFIG.dim),
+        "recv_counts": known["recv_counts"],
+        "timeout_s": 30.0,
+    }
+    return {
+        "mpi": partial(MpiAlltoallv, comm, **known),
+        "window 3": partial(IalltoallvWindow, comm, bound=3, **known),
+        **{f"bls {bound}": partial(BoundedLagAlltoallv, comm, bound=bound, **ring) for bound in (0, 1, 4, 32)},
+        "bls 2, small slots": partial(BoundedLagAlltoallv, comm, bound=2, **{**ring, "slot_bytes": 64}),
+        "bls 2, messages": partial(BoundedLagAlltoallv, comm, bound=2, channel="messages", **ring),
+    }
+
+
+@pytest.mark.parametrize("size", [32, 30])
+@pytest.mark.parametrize("which", [0, 1, 2], ids=["contiguous", "uneven", "all on one"])
+def test_every_contender_gives_the_same_scores(comm, size, which):
+    placement = placements(comm.size)[which]
+    model = DLRM(CONFIG, seed=5, placement=placement, rank=comm.rank)
+    batches = make_batches(size, placement.tables[comm.rank])
+    expected: list[Scored] = []
+    nap = random.Random(comm.rank)
+    for name, build in contenders(comm, placement, size).items():
+        with build() as exchange:
+            loop = Inference(model, exchange, before_post=lambda _: time.sleep(nap.choice((0, 0, 0.002))))
+            scored = list(loop.run(batches))
+        assert [one.iteration for one in scored] == list(range(BATCHES)), name
+        expected = expected or scored
+        for one, first in zip(scored, expected, strict=True):
+            assert one.scores.tobytes() == first.scores.tobytes(), (name, one.iteration)
+    one_process = DLRM(CONFIG, seed=5)
+    mine = own_rows(size, comm.rank, comm.size)
+    for scored_batch, batch in zip(expected, make_batches(size), strict=True):
+        np.testing.assert_allclose(scored_batch.scores, one_process(batch)[mine], rtol=1e-5, atol=1e-6)
+
+
+def test_the_others_go_on_while_one_is_away(comm):
+    if comm.size == 1:
+        pytest.skip("one rank has no others")
+    away_s, bound = 0.5, 4
+    placement = contiguous(CONFIG.tables, comm.size)
+    model = DLRM(CONFIG, seed=5, placement=placement, rank=comm.rank)
+    slot_bytes = largest_block_bytes(placement, 32, CONFIG.dim)
+    batches = make_batches(32)[: bound + 1]
+    with BoundedLagAlltoallv(comm, bound=bound, slot_bytes=slot_bytes) as exchange:
+        loop = Inference(model, exchange, before_post=lambda i: time.sleep(away_s if comm.rank == i == 0 else 0))
+        comm.Barrier()
+        for batch in batches[:-1]:
+            loop.step(batch)
+        until_the_bound_s = sum(loop.times.work_s) + sum(loop.times.exchange_s)
+        loop.step(batches[-1])
+        loop.finish()
+    waited_s = loop.times.exchange_s[-1] + loop.times.drain_s
+    verdicts = comm.allgather((until_the_bound_s, waited_s, loop.times.work_s[0]))
+    assert verdicts[0][2] >= away_s
+    assert all(quick < away_s / 2 for quick, _, _ in verdicts[1:]), verdicts  # the bound lets them
+    assert all(waited > away_s / 3 for _, waited, _ in verdicts[1:]), verdicts  # and here it no longer does
