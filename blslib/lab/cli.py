@@ -1,0 +1,87 @@
+"""The command line: ``python -m blslib``."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from blslib import __version__
+from blslib.lab import bench
+from blslib.lab.scenarios import SCENARIOS
+from blslib.theory.delays import LAWS
+
+
+def _several(kind: Callable[[str], object], known: Sequence[object] = ()) -> Callable[[str], tuple]:
+    """A comma-separated list of values, each of a kind and, if given, one of those known."""
+
+    def parse(text: str) -> tuple:
+        try:
+            values = tuple(kind(part) for part in text.split(",") if part)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r}: expected numbers with commas between them") from None
+        if not values or any(known and value not in known for value in values):
+            raise argparse.ArgumentTypeError(f"{text!r}: choose from {', '.join(map(str, known)) or 'whole numbers'}")
+        return values
+
+    return parse
+
+
+def _at_least(least: int, unit: int = 1) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        value = int(text)
+        if value < least or value % unit:
+            raise ValueError
+        return value
+
+    parse.__name__ = f"whole number >= {least}"
+    return parse
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and options."""
+    top = argparse.ArgumentParser(prog="python -m blslib", description="Bounded-lag collectives for recommender inference.")
+    top.add_argument("--version", action="version", version=f"blslib {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    benches = commands.add_parser("bench", help="measure on MPI ranks of its own and print a table")
+    names = benches.add_subparsers(dest="name", required=True, metavar="NAME")
+    for name, plan in bench.PLANS.items():
+        one = names.add_parser(name, help=plan.about, description=f"Measure {plan.about}.")
+        one.add_argument("--ranks", type=_at_least(1), default=4, metavar="P", help="MPI processes to start (4)")
+        one.add_argument("--bounds", type=_several(_at_least(0)), metavar="K,K,...", help="bounds to try")
+        one.add_argument("--repeats", type=_at_least(1), metavar="N", help="runs of every contender, interleaved")
+        one.add_argument("--quick", action="store_true", help="under a minute: fewer sizes, bounds and repeats")
+        one.add_argument("--json", type=Path, metavar="FILE", help="write the rows there as well")
+        if "bytes" in plan.options:
+            sizes = _several(_at_least(4, 4))
+            one.add_argument("--bytes", type=sizes, metavar="N,N,...", help="bytes per block, multiples of 4")
+        if "laws" in plan.options:
+            laws = _several(str, tuple(LAWS))
+            one.add_argument("--laws", type=laws, metavar="LAW,...", help=f"of {', '.join(LAWS)}")
+        if "scenarios" in plan.options:
+            scenarios = _several(str, SCENARIOS)
+            one.add_argument("--scenarios", type=scenarios, metavar="NAME,...", help=f"of {', '.join(SCENARIOS)}")
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; 0 when it did what it says."""
+    given = vars(parser().parse_args(arguments))
+    name, file = given["name"], given["json"]
+    if file is not None and not file.absolute().parent.is_dir():
+        print(f"cannot write {file}: its folder does not exist", file=sys.stderr)
+        return 2
+    options = bench.Options(**{key: value for key, value in given.items() if key in bench.OPTION_NAMES})
+    try:
+        print(bench.heading(name, options), flush=True)
+        rows = bench.bench(name, options)
+    except (RuntimeError, TimeoutError, FileNotFoundError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    print(bench.table(name, rows))
+    if file is not None:
+        file.write_text(json.dumps(rows, indent=1) + "\n")
+    return 0
