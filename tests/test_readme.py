@@ -1,0 +1,30 @@
+"""What the README shows is what a reader gets."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from blslib.lab.launch import run_ranks
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def block(marker: str, language: str) -> str:
+    found = re.search(rf"<!-- {re.escape(marker)} -->\n```{language}\n(.*?)```", README, re.DOTALL)
+    assert found, f"README has no {language} block after <!-- {marker} -->"
+    return found[1]
+
+
+def test_example_prints_what_the_readme_shows(tmp_path: Path) -> None:
+    script = tmp_path / "example.py"
+    script.write_text(block("example: example.py", "python"))
+    done = run_ranks(3, [str(script)], timeout_s=60)
+    assert done.returncode == 0, done.stdout
+    assert done.stdout == block("output: example.py", "text")
+
+
+@pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)#:]+)\)", README))))
+def test_links_lead_somewhere(link: str) -> None:
+    assert (ROOT / link).exists(), f"README links {link}, which is not there"
