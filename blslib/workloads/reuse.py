@@ -71,7 +71,7 @@ class Trace:
 
 @dataclass(frozen=True, eq=False)
 class Reuse:
-    """Draws like a published reuse histogram, by default Meta's of 2021 (one of :data:`META_REUSE`, or of :func:`summarise`).
+    """Draws like a reuse histogram: one of ``META_REUSE``, by default that of 2021, or one from :func:`summarise`.
 
     The bins make a deck of cards: a row that is used c times is on c cards. An iteration takes the next cards of a deck
     shuffled for its seed and table, so that while all draw equally much, a whole deck has the histogram's shares;

@@ -15,8 +15,8 @@ from blslib.workloads.skew import Zipf
 from blslib.workloads.synthetic import Synthetic
 
 STAND_IN_SKEW = Zipf(1.1)
-"""No exponent has been published for either data set; this one gives 1 % of ten million rows 86 % of the lookups, and
-"about 1 % receive over 92 %" has been reported (arXiv 2202.12429)."""
+"""No exponent is known for either data set. This one sends 86 % of the lookups to 1 % of ten million rows; arXiv
+2202.12429 reports more than 92 % for about 1 %."""
 
 
 class Source(NamedTuple):
@@ -43,7 +43,7 @@ def _source(made: Loader | Synthetic, label: str, rows: tuple[int, ...], tables:
         if made.passes > 1:
             label += f" ({made.file_samples:,} samples, repeated)"
         if made.skipped:
-            label += f", {made.skipped.total():,} rows left out"
+            label += f", rows left out: {made.skipped.total():,}"
     return Source(batches, label, rows)
 
 

@@ -1,0 +1,160 @@
+"""Synthetic batches and the laws of lookups."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from blslib.workloads.published import (
+    ALICCP_FIELDS,
+    ALICCP_POOLING,
+    ALICCP_ROWS,
+    CRITEO_ROWS,
+    MLPERF_V2_POOLING,
+    MLPERF_V2_ROWS,
+    capped,
+)
+from blslib.workloads.skew import CARDS, UNIFORM, Key, Zipf, scatter
+from blslib.workloads.synthetic import Synthetic
+
+
+def same(a, b) -> bool:
+    pairs = [(a.dense, b.dense), *zip(a.ids, b.ids, strict=True), *zip(a.offsets, b.offsets, strict=True)]
+    return all(np.array_equal(x, y) for x, y in pairs)
+
+
+def test_published_numbers_add_up():
+    assert (len(CRITEO_ROWS), sum(CRITEO_ROWS)) == (26, 33_762_577)
+    assert (len(MLPERF_V2_ROWS), sum(MLPERF_V2_ROWS)) == (26, 204_184_588)
+    assert (len(MLPERF_V2_POOLING), sum(MLPERF_V2_POOLING)) == (26, 214)
+    assert len(ALICCP_FIELDS) == len(ALICCP_ROWS) == len(ALICCP_POOLING) == 23
+    assert sum(ALICCP_POOLING) == pytest.approx(629.36, abs=0.01)
+    assert list(ALICCP_FIELDS) == sorted(ALICCP_FIELDS, key=lambda field: tuple(map(int, field.split("_"))))
+    assert capped((5, 50), 10) == (5, 10) and capped((5, 50), None) == (5, 50)
+    with pytest.raises(ValueError, match="max_rows=0"):
+        capped((5,), 0)
+
+
+@given(count=st.integers(1, 3000), seed=st.integers(0, 2**32), table=st.integers(0, 50))
+def test_scatter_is_a_permutation(count, seed, table):
+    assert np.array_equal(np.sort(scatter(np.arange(count), count, seed, table)), np.arange(count))
+
+
+@given(count=st.integers(2**32, 2**62), seed=st.integers(0, 9))
+def test_scatter_stays_inside_and_apart_on_huge_ranges(count, seed):
+    out = scatter(np.arange(500) * ((count - 1) // 499), count, seed, 0)
+    assert 0 <= out.min() <= out.max() < count and len(np.unique(out)) == 500
+
+
+def test_scatter_differs_by_seed_table_and_purpose_and_looks_random():
+    index = np.arange(10_000)
+    variants = [scatter(index, 10_000, *key) for key in ((0, 0), (1, 0), (0, 1), (0, 0, CARDS))]
+    for n, a in enumerate(variants):
+        assert abs(np.corrcoef(index, a)[0, 1]) < 0.05
+        for b in variants[:n]:
+            assert (a == b).mean() < 0.01
+    # Hot rows 0..99 share no more 64-row pages than random ones would.
+    assert len(np.unique(variants[0][:100] // 64)) > 35
+
+
+@pytest.mark.parametrize("exponent", [0.0, 0.4, 0.9, 1.0, 1.1, 1.3])
+@pytest.mark.parametrize("rows", [1, 7, 5000, 300_000])
+def test_zipf_follows_its_law(exponent, rows):
+    ids = Zipf(exponent).draw(rows, 200_000, Key(3, 1, 4))
+    assert ids.dtype == np.int64 and 0 <= ids.min() <= ids.max() < rows
+    rank = np.arange(rows) if exponent == 0 else np.argsort(scatter(np.arange(rows), rows, 3, 1))
+    seen = np.cumsum(np.bincount(rank[ids], minlength=rows)) / len(ids)
+    weight = np.cumsum(np.arange(1, rows + 1.0) ** -exponent)
+    assert np.abs(seen - weight / weight[-1]).max() < 1.95 / np.sqrt(len(ids))  # Kolmogorov-Smirnov at 0.1 %
+
+
+def test_zipf_reaches_the_last_row_and_reports_a_bad_exponent():
+    rows = 4100  # just behind the exact head
+    assert len(np.unique(Zipf(0.4).draw(rows, 400_000, Key(0, 0, 0)))) == rows
+    for bad in (-0.1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="Zipf exponent"):
+            Zipf(bad)
+    assert (str(Zipf(1.1)), str(UNIFORM)) == ("Zipf 1.1", "uniform")
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.lists(st.integers(1, 10_000), min_size=1, max_size=6),
+    size=st.integers(1, 40),
+    seed=st.integers(0, 1000),
+    iteration=st.integers(0, 1000),
+    exponent=st.sampled_from([0.0, 1.1]),
+    data=st.data(),
+)
+def test_any_rank_makes_any_tables_alone(rows, size, seed, iteration, exponent, data):
+    pooling = data.draw(st.lists(st.floats(0, 9), min_size=len(rows), max_size=len(rows)))
+    mine = data.draw(st.sets(st.sampled_from(range(len(rows)))))
+    make = {"rows": rows, "batch_size": size, "pooling": pooling, "skew": Zipf(exponent), "seed": seed}
+    whole = Synthetic(**make).batch(iteration)
+    part = Synthetic(**make, tables=mine).batch(iteration)
+    assert same(part, whole.only(mine)) and whole.size == part.size == size and part.tables == len(rows)
+    for table, count in enumerate(rows):
+        ids, offsets = whole.ids[table], whole.offsets[table]
+        lengths = np.diff(offsets)
+        assert ids.dtype == offsets.dtype == np.int64 and len(offsets) == size + 1 and offsets[0] == 0
+        assert offsets[-1] == len(ids) == whole.lookups[table]
+        assert set(lengths) <= {int(pooling[table]), int(np.ceil(pooling[table]))}
+        assert not len(ids) or 0 <= ids.min() <= ids.max() < count
+        assert part.lookups[table] == (len(ids) if table in mine else 0)
+    assert whole.dense.dtype == np.float32 and 0 <= whole.dense.min() <= whole.dense.max() < 1
+
+
+def test_seed_table_and_iteration_each_change_the_ids():
+    def ids(seed, table, iteration):
+        return Synthetic([10**6] * 2, 100, seed=seed).batch(iteration).ids[table]
+
+    first = ids(0, 0, 0)
+    assert np.array_equal(first, ids(0, 0, 0))
+    for other in ((1, 0, 0), (0, 1, 0), (0, 0, 1)):
+        assert (first == ids(*other)).mean() < 0.05
+
+
+def test_pooling_may_depend_on_the_iteration():
+    rotating = Synthetic([50] * 4, 8, pooling=lambda i: np.where(np.arange(4) == i % 4, 50, 10), iterations=6)
+    lookups = np.array([batch.lookups for batch in rotating])
+    assert lookups.shape == (6, 4)
+    assert np.array_equal(lookups, 8 * np.where(np.arange(4) == np.arange(6)[:, None] % 4, 50, 10))
+
+
+def test_fractional_pooling_has_the_right_mean():
+    source = Synthetic([100], 20_000, pooling=2.25)
+    assert source.batch(0).lookups[0] / 20_000 == pytest.approx(2.25, abs=0.02)
+    assert not np.array_equal(source.batch(0).offsets[0], source.batch(1).offsets[0])
+
+
+def test_a_law_per_table_and_its_name():
+    mixed = Synthetic([1000, 1000], 2000, skew=[UNIFORM, Zipf(1.3)])
+    uniform, skewed = (np.bincount(ids).max() for ids in mixed.batch(0).ids)
+    assert skewed > 20 * uniform and mixed.law == "uniform / Zipf 1.3"
+
+
+def test_mlperf_multi_hot_sizes():
+    batch = Synthetic(capped(MLPERF_V2_ROWS, 1000), 4, pooling=MLPERF_V2_POOLING).batch(0)
+    assert batch.lookups.tolist() == [4 * size for size in MLPERF_V2_POOLING]
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        ({"rows": [], "batch_size": 1}, "rows and batch_size must be 1 or more"),
+        ({"rows": [3, 0], "batch_size": 1}, r"rows=\(3, 0\)"),
+        ({"rows": [3], "batch_size": 0}, "batch_size=0"),
+        ({"rows": [3, 3], "batch_size": 1, "skew": [UNIFORM]}, "1 laws of lookups for 2 tables"),
+        ({"rows": [3], "batch_size": 1, "tables": [1]}, r"tables \[1\] are not all in 0..0"),
+        ({"rows": [3], "batch_size": 1, "tables": [-1]}, r"tables \[-1\]"),
+        (
+            {"rows": [3, 3], "batch_size": 1, "pooling": [1, 2, 3]},
+            r"one for each of the 2 tables, got \[1.0, 2.0, 3.0\]",
+        ),
+        ({"rows": [3], "batch_size": 1, "pooling": -1}, "pooling of iteration 0 must be a number >= 0"),
+        ({"rows": [3], "batch_size": 1, "pooling": lambda i: np.nan}, "pooling of iteration 0"),
+    ],
+)
+def test_arguments_that_do_not_fit(make, text):
+    with pytest.raises(ValueError, match=text):
+        Synthetic(**make).batch(0)
