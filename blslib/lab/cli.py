@@ -40,7 +40,9 @@ def _at_least(least: int, unit: int = 1) -> Callable[[str], int]:
 
 def parser() -> argparse.ArgumentParser:
     """All commands and options."""
-    top = argparse.ArgumentParser(prog="python -m blslib", description="Bounded-lag collectives for recommender inference.")
+    top = argparse.ArgumentParser(
+        prog="python -m blslib", description="Bounded-lag collectives for recommender inference."
+    )
     top.add_argument("--version", action="version", version=f"blslib {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     benches = commands.add_parser("bench", help="measure on MPI ranks of its own and print a table")

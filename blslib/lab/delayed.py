@@ -10,7 +10,7 @@ from blslib.lab.measure import Contender, Run, Timed, contenders, gather, interl
 from blslib.lab.progress import report
 from blslib.lab.records import Row, spread
 from blslib.theory.delays import delays
-from blslib.theory.maxplus import limit, makespan
+from blslib.theory.maxplus import limit
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def run(comm: MPI.Intracomm, config: DelayedConfig) -> list[Row]:
         exchange.close()
     rows = []
     for item, found in runs.items():
-        predicted_s = [makespan(each.work_s, item.bound, **each.tail_s) for each in found]
+        predicted_s = [each.predicted_s(item.bound) for each in found]
         rows.append(
             {
                 "contender": item.name,

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from mpi4py import MPI
@@ -10,18 +10,24 @@ from mpi4py import MPI
 from blslib.collective.alltoallv import BoundedLagAlltoallv
 from blslib.collective.baselines import IalltoallvWindow, MpiAlltoallv
 from blslib.collective.exchange import Arrival, Block
+from blslib.theory.maxplus import makespan
 
 CONTENDERS = ("mpi", "bls", "window", "mpi-equal")
 
 
 class Contender(NamedTuple):
-    """An exchange to be measured: ``mpi`` (MPI_Alltoallv), ``bls`` (bounded lag), ``window`` (k outstanding MPI_Ialltoallv) or
-    ``mpi-equal`` (MPI_Alltoall, for equal counts), with its bound."""
+    """An exchange to be measured, with its bound.
+
+    ``mpi`` is MPI_Alltoallv, ``bls`` bounded lag, ``window`` k outstanding MPI_Ialltoallv, and ``mpi-equal``
+    MPI_Alltoall, for equal counts.
+    """
 
     name: str
     bound: int
 
-    def build(self, comm: MPI.Intracomm, send_counts: Sequence[int], recv_counts: Sequence[int], slot_bytes: int) -> Any:
+    def build(
+        self, comm: MPI.Intracomm, send_counts: Sequence[int], recv_counts: Sequence[int], slot_bytes: int
+    ) -> Any:
         """The exchange, for float32 blocks. Collective.
 
         Raises:
@@ -91,6 +97,12 @@ class Timed:
     def close(self) -> None:
         self.exchange.close()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        self.exchange.__exit__(kind, error, trace)
+
 
 class Run(NamedTuple):
     """One run of one contender, all ranks on one clock (``time.perf_counter`` is shared by the processes of a host).
@@ -133,13 +145,11 @@ class Run(NamedTuple):
                 worst = max(worst, int(ahead.max()))
         return worst
 
-    @property
-    def tail_s(self) -> dict[str, np.ndarray]:
-        """(P,) each, own work around the drain, as ``theory.maxplus.makespan`` takes it."""
-        return {
-            "before_drain_s": self.drained_s[:, 0] - self.returned_s[:, -1],
-            "after_drain_s": self.ended_s - self.drained_s[:, 1],
-        }
+    def predicted_s(self, bound: int) -> float:
+        """``measured_s`` by the max-plus recurrence, from the realised work and with an exchange that costs nothing."""
+        before_s = self.drained_s[:, 0] - self.returned_s[:, -1]
+        after_s = self.ended_s - self.drained_s[:, 1]
+        return makespan(self.work_s, bound, before_drain_s=before_s, after_drain_s=after_s)
 
 
 def gather(comm: MPI.Intracomm, timed: Timed, ended_s: float) -> Run:

@@ -37,8 +37,8 @@ class MicroConfig:
 def run(comm: MPI.Intracomm, config: MicroConfig) -> list[Row]:
     """Measure. Collective; the rows are on every rank.
 
-    The time of a call is the slowest rank's whole loop, drain included, over the number of calls. Every block carries its
-    iteration, which is checked on arrival in the timed loop; the last arrival is compared in full after it.
+    The time of a call is the slowest rank's whole loop, drain included, over the number of calls. Every block carries
+    its iteration, which is checked on arrival in the timed loop; the last arrival is compared in full after it.
 
     Raises:
         RuntimeError: a block arrived with wrong contents.

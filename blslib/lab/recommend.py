@@ -1,4 +1,4 @@
-"""The DLRM inference loop in a scenario, with every contender at every bound: throughput, response time, waiting, prediction."""
+"""The DLRM inference loop in a scenario, every contender at every bound: throughput, response, waiting, prediction."""
 
 import time
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from blslib.lab.measure import Contender, Run, Timed, contenders, gather, interl
 from blslib.lab.progress import report
 from blslib.lab.records import Row, spread
 from blslib.theory.delays import delays
-from blslib.theory.maxplus import limit, makespan
+from blslib.theory.maxplus import limit
 
 WARM_UP = 4
 """Steps before the clock starts; more where an exchange has more slots."""
@@ -54,8 +54,8 @@ class _Measured:
 def run(comm: MPI.Intracomm, config: RecommendConfig) -> list[Row]:
     """Measure. Collective; the rows are on every rank.
 
-    A batch's response time runs from the start of its lookup to its scores, on the rank where that takes longest. Batches
-    follow each other without a pause (closed loop), so it says nothing about a service under load.
+    A batch's response time runs from the start of its lookup to its scores, on the rank where that takes longest.
+    Batches follow each other without a pause (closed loop), so it says nothing about a service under load.
     """
     here = scenarios.build(
         config.scenario,
@@ -126,8 +126,10 @@ def _same(these: list[np.ndarray], those: list[np.ndarray]) -> bool:
     return all(np.array_equal(a, b) for a, b in zip(these, those, strict=True))
 
 
-def _row(config: RecommendConfig, ranks: int, source: str, item: Contender, runs: list[Run], baseline: list[Run]) -> Row:
-    predicted_s = [makespan(each.work_s, item.bound, **each.tail_s) for each in runs]
+def _row(
+    config: RecommendConfig, ranks: int, source: str, item: Contender, runs: list[Run], baseline: list[Run]
+) -> Row:
+    predicted_s = [each.predicted_s(item.bound) for each in runs]
     waiting_s = np.array([each.waiting_s for each in runs])
     return {
         "contender": item.name,

@@ -1,7 +1,8 @@
 """Rows: what every experiment returns, and the one place that writes them.
 
-An experiment is ``run(comm, config)``: a frozen dataclass in, a list of flat rows out. A row keeps what was measured beside what
-it was measured with; a measured column ``x`` is a median and has ``x_min`` and ``x_max`` beside it. Names carry their units.
+An experiment is ``run(comm, config)``: a frozen dataclass in, a list of flat rows out. A row keeps what was measured
+beside what it was measured with; a measured column ``x`` is a median and has ``x_min`` and ``x_max`` beside it. Names
+carry their units.
 """
 
 import csv
@@ -88,7 +89,9 @@ def write(stem: str, name: str, rows: Sequence[Row], configs: Sequence[Any]) -> 
         with path.open(newline="") as file:
             found = next(csv.reader(file), columns)
         if found != columns:
-            raise ValueError(f"{path} has columns {found}, the new rows have {columns}: remove the file if this is meant")
+            raise ValueError(
+                f"{path} has columns {found}, the new rows have {columns}: remove the file if this is meant"
+            )
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()

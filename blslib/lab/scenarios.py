@@ -70,9 +70,7 @@ def build(name: str, *, ranks: int, rank: int, iterations: int, batch_size: int,
     if name == "criteo":
         model = CONFIGS["kaggle"].scaled(max_rows=max_rows)
         placement = contiguous(model.tables, ranks)
-        source = criteo_batches(
-            batch_size, pool_size, max_rows=max_rows, seed=seed, tables=placement.tables[rank]
-        )
+        source = criteo_batches(batch_size, pool_size, max_rows=max_rows, seed=seed, tables=placement.tables[rank])
     else:
         rows = capped(ALICCP_ROWS, max_rows)
         model = ModelConfig(rows=rows, dim=16, bottom=(8, 64, 16), top=(64, 1), name="ali-ccp")
@@ -105,7 +103,12 @@ def _made(name: str, ranks: int, rank: int, iterations: int, batch_size: int, ma
 
     uneven = name in ("rotating", "wandering", "static")
     made = Synthetic(
-        rows, batch_size, pooling=pooling if uneven else LIGHT, seed=seed, iterations=2 * ranks, tables=placement.tables[rank]
+        rows,
+        batch_size,
+        pooling=pooling if uneven else LIGHT,
+        seed=seed,
+        iterations=2 * ranks,
+        tables=placement.tables[rank],
     )
     order = np.arange(iterations) % (2 * ranks)
     if name == "wandering":

@@ -1,12 +1,13 @@
 """When does each iteration end? The max-plus recurrence of bounded lag.
 
-Rank r enters call i at ``e[r,i]`` and returns from it at ``R[r,i]``; its own work before the call takes ``c[r,i]`` seconds::
+Rank r enters call i at ``e[r,i]`` and returns from it at ``R[r,i]``; its own work before the call takes ``c[r,i]``
+seconds::
 
     e[r,i] = R[r,i-1] + c[r,i]
     R[r,i] = max(e[r,i], max_s e[s,i-k]) + exchange
 
-Two operations only, max and plus: hence the name. The recurrence is exact in the model and costs P operations an iteration.
-With k = 0 every rank waits for the slowest in every iteration; with k unbounded nobody waits before the end.
+Two operations only, max and plus: hence the name. The recurrence is exact in the model and costs P operations an
+iteration. With k = 0 every rank waits for the slowest in every iteration; with k unbounded nobody waits before the end.
 """
 
 import numpy as np

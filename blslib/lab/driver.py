@@ -1,0 +1,190 @@
+"""Run the notebooks, in order, on one cluster, and end with the table of claims: ``python -m blslib.lab.driver``.
+
+Called by ``reproduce.sh``. The driver owns the cluster and the folder of results; a notebook that stops half-way can
+therefore leave no rank behind. A full run writes to ``data/`` and ``figures/``, a quick one to ``out/``; the executed
+notebooks go to ``out/notebooks/`` in both cases.
+"""
+
+import argparse
+import ast
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import psutil
+
+from blslib.lab.launch import end_trees, is_alive, rank_environment
+from blslib.lab.progress import TERMINAL_VARIABLE
+
+RANKS = 4
+CELL_TIMEOUT_S = 1800
+OUT_VARIABLE = "BLS_OUT"
+"""Environment variable with the folder for ``data/`` and ``figures/``; empty for those of the repository."""
+
+
+class StopError(Exception):
+    """A reason to stop that the user can act upon: printed without a traceback."""
+
+
+def choose(folder: Path, stems: Sequence[str]) -> list[Path]:
+    """The notebooks to run, in their order: those named, or all.
+
+    Raises:
+        StopError: a stem names none of them, or there are none.
+    """
+    known = {path.stem: path for path in sorted(folder.glob("[0-9][0-9]-*.ipynb"))}
+    if not known:
+        raise StopError(f"no notebooks in {folder}")
+    if unknown := [stem for stem in stems if stem not in known]:
+        raise StopError(f"no notebook {', '.join(unknown)}: there are {', '.join(known)}")
+    return [path for stem, path in known.items() if not stems or stem in stems]
+
+
+def parameters_of(notebook: Path) -> set[str]:
+    """The names that the notebook's cells tagged ``parameters`` assign."""
+    cells = [cell for cell in json.loads(notebook.read_text())["cells"] if cell["cell_type"] == "code"]
+    tagged = ["".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
+    nodes = [node for source in tagged for node in ast.walk(ast.parse(source))]
+    return {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+
+
+def execute(notebook: Path, executed: Path, parameters: dict[str, Any]) -> None:
+    """Run one notebook with the given parameters and keep the executed copy.
+
+    Args:
+        notebook: with a cell tagged ``parameters`` that knows each of them.
+        executed: where the copy goes; written after every cell, so that it shows how far a failed run came.
+        parameters: by name.
+
+    Raises:
+        StopError: a parameter is unknown to the notebook, a cell failed, or the kernel died.
+    """
+    import papermill
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
+
+    # Papermill only warns of a parameter that nothing reads.
+    if unknown := set(parameters) - parameters_of(notebook):
+        raise StopError(f"{notebook.name}: its cell tagged 'parameters' has no {', '.join(sorted(unknown))}")
+    executed.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        papermill.execute_notebook(
+            str(notebook),
+            str(executed),
+            parameters=parameters,
+            kernel_name="python3",
+            language="python",
+            cwd=str(notebook.parent),
+            progress_bar={"desc": notebook.stem, "unit": "cell"},
+            extra_arguments=["--log-level=ERROR"],
+            execution_timeout=CELL_TIMEOUT_S,
+        )
+    except papermill.PapermillExecutionError as error:
+        reason = f"cell {error.exec_count}: {error.ename}: {error.evalue}"
+        raise StopError(f"{notebook.name} stopped in {reason}\nthe executed notebook is {executed}") from None
+    except (CellTimeoutError, DeadKernelError) as error:
+        raise StopError(f"{notebook.name} stopped: {error}\nthe executed notebook is {executed}") from None
+
+
+def run(notebooks: Sequence[Path], out: Path, quick: bool) -> None:
+    """Run the notebooks on one cluster of our own.
+
+    Args:
+        notebooks: in the order in which to run them.
+        out: folder whose ``notebooks/`` takes the executed copies.
+        quick: the parameter of that name.
+
+    Raises:
+        StopError: the cluster did not come up, or a notebook failed; those after it are not run.
+    """
+    from blslib.lab.cluster import CLUSTER_VARIABLE, Engines
+
+    try:
+        ranks = Engines(RANKS)
+    except (RuntimeError, FileNotFoundError) as error:
+        raise StopError(str(error)) from None
+    with ranks:
+        # A kernel called python3 in the user's home would run another Python than this one; hence JUPYTER_DATA_DIR.
+        folders = {"IPYTHONDIR": ranks.folder, "JUPYTER_DATA_DIR": ranks.folder}
+        os.environ |= {CLUSTER_VARIABLE: ranks.connection_file, **folders}
+        for notebook in notebooks:
+            started_s = time.monotonic()
+            execute(notebook, out / "notebooks" / notebook.name, {"quick": quick})
+            print(f"{notebook.stem}: done in {time.monotonic() - started_s:.0f} s", flush=True)
+
+
+def claims(root: Path, notebooks: Sequence[Path]) -> str:
+    """The table of what the notebooks found, from the ``claims.json`` each may have written under ``root/data``."""
+    found: list[dict[str, Any]] = []
+    for notebook in notebooks:
+        file = root / "data" / notebook.stem / "claims.json"
+        if file.exists():
+            found += json.loads(file.read_text())
+    if not found:
+        return ""
+    from blslib.lab.claims import table
+
+    return table(found)
+
+
+def left_behind(grace_s: float = 5.0) -> list[str]:
+    """Command lines of our children that are still there after ``grace_s`` seconds; ends them."""
+    children = psutil.Process().children(recursive=True)
+    deadline_s = time.monotonic() + grace_s
+    while (left := [child for child in children if is_alive(child)]) and time.monotonic() < deadline_s:
+        time.sleep(0.05)
+    names = [" ".join(child.cmdline()) for child in left]
+    end_trees(left)
+    return names
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse the command line, run, report; 0 when every notebook ran to its end."""
+    parser = argparse.ArgumentParser(prog="reproduce.sh", description="Run the notebooks, print the table of claims.")
+    parser.add_argument("stems", nargs="*", metavar="NN-name", help="notebooks to run (default: all)")
+    parser.add_argument("--quick", action="store_true", help="small parameters, results in out/")
+    parser.add_argument("--notebooks", type=Path, metavar="FOLDER", help="folder to take them from")
+    options = parser.parse_args(arguments)
+    repository = Path(__file__).resolve().parents[2]
+    chosen_out = os.environ.get(OUT_VARIABLE)
+    out = Path(chosen_out).absolute() if chosen_out else repository / "out"
+    root = out if options.quick or chosen_out else repository
+    started_s = time.monotonic()
+
+    def leave(*_: object) -> NoReturn:
+        sys.exit(128 + signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, leave)
+    os.environ |= rank_environment() | {
+        OUT_VARIABLE: "" if root == repository else str(root),
+        "IPP_NONINTERACTIVE": "1",  # no widgets and no bars inside the executed notebooks
+    }
+    if sys.stderr.isatty():
+        os.environ[TERMINAL_VARIABLE] = os.ttyname(sys.stderr.fileno())
+    try:
+        notebooks = choose(options.notebooks or repository / "notebooks", options.stems)
+        print(f"running {len(notebooks)} notebook{'s' * (len(notebooks) > 1)}, results go to {root}", flush=True)
+        run(notebooks, out, options.quick)
+        code = 0
+    except StopError as stop:
+        print(f"\n{stop}", file=sys.stderr)
+        code = 1
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        code = 128 + signal.SIGINT
+    if code == 0:
+        if found := claims(root, notebooks):
+            print(found)
+        print(f"all done in {(time.monotonic() - started_s) / 60:.1f} minutes", flush=True)
+    if left := left_behind():
+        print("had to end what was left behind:", *left, sep="\n  ", file=sys.stderr)
+        code = code or 1
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

