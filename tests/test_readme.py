@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from blslib.lab import driver
+from blslib.lab.claims import markdown
 from blslib.lab.launch import run_ranks
 
 ROOT = Path(__file__).parents[1]
@@ -28,3 +30,19 @@ def test_example_prints_what_the_readme_shows(tmp_path: Path) -> None:
 @pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)#:]+)\)", README))))
 def test_links_lead_somewhere(link: str) -> None:
     assert (ROOT / link).exists(), f"README links {link}, which is not there"
+
+
+def test_claims_are_those_of_the_reference_run() -> None:
+    table = markdown(driver.claims(ROOT, driver.choose(ROOT / "notebooks", [])))
+    shown = README.partition("<!-- claims -->\n")[2].partition("\n<!-- /claims -->")[0]
+    assert shown == table
+
+
+def test_claims_go_between_their_marks(tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text("a\n<!-- claims -->\nold\n<!-- /claims -->\nb\n")
+    driver.update_readme(readme, "new")
+    assert readme.read_text() == "a\n<!-- claims -->\nnew\n<!-- /claims -->\nb\n"
+    readme.write_text("a\n")
+    with pytest.raises(driver.StopError, match="no place for the claims"):
+        driver.update_readme(readme, "new")

@@ -117,18 +117,19 @@ def run(notebooks: Sequence[Path], out: Path, quick: bool) -> None:
             print(f"{notebook.stem}: done in {time.monotonic() - started_s:.0f} s", flush=True)
 
 
-def claims(root: Path, notebooks: Sequence[Path]) -> str:
-    """The table of what the notebooks found, from the ``claims.json`` each may have written under ``root/data``."""
-    found: list[dict[str, Any]] = []
-    for notebook in notebooks:
-        file = root / "data" / notebook.stem / "claims.json"
-        if file.exists():
-            found += json.loads(file.read_text())
-    if not found:
-        return ""
-    from blslib.lab.claims import table
+def claims(root: Path, notebooks: Sequence[Path]) -> list[dict[str, Any]]:
+    """What the notebooks found, from the ``claims.json`` each may have written under ``root/data``."""
+    files = [root / "data" / notebook.stem / "claims.json" for notebook in notebooks]
+    return [claim for file in files if file.exists() for claim in json.loads(file.read_text())]
 
-    return table(found)
+
+def update_readme(readme: Path, table: str) -> None:
+    """Put the table of claims between the marks of the README, so that no number there is typed by hand."""
+    before, mark, rest = readme.read_text().partition("<!-- claims -->\n")
+    _, end, after = rest.partition("<!-- /claims -->")
+    if not (mark and end):
+        raise StopError(f"{readme} has no place for the claims: it needs <!-- claims --> and <!-- /claims -->")
+    readme.write_text(f"{before}{mark}{table}\n{end}{after}")
 
 
 def left_behind(grace_s: float = 5.0) -> list[str]:
@@ -177,8 +178,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\ninterrupted", file=sys.stderr)
         code = 128 + signal.SIGINT
     if code == 0:
+        from blslib.lab.claims import markdown, table
+
         if found := claims(root, notebooks):
-            print(found)
+            print(table(found))
+        if root == repository:
+            update_readme(repository / "README.md", markdown(claims(root, choose(repository / "notebooks", []))))
         print(f"all done in {(time.monotonic() - started_s) / 60:.1f} minutes", flush=True)
     if left := left_behind():
         print("had to end what was left behind:", *left, sep="\n  ", file=sys.stderr)
