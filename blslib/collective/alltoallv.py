@@ -1,13 +1,15 @@
 """Bounded-lag synchronous alltoallv on mpi4py: ``MPI_Alltoallv`` in which the slowest rank may lag by whole iterations.
 
-The idea is that of Dichev, Pawlowski and Yzelman, "Faster Distributed Inference-Only Recommender Systems via Bounded Lag
-Synchronous Collectives", arXiv 2512.19342; the protocol is this project's own and is explained in ``docs/protocol.md``.
+The idea is that of Dichev, Pawlowski and Yzelman, "Faster Distributed Inference-Only Recommender Systems via Bounded
+Lag Synchronous Collectives", arXiv 2512.19342; the protocol is this project's own and is explained in
+``docs/protocol.md``.
 """
 
+import math
 import secrets
 import time
 from collections.abc import Sequence
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from mpi4py import MPI
@@ -17,10 +19,11 @@ from blslib.collective.errors import BlockError, ExchangeError, LateError, PeerE
 from blslib.collective.exchange import Arrival, Block
 from blslib.collective.messages import Messages
 from blslib.collective.protocol import BoundedLag, Steps
-from blslib.collective.ring import CLOSED, FAILED, LATE, LINE_BYTES, RUNNING, Layout, Notice, Ring
+from blslib.collective.ring import CLOSED, FAILED, LATE, LINE_BYTES, Layout, Notice, Ring
 from blslib.collective.waiting import Policy, complete, yield_then_sleep
 
 CHANNELS = ("auto", "ring", "messages")
+DEFAULT_TIMEOUT_S = 60.0
 _LOOKS_PER_CLOCK = 16
 
 
@@ -38,16 +41,18 @@ class Call(NamedTuple):
 
 
 class BoundedLagAlltoallv:
-    """An alltoallv that every rank posts once per iteration, and in which the slowest rank may lag by ``bound`` iterations.
+    """An alltoallv that every rank posts once per iteration, and in which the slowest rank may lag by ``bound``
+    iterations.
 
-    Collective: every rank of ``comm`` builds it, with equal arguments (``recv_counts`` apart), and closes it; between the two,
-    every rank calls ``post`` equally often. No rank returns from its i-th ``post`` before every rank has entered its
-    (i - bound)-th; with bound 0 this is the ordinary synchronous collective.
+    Collective: every rank of ``comm`` builds it, with equal arguments (``recv_counts`` apart), and closes it; between
+    the two, every rank calls ``post`` equally often. No rank returns from its i-th ``post`` before every rank has
+    entered its (i - bound)-th; with bound 0 this is the ordinary synchronous collective.
 
-    Completes: blocks are copied out before ``post`` returns, so the caller may reuse them at once. What a call returns are views
-    that stay valid until the next call on the exchange; copy what is to be kept. Arrivals come in iteration order, each exactly
-    once, bytes identical to ``MPI_Alltoallv``. A *tuple* of blocks is looked at once and recognised when it is posted again
-    with new contents, which saves about a microsecond.
+    Completes: blocks are copied out before ``post`` returns, so the caller may reuse them at once. What a call returns
+    are views that stay valid until the next call on the exchange; copy what is to be kept (after ``close`` they point
+    to nothing, and reading them may end the process). Arrivals come in iteration order, each exactly once, bytes
+    identical to ``MPI_Alltoallv``. A *tuple* of blocks is looked at once and recognised when it is posted again with
+    new contents, which saves about a microsecond.
 
     Args:
         comm: any intra-communicator; duplicated once here, freed by ``close``.
@@ -62,11 +67,11 @@ class BoundedLagAlltoallv:
 
     Raises:
         ValueError: on every rank, for a bad argument on any rank or one on which ranks differ; the text names the rank.
-        MemoryError: on every rank of a host, if shared memory is too small for the slots.
+        MemoryError: on every rank, if the shared memory of a host is too small for the slots.
         LateError: another rank did not come to build the exchange in time.
 
-    Cost: per call P stores of a block and P of a counter, no acknowledgement and no barrier; h-relation of the blocks' bytes.
-    Memory per rank: P x 2 (bound + 1) x (slot_bytes + 64) bytes of slots (``ring_bytes``) and a control page.
+    Cost: per call P stores of a block and P of a counter, no acknowledgement and no barrier; h-relation of the blocks'
+    bytes. Memory per rank: P x 2 (bound + 1) x (slot_bytes + 64) bytes of slots (``ring_bytes``) and a control page.
 
     Example:
         >>> with BoundedLagAlltoallv(MPI.COMM_SELF, bound=1, slot_bytes=64) as exchange:
@@ -83,26 +88,32 @@ class BoundedLagAlltoallv:
         slot_bytes: int,
         dtype: np.typing.DTypeLike = np.float32,
         recv_counts: Sequence[int] | None = None,
-        timeout_s: float = 60.0,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
         channel: str = "auto",
         record: bool = False,
         waiting: Policy = yield_then_sleep,
     ) -> None:
         self.rank, self.size, self.bound, self.timeout_s = comm.rank, comm.size, bound, timeout_s
         self._waiting = waiting
-        complete(comm.Ibarrier(), "building the exchange", timeout_s)
         self.dtype, expected = _agree(comm, bound, slot_bytes, dtype, recv_counts, timeout_s, channel)
         self._expected = expected
         self._comm = comm.Dup()
         node, ranks = _same_host(self._comm, channel)
         self._layout = Layout(self.size, bound, -(-slot_bytes // LINE_BYTES) * LINE_BYTES)
         token = self._comm.bcast(secrets.token_hex(6) if self.rank == 0 else None)
-        ring = Ring(node, ranks, self.rank, self._layout, self.dtype, token)
+        try:
+            ring = Ring(self._comm, node, ranks, self._layout, self.dtype, token)
+        except MemoryError:  # on every rank, so that all can try again with less
+            node.Free()
+            self._comm.Free()
+            raise
         self._memory = ring if len(ranks) == self.size else Messages(self._comm, ring)
         self._core = BoundedLag(bound, self._memory)
         self._node = node
         self._failure: str | None = None
+        self._news: Notice | None = None
         self._closed = False
+        self._end = math.inf  # iterations of the rank that is known to have closed after the fewest
         self._known: tuple[Block, ...] | None = None
         self._views: list[memoryview] = []
         self.calls: list[Call] = []
@@ -129,7 +140,8 @@ class BoundedLagAlltoallv:
         """Hand over this iteration's blocks, one per destination, and take what has arrived.
 
         Returns:
-            All iterations up to the current one less ``bound`` that were not delivered before, and any later ones that are
+            All iterations up to the current one less ``bound`` that were not delivered before, and any later ones that
+            are
             complete: in order, P one-dimensional arrays of ``dtype`` each.
 
         Raises:
@@ -154,12 +166,15 @@ class BoundedLagAlltoallv:
             sent_bytes = sum(map(len, views))
             core = self._core
             self.calls.append(
-                Call(core.posted - 1, entered_s, returned_s - waited_s, returned_s, waited_s, sent_bytes, core.delivered)
+                Call(
+                    core.posted - 1, entered_s, returned_s - waited_s, returned_s, waited_s, sent_bytes, core.delivered
+                )
             )
         return arrivals
 
     def collect(self, through: int | None = None) -> list[Arrival]:
-        """Wait for everything up to iteration ``through`` and return it; without it, return what is complete and do not wait.
+        """Wait for everything up to iteration ``through`` and return it; without it, return what is complete and do not
+        wait.
 
         Raises:
             ValueError: ``through`` was not posted yet.
@@ -172,8 +187,17 @@ class BoundedLagAlltoallv:
         return self._run(self._core.wait(0 if through is None else through + 1))
 
     def drain(self) -> list[Arrival]:
-        """Wait for all that was posted, and return what was not delivered yet. Raises as ``collect``."""
-        return self.collect(self._core.posted - 1)
+        """Wait for all that was posted, here and by others; return what is not delivered yet. Raises as ``collect``."""
+        if self._failure is not None or self._closed or self._memory.alarmed():
+            self._check()
+        return self._run(self._last())
+
+    def _last(self) -> Steps:
+        """Wait for all that was posted to arrive here, and for what this rank has sent to leave."""
+        posted = self._core.posted
+        yield from self._core.wait(posted)
+        while not self._memory.flushed():
+            yield posted
 
     def _run(self, steps: Steps) -> list[Arrival]:
         attempt, started_s = 0, 0.0
@@ -187,15 +211,19 @@ class BoundedLagAlltoallv:
             if attempt:
                 self.waited_s += time.perf_counter() - started_s
             if self._expected is not None:
-                self._compare(self._core.delivered, self._core.ready)
+                self._compare(self._expected, self._core.delivered, self._core.ready)
             return self._core.deliver()
+        except FileNotFoundError as error:
+            self._check()  # a rank that has failed takes its large blocks with it: then that is the news
+            self._fail(error)
+            raise
         except BaseException as error:
             self._fail(error)
             raise
 
     def _pause(self, attempt: int, need: int, started_s: float) -> None:
         self._waiting(attempt)
-        if self._memory.alarmed():
+        if need > self._end or self._memory.alarmed():
             self._hear(need)
         if attempt % _LOOKS_PER_CLOCK == 0 and time.perf_counter() - started_s > self.timeout_s:
             raise LateError(self._late(need))
@@ -203,21 +231,21 @@ class BoundedLagAlltoallv:
     def _late(self, need: int) -> str:
         posted = self._core.posted
         behind = [(r, n) for r, n in enumerate(self._counts()) if n < need]
-        names = ", ".join(f"rank {r} (posted {n}, {posted - n} behind)" for r, n in behind)
-        return f"rank {self.rank} posted {posted} and waited {self.timeout_s:g} s for {names or 'its own messages to leave'}"
+        names = ", ".join(f"rank {r} (posted {n}, {posted - n} behind)" for r, n in behind) or "its own sends"
+        return f"rank {self.rank} posted {posted} and waited {self.timeout_s:g} s for {names}"
 
     def _counts(self) -> list[int]:
         ring = self._memory if isinstance(self._memory, Ring) else self._memory.ring
         return ring.counters.tolist()
 
-    def _compare(self, first: int, ready: int) -> None:
+    def _compare(self, expected: list[int], first: int, ready: int) -> None:
         for iteration in range(first, ready):
             sizes = self._memory.sizes(iteration % self._core.slots)
-            if sizes != self._expected:
-                source = next(s for s, pair in enumerate(zip(sizes, self._expected, strict=True)) if pair[0] != pair[1])
+            if sizes != expected:
+                source = next(s for s, pair in enumerate(zip(sizes, expected, strict=True)) if pair[0] != pair[1])
                 raise BlockError(
                     f"rank {source} -> rank {self.rank} sent {sizes[source]} bytes in iteration {iteration}, "
-                    f"rank {self.rank} expected {self._expected[source]}"
+                    f"rank {self.rank} expected {expected[source]}"
                 )
 
     # --- failure and end ---------------------------------------------------------------------------------------------
@@ -229,12 +257,15 @@ class BoundedLagAlltoallv:
                 continue
             if notice.state in (FAILED, LATE):
                 kind = LateError if notice.state == LATE else PeerError
-                raise kind(f"rank {rank} failed after posting {notice.posted} iterations: {notice.text}")
-            if notice.state == CLOSED and notice.posted < need:
-                raise PeerError(
-                    f"rank {rank} closed after {notice.posted} iterations, rank {self.rank} waits for iteration {need - 1}: "
-                    "every rank must post equally often"
-                )
+                self._news = notice
+                raise kind(notice.text)
+            if notice.state == CLOSED:
+                self._end = min(self._end, notice.posted)
+                if notice.posted < need:
+                    raise PeerError(
+                        f"rank {rank} closed after {notice.posted} iterations, rank {self.rank} waits for iteration "
+                        f"{need - 1}: every rank must post equally often"
+                    )
 
     def _check(self) -> None:
         if self._closed:
@@ -252,8 +283,13 @@ class BoundedLagAlltoallv:
         if self._failure is not None:
             return
         self._failure = f"{type(error).__name__}: {error}"
-        state = LATE if isinstance(error, LateError) else FAILED
-        self._memory.tell(Notice(state, self._core.posted, str(error) if isinstance(error, ExchangeError) else self._failure))
+        if self._news is not None:  # heard from another rank: pass on in its own words
+            self._memory.tell(self._news)
+            return
+        state, posted = LATE if isinstance(error, LateError) else FAILED, self._core.posted
+        words = str(error) if isinstance(error, ExchangeError) else self._failure
+        text = f"rank {self.rank} failed after posting {posted} iterations: {words}"
+        self._memory.tell(Notice(state, posted, text))
 
     def close(self) -> None:
         """Give everything back. Waits for the other ranks to close as well; does not if a failure came before.
@@ -281,22 +317,32 @@ class BoundedLagAlltoallv:
                 self._comm.Free()
 
     def _meet(self) -> None:
-        """Wait until every rank has come to close and all that was sent has left; the frees that follow then cannot block."""
-        request, attempt, started_s = self._comm.Ibarrier(), 0, time.perf_counter()
-        while not (request.Test() and self._memory.flushed()):
+        """Wait until every rank has closed and received all that was sent; the frees that follow then cannot block.
+
+        A message left behind would be received by the next exchange, since MPI uses the communicator's number again.
+        """
+        request, attempt, started_s = None, 0, time.perf_counter()
+        while request is None or not request.Test():
+            if request is None and self._memory.flushed() and not self._open_ranks():
+                request = self._comm.Ibarrier()
             attempt += 1
             self._waiting(attempt)
-            if self._memory.alarmed():
-                self._hear(0)
+            self._memory.alarmed()  # lets messages in
+            self._hear(0)
             if time.perf_counter() - started_s > self.timeout_s:
-                open_ranks = [r for r, n in self._memory.notices().items() if n.state == RUNNING]
-                raise LateError(f"rank {self.rank} waited {self.timeout_s:g} s in close for ranks {open_ranks}")
+                names = self._open_ranks() or "its own messages to leave"
+                raise LateError(f"rank {self.rank} waited {self.timeout_s:g} s in close for ranks {names}")
+
+    def _open_ranks(self) -> list[int]:
+        """The ranks that have not closed, or have sent blocks which are not here yet."""
+        ended = {r: notice.posted for r, notice in self._memory.notices().items() if notice.state == CLOSED}
+        return [r for r, n in enumerate(self._counts()) if r not in ended or n < ended[r]]
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if error is not None:
+        if error is not None and not self._closed:
             self._fail(error)
         self.close()
 
@@ -311,23 +357,29 @@ def _agree(
     channel: str,
 ) -> tuple[np.dtype, list[int] | None]:
     """Check every rank's arguments on every rank, so that all of them raise together."""
-    problem, kind = None, np.dtype(np.uint8)
+    kind: np.dtype = np.dtype(np.uint8)
+    counts = np.zeros(comm.size, np.int64)
+    problem = None
     try:
         kind = np.dtype(dtype)
-        if kind.hasobject:
-            problem = f"dtype {kind} holds python objects, which have no bytes to send"
-    except TypeError as error:
+        counts = counts if recv_counts is None else np.asarray(recv_counts)
+    except (TypeError, ValueError) as error:
         problem = str(error)
-    if not isinstance(bound, int | np.integer) or bound < 0:
+    if kind.hasobject or not kind.itemsize:
+        problem = f"dtype {kind} has no bytes to send: choose one of fixed size, without python objects"
+    elif not isinstance(bound, int | np.integer) or bound < 0:
         problem = f"bound is a whole number of iterations >= 0, got {bound!r}"
     elif not isinstance(slot_bytes, int | np.integer) or slot_bytes < 1:
         problem = f"slot_bytes is a whole number >= 1, got {slot_bytes!r}"
-    elif not timeout_s > 0:
+    elif not isinstance(timeout_s, int | float | np.number) or not timeout_s > 0:
         problem = f"timeout_s is a time > 0, got {timeout_s!r}"
     elif channel not in CHANNELS:
         problem = f"channel is one of {', '.join(CHANNELS)}, got {channel!r}"
-    elif recv_counts is not None and (len(recv_counts) != comm.size or min(recv_counts) < 0):
-        problem = f"recv_counts is one number >= 0 per rank ({comm.size}), got {list(recv_counts)}"
+    elif counts.shape != (comm.size,) or counts.dtype.kind not in "iu" or counts.min() < 0:
+        problem = f"recv_counts is one whole number >= 0 per rank ({comm.size}), got {recv_counts!r}"
+    # Twice, so that a rank which comes too late to the first does not go on alone to calls that block in C.
+    for _ in range(2):
+        complete(comm.Ibarrier(), "building the exchange", DEFAULT_TIMEOUT_S if problem else timeout_s)
     settings = {"bound": bound, "slot_bytes": slot_bytes, "dtype": str(kind), "channel": channel}
     everybody = comm.allgather((problem, settings))
     for rank, (wrong, _) in enumerate(everybody):
@@ -337,12 +389,13 @@ def _agree(
         for name, value in everybody[0][1].items():
             if theirs[name] != value:
                 raise ValueError(f"ranks differ in {name}: rank 0 has {value}, rank {rank} has {theirs[name]}")
-    return kind, None if recv_counts is None else [int(n) * kind.itemsize for n in recv_counts]
+    return kind, None if recv_counts is None else (counts * kind.itemsize).tolist()
 
 
 def _same_host(comm: MPI.Intracomm, channel: str) -> tuple[MPI.Intracomm, list[int]]:
     """The communicator of the ranks that share memory with this one, and their ranks in ``comm``."""
-    node = comm.Split(comm.rank) if channel == "messages" else comm.Split_type(MPI.COMM_TYPE_SHARED)
+    alone = channel == "messages"
+    node: Any = comm.Split(comm.rank) if alone else comm.Split_type(MPI.COMM_TYPE_SHARED)
     ranks = node.allgather(comm.rank)
     if channel == "ring" and len(ranks) < comm.size:
         raise ValueError(f"channel 'ring' needs all {comm.size} ranks on one host, only ranks {ranks} share this one")

@@ -1,8 +1,8 @@
 """What bounded lag is measured against: MPI's own alltoallv, and a window of outstanding MPI_Ialltoallv.
 
-They carry the methods of ``BoundedLagAlltoallv``, so that every experiment takes the exchange as an argument. To make them as
-quick as they can be: counts are known beforehand, receive buffers are made once, and blocks that lie one behind the other in one
-buffer are sent from there, without packing.
+They carry the methods of ``BoundedLagAlltoallv``, so that every experiment takes the exchange as an argument. To make
+them as quick as they can be: counts are known beforehand, receive buffers are made once, and blocks that lie one behind
+the other in one buffer are sent from there, without packing.
 """
 
 import time
@@ -38,7 +38,7 @@ class _Baseline:
         self._recv_sizes = [int(n) * self.dtype.itemsize for n in recv_counts]
         self._comm = comm.Dup()
         self._known: tuple[Block, ...] | None = None
-        self._known_buffer = np.empty(0, np.uint8)
+        self._known_buffer = self._received_in = np.empty(0, np.uint8)
         self._posted = 0
         self._delivered = 0
         self._closed = False
@@ -60,10 +60,12 @@ class _Baseline:
         views, own = as_bytes(blocks, self.size, self.dtype)
         for peer, (view, size) in enumerate(zip(views, self._send_sizes, strict=True)):
             if len(view) != size:
-                raise ValueError(f"rank {self.rank} -> rank {peer}: block has {len(view)} bytes, send_counts says {size}")
+                raise ValueError(
+                    f"rank {self.rank} -> rank {peer}: block has {len(view)} bytes, send_counts says {size}"
+                )
         whole = None if pack or not own else _adjacent(views)
-        if whole is None:
-            target, start = memoryview(room), 0
+        if whole is None or np.may_share_memory(whole, self._received_in):  # MPI must not send from where it receives
+            target, start = room.data, 0
             for view in views:
                 target[start : start + len(view)] = view
                 start += len(view)
@@ -98,7 +100,8 @@ class _Baseline:
 class MpiAlltoallv(_Baseline):
     """``MPI_Alltoallv`` behind the interface of an exchange: synchronous, so every call returns its own iteration.
 
-    Collective, with ``bound`` 0. Completes: as ``BoundedLagAlltoallv``; arrivals are views of one buffer, valid until the next call.
+    Collective, with ``bound`` 0. Completes: as ``BoundedLagAlltoallv``; arrivals are views of one buffer, valid until
+    the next call.
 
     Args:
         comm: duplicated once here, freed by ``close``.
@@ -107,7 +110,8 @@ class MpiAlltoallv(_Baseline):
         equal: use ``MPI_Alltoall``, which is quicker where all counts are equal.
 
     Raises:
-        ValueError: counts are not P, or not all equal with ``equal``; in ``post``, a block that does not match its count.
+        ValueError: counts are not P, or not all equal with ``equal``; in ``post``, a block that does not match its
+            count.
 
     Cost: one MPI call, and a copy of the blocks unless they lie in one buffer already.
     """
@@ -128,6 +132,7 @@ class MpiAlltoallv(_Baseline):
         self._call = self._comm.Alltoall if equal else self._comm.Alltoallv
         self._room = np.empty(sum(self._send_sizes), np.uint8)
         spec, self._received = self._receive_buffer()
+        self._received_in = spec[0]
         self._recv_spec = [spec[0], MPI.BYTE] if equal else spec
         self._sent: np.ndarray | None = None
         self._send_spec: list = []
@@ -155,10 +160,11 @@ class MpiAlltoallv(_Baseline):
 
 
 class IalltoallvWindow(_Baseline):
-    """A window of ``bound`` outstanding ``MPI_Ialltoallv``: bounded lag as an expert writes it today, with what MPI offers.
+    """A window of ``bound`` outstanding ``MPI_Ialltoallv``: bounded lag as an expert writes it today, with what MPI
+    offers.
 
-    The delivery rule is that of ``BoundedLagAlltoallv``. The difference lies below: MPI moves the data of these calls only while
-    ranks are inside MPI, so one that is away to compute holds the others up.
+    The delivery rule is that of ``BoundedLagAlltoallv``. The difference lies below: MPI moves the data of these calls
+    only while ranks are inside MPI, so one that is away to compute holds the others up.
 
     Collective; arguments and errors as ``MpiAlltoallv``, plus ``timeout_s`` for every wait (``LateError``).
 

@@ -22,7 +22,8 @@ def as_bytes(blocks: Sequence[Block], size: int, dtype: np.dtype) -> tuple[list[
     views, own = [], True
     for peer, block in enumerate(blocks):
         if type(block) is not np.ndarray:
-            block = _as_array(block, peer, dtype)
+            block, mine = _as_array(block, peer, dtype)
+            own = own and mine
         if block.dtype != dtype:
             raise ValueError(f"block for rank {peer} has dtype {block.dtype}, the exchange was built for {dtype}")
         if not block.flags.c_contiguous:
@@ -31,18 +32,26 @@ def as_bytes(blocks: Sequence[Block], size: int, dtype: np.dtype) -> tuple[list[
     return views, own
 
 
-def _as_array(block: Block, peer: int, dtype: np.dtype) -> np.ndarray:
+def _as_array(block: Block, peer: int, dtype: np.dtype) -> tuple[np.ndarray, bool]:
+    """A block as an array, and whether that is the caller's own memory."""
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(block, torch.Tensor):
         if block.device.type != "cpu":
             raise TypeError(f"block for rank {peer} is on device {block.device}: copy it to the cpu first")
-        block = block.detach()
+        block, own = block.detach(), True
+        if block.is_conj() or block.is_neg():
+            block, own = block.resolve_conj().resolve_neg(), False
         try:
-            return block.numpy()
-        except TypeError:  # a dtype that numpy lacks, such as bfloat16: its bytes under the exchange's dtype of equal size
-            return block.contiguous().view(torch.uint8).numpy().view(dtype)
+            return block.numpy(), own
+        except TypeError:  # a dtype that numpy lacks, such as bfloat16: its bytes under an integer dtype of equal size
+            if dtype.kind not in "uiV" or dtype.itemsize != block.element_size():
+                raise ValueError(
+                    f"block for rank {peer} has dtype {block.dtype}, the exchange was built for {dtype}: "
+                    f"build it for an integer dtype of {block.element_size()} bytes"
+                ) from None
+            return block.view(getattr(torch, f"int{8 * dtype.itemsize}")).numpy().view(dtype), own
     if isinstance(block, np.ndarray):
-        return np.asarray(block)
+        return np.asarray(block), True
     try:
         view = memoryview(block)
     except TypeError:
@@ -50,7 +59,10 @@ def _as_array(block: Block, peer: int, dtype: np.dtype) -> np.ndarray:
             f"block for rank {peer} is a {type(block).__name__}: expected an array, a cpu tensor or a buffer"
         ) from None
     if view.format not in (None, "B", "b", "c"):
-        return np.asarray(view)
+        return np.asarray(view), True
     if view.nbytes % dtype.itemsize:
         raise ValueError(f"block for rank {peer} has {view.nbytes} bytes, not a whole number of {dtype} items")
-    return np.frombuffer(view, dtype) if view.nbytes else np.empty(0, dtype)
+    if not view.c_contiguous:
+        return np.frombuffer(view.tobytes(), dtype), False
+    # An empty bytearray may grow, so its emptiness is no more than a copy.
+    return (np.frombuffer(view, dtype), True) if view.nbytes else (np.empty(0, dtype), False)

@@ -14,7 +14,8 @@ class Arrival(NamedTuple):
 
     Attributes:
         iteration: counted from 0, the same number on every rank.
-        blocks: P one-dimensional arrays, one per source rank: views that stay valid until the next call on the exchange.
+        blocks: P one-dimensional arrays, one per source rank: views that stay valid until the next call on the
+            exchange.
     """
 
     iteration: int
@@ -34,7 +35,7 @@ class Exchange(Protocol):
     bound: int
 
     def post(self, blocks: Sequence[Block]) -> list[Arrival]:
-        """Hand over P blocks, one per destination, and return what has arrived: everything up to ``bound`` iterations ago."""
+        """Hand over P blocks, one per destination; return what is there: at least all up to ``bound`` iterations ago."""
 
     def collect(self, through: int | None = None) -> list[Arrival]:
         """Wait for everything up to iteration ``through``; without it, return whatever is complete and do not wait."""

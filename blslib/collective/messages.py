@@ -1,13 +1,13 @@
 """Messages: how a rank reaches the peers of other hosts, over whatever network MPI has.
 
-The receiver's slots are the same as for shared rings, only that MPI fills them. On entering call m a rank has its receives posted
-through iteration m + bound + 1, the furthest that a peer can have sent, so a message always finds its slot waiting. The sender
-copies a block to one of 2 (bound + 1) staging slots and uses that one again when its send has completed. A counter counts the
-messages that were received, in order.
+The receiver's slots are the same as for shared rings, only that MPI fills them. On entering call m a rank has its
+receives posted through iteration m + bound + 1, the furthest that a peer can have sent, so a message always finds its
+slot waiting. The sender copies a block to one of 2 (bound + 1) staging slots and uses that one again when its send has
+completed. A counter counts the messages that were received, in order.
 
-Small messages travel by themselves. Large ones (MPI's rendezvous) move only while both sides are inside MPI: every wait here also
-moves them, but a sender that goes away to compute may hold such a block back until its next call. For those the lag that is sure
-to be masked is bound - 1.
+Small messages travel by themselves. Large ones (MPI's rendezvous) move only while both sides are inside MPI: every wait
+here also moves them, but a sender that goes away to compute may hold such a block back until its next call. For those
+the lag that is sure to be masked is bound - 1.
 """
 
 import struct
@@ -24,6 +24,9 @@ _BLOCK, _LARGE, _NOTICE = 1, 2, 3
 """Tags. Messages of one pair and tag are received in the order in which they were sent."""
 
 _NOTICE_HEAD = struct.Struct("=qq")
+
+_abandoned: list["Messages"] = []
+"""After a failure sends and receives may be under way until the process ends, and MPI needs their buffers so long."""
 
 
 class Messages:
@@ -108,7 +111,8 @@ class Messages:
         if self._listening.Test(status):
             words = bytes(self._news[: status.Get_count(MPI.BYTE)])
             text = words[_NOTICE_HEAD.size :].decode(errors="replace")
-            self._heard[status.Get_source()] = Notice(*_NOTICE_HEAD.unpack_from(words), text)
+            state, posted = _NOTICE_HEAD.unpack_from(words)
+            self._heard[status.Get_source()] = Notice(state, posted, text)
             self._listening = self._comm.Irecv([self._news, MPI.BYTE], source=MPI.ANY_SOURCE, tag=_NOTICE)
             self._alarm = True
         return self._alarm or self.ring.alarmed()
@@ -119,12 +123,15 @@ class Messages:
         return self.ring.notices() | self._heard
 
     def flushed(self) -> bool:
-        """Whether everything that was sent has left this rank."""
+        """Whether everything that was sent has left this rank. Receives meanwhile: the peers may be asking the same."""
+        self.arrived()
         waiting = [request for requests in self._sends.values() for request in requests]
         return all(request.Test() for request in waiting + [request for _, request in self._told])
 
     def free(self, collective: bool) -> None:
         """Take back the receives that nobody will answer; where everybody takes part, give the window back as well."""
+        if not collective:
+            _abandoned.append(self)
         for request in [self._listening] + [request for queue in self._receives.values() for _, request in queue]:
             request.Cancel()
             request.Free()

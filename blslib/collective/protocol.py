@@ -1,17 +1,17 @@
 """The protocol of one rank, apart from any memory, clock or network.
 
 What is written, published and waited for, and in which order, is here and nowhere else. The steps are generators: every
-``yield`` is a point at which the other ranks may have moved. Over MPI the caller runs straight through and only pauses where a
-step says that it waits; a test can instead interleave the steps of several ranks in any order it likes.
+``yield`` is a point at which the other ranks may have moved. Over MPI the caller runs straight through and only pauses
+where a step says that it waits; a test can instead interleave the steps of several ranks in any order it likes.
 
-Each ordered pair of ranks has a ring of 2 (bound + 1) slots in the receiver's memory, and one counter of arrivals. Nobody
-acknowledges anything: *the bound is the flow control*.
+Each ordered pair of ranks has a ring of 2 (bound + 1) slots in the receiver's memory, and one counter of arrivals.
+Nobody acknowledges anything: *the bound is the flow control*.
 
 Why that many slots are enough. When s enters call i it has returned from call i - 1, so every rank has entered call
-i - 1 - bound. A rank that has entered call m has returned from call m - 1, so it was handed everything up to m - 1 - bound,
-and having called again it is done with that. With m = i - 1 - bound: it is done with everything up to i - 2 - 2 bound, which is
-the iteration whose slot s is about to overwrite, i - 2 (bound + 1). With one slot fewer the overwritten iteration could still
-be in use.
+i - 1 - bound. A rank that has entered call m has returned from call m - 1, so it was handed everything up to m - 1 -
+bound, and having called again it is done with that. With m = i - 1 - bound: it is done with everything up to i - 2 - 2
+bound, which is the iteration whose slot s is about to overwrite, i - 2 (bound + 1). With one slot fewer the overwritten
+iteration could still be in use.
 """
 
 from collections.abc import Generator, Sequence

@@ -1,16 +1,17 @@
 """Shared rings: how a rank reaches the peers of its own host.
 
-Every rank owns one segment of a shared MPI window: a control page, then its rings, 2 (bound + 1) x P slots for the blocks that
-others write to it. Writing is a plain store into the receiver's segment: the sender completes the transfer alone, while the
-receiver may be asleep, and the sender may fall asleep right afterwards.
+Every rank owns one segment of a shared MPI window: a control page, then its rings, 2 (bound + 1) x P slots for the
+blocks that others write to it. Writing is a plain store into the receiver's segment: the sender completes the transfer
+alone, while the receiver may be asleep, and the sender may fall asleep right afterwards.
 
-====================  =======================================================================================================
+====================  ==================================================================================
 control page          P counters of arrivals, a cache line each; an alarm; this rank's notice to the others
 slot s of source r    a header of one cache line (the block's size in bytes), then ``slot_bytes`` of room
-====================  =======================================================================================================
+====================  ==================================================================================
 
-A block larger than its slot goes into a file of its own in shared memory, mapped by both sides. Its name follows from sender,
-receiver and slot, and it is removed when the slot is used again, so the proof of the protocol covers it as well.
+A block larger than its slot goes into a file of its own in shared memory, mapped by both sides. Its name follows from
+sender, receiver and slot, and it is removed when the slot is used again, so the proof of the protocol covers it as
+well.
 """
 
 import mmap
@@ -19,7 +20,7 @@ import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from mpi4py import MPI
@@ -45,6 +46,10 @@ class Notice(NamedTuple):
     state: int
     posted: int
     text: str
+
+
+def _view(memory: Any) -> memoryview:
+    return memoryview(memory).cast("B")
 
 
 def _round_up(n: int, unit: int) -> int:
@@ -107,18 +112,21 @@ class Control:
 class Ring:
     """This rank's own rings, and its slots in the rings of the peers on its host."""
 
-    def __init__(self, node: MPI.Comm, ranks: list[int], rank: int, layout: Layout, dtype: np.dtype, token: str) -> None:
-        """Collective over ``node``, whose rank n is rank ``ranks[n]`` of the exchange.
+    def __init__(
+        self, comm: MPI.Intracomm, node: MPI.Intracomm, ranks: list[int], layout: Layout, dtype: np.dtype, token: str
+    ) -> None:
+        """Collective over ``comm``, whose rank ``ranks[n]`` is rank n of ``node``, the ranks on this host.
 
         Raises:
-            MemoryError: on every rank of the host, if shared memory has too little room, before anything is allocated.
+            MemoryError: on every rank, before anything is allocated, if a host has too little shared memory.
         """
+        rank = comm.rank
         self.rank, self.layout, self.dtype = rank, layout, dtype
-        self._check_room(node)
+        self._check_room(comm, node.size)
         self._window = MPI.Win.Allocate_shared(layout.segment_bytes, 1, comm=node)
         self._window.Lock_all(MPI.MODE_NOCHECK)
         self.fence = self._window.Sync
-        segments = {r: memoryview(self._window.Shared_query(n)[0]).cast("B") for n, r in enumerate(ranks)}
+        segments = {r: _view(self._window.Shared_query(n)[0]) for n, r in enumerate(ranks)}
         self.peers = {r: Control(segment, layout.size) for r, segment in segments.items()}
         self.own = segments[rank]
         np.frombuffer(self.own, np.uint8).fill(0)  # all pages are there from the first call on
@@ -126,26 +134,29 @@ class Ring:
         self.counters = self.peers[rank].counters
         self._counter_at = {r: control.counters[rank : rank + 1] for r, control in self.peers.items()}
         self._room = {
-            r: [self._slot(segment, slot, rank) for slot in range(slots(layout.bound))] for r, segment in segments.items()
+            r: [self._slot(segment, slot, rank) for slot in range(slots(layout.bound))]
+            for r, segment in segments.items()
         }
         self._sizes = [self._headers(slot) for slot in range(slots(layout.bound))]
         self._arrays = [
-            [self._slot(self.own, slot, source)[1] for source in range(layout.size)] for slot in range(slots(layout.bound))
+            [self._slot(self.own, slot, source)[1] for source in range(layout.size)]
+            for slot in range(slots(layout.bound))
         ]
         self._seen: list[tuple[list[int], list[np.ndarray]]] = [([], []) for _ in range(slots(layout.bound))]
         self.large: dict[tuple[int, int], np.ndarray] = {}  # (slot, source): came as a message, larger than its slot
         self._files = Path(SHARED_DIR, f"bls-{token}")
         self._written: set[tuple[int, int]] = set()
 
-    def _check_room(self, node: MPI.Comm) -> None:
-        if not os.path.isdir("/dev/shm"):
-            return
-        stat = os.statvfs("/dev/shm")
-        room, need = stat.f_bavail * stat.f_frsize, self.layout.segment_bytes * node.size
-        if node.allreduce(need > room, op=MPI.LOR):
+    def _check_room(self, comm: MPI.Intracomm, ranks_here: int) -> None:
+        need = room = self.layout.segment_bytes * ranks_here
+        if os.path.isdir("/dev/shm"):
+            stat = os.statvfs("/dev/shm")
+            room = stat.f_bavail * stat.f_frsize
+        missing, need, room, ranks = max(comm.allgather((need - room, need, room, ranks_here)))
+        if missing > 0:
             raise MemoryError(
-                f"{node.size} ranks on this host need {need} bytes of shared memory, {room} are free in /dev/shm: "
-                f"lower slot_bytes ({self.layout.slot_bytes}) or bound ({self.layout.bound}), or give the container more"
+                f"{ranks} ranks on one host need {need} bytes of shared memory, {room} are free in /dev/shm: "
+                f"lower slot_bytes ({self.layout.slot_bytes}) or bound ({self.layout.bound}), or give it more"
             )
 
     def _slot(self, segment: memoryview, slot: int, source: int) -> tuple[memoryview, memoryview]:
@@ -196,8 +207,9 @@ class Ring:
         seen, blocks = self._seen[slot]
         if sizes != seen:
             blocks = [self._array(slot, source, size) for source, size in enumerate(sizes)]
-            # Views of one slot are the same for equal sizes; those of files are mapped anew for every block.
-            self._seen[slot] = (sizes if max(sizes) <= self.layout.slot_bytes else [], blocks)
+            # Views of one slot are the same for equal sizes. Files are mapped anew for every block and not kept: each
+            # mapping holds memory and a file descriptor.
+            self._seen[slot] = (sizes, blocks) if max(sizes) <= self.layout.slot_bytes else ([], [])
         return list(blocks)
 
     def _array(self, slot: int, source: int, size: int) -> np.ndarray:
@@ -214,8 +226,8 @@ class Ring:
 
     def _write_file(self, peer: int, slot: int, block: memoryview) -> None:
         path = self._file(self.rank, peer, slot)
+        self._written.add((peer, slot))  # first, so that a signal in between leaves no file behind
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
-        self._written.add((peer, slot))
         try:
             if hasattr(os, "posix_fallocate"):  # without it a full file system would be a crash at the first store
                 os.posix_fallocate(descriptor, 0, len(block))
@@ -225,7 +237,8 @@ class Ring:
                 room[:] = block
         except OSError as error:
             raise MemoryError(
-                f"no room for a block of {len(block)} bytes from rank {self.rank} to rank {peer} in {SHARED_DIR}: {error.strerror}"
+                f"no room in {SHARED_DIR} for a block of {len(block)} bytes from rank {self.rank} to rank {peer}: "
+                f"{error.strerror}"
             ) from error
         finally:
             os.close(descriptor)

@@ -1,7 +1,7 @@
 """How a rank waits: the only place of the collective that gives up the processor.
 
-A wait is a Python loop that looks, calls a policy, and looks again, so that Ctrl-C and deadlines work. The policy decides what
-happens between two looks.
+A wait is a Python loop that looks, calls a policy, and looks again, so that Ctrl-C and deadlines work. The policy
+decides what happens between two looks.
 """
 
 import os
@@ -24,8 +24,8 @@ Policy = Callable[[int], None]
 def yield_then_sleep(attempt: int) -> None:
     """Yield the core at once, then back off to short sleeps.
 
-    With more ranks than cores the rank that is waited for may need this very core: yielding first is several times faster
-    than spinning or sleeping first. Sleeps keep a long wait from heating a core that others could use.
+    With more ranks than cores the rank that is waited for may need this very core: yielding first is several times
+    faster than spinning or sleeping first. Sleeps keep a long wait from heating a core that others could use.
     """
     if attempt <= YIELDS:
         os.sched_yield()

@@ -263,15 +263,19 @@ class Engines:
         return "\n".join([head, *lines, f"traceback of rank {first}:", trace])
 
 
-def experiment(ranks: Engines, run: Callable[..., list[dict[str, Any]]], config: Any) -> list[dict[str, Any]]:
-    """Call ``run(COMM_WORLD, config)`` on every rank and return rank 0's rows: an experiment, from a notebook."""
-    return ranks.run(_experiment, run, config, label=run.__module__.rpartition(".")[2])[0]
+def experiment(
+    ranks: Engines, run: Callable[..., list[dict[str, Any]]], config: Any, *, size: int | None = None
+) -> list[dict[str, Any]]:
+    """Call ``run(comm, config)`` on the first ``size`` ranks, or on all, and return rank 0's rows."""
+    return ranks.run(_experiment, run, config, size or ranks.size, label=run.__module__.rpartition(".")[2])[0]
 
 
-def _experiment(run: Callable[..., list[dict[str, Any]]], config: Any) -> list[dict[str, Any]]:
+def _experiment(run: Callable[..., list[dict[str, Any]]], config: Any, size: int) -> list[dict[str, Any]]:
     from mpi4py import MPI
 
-    rows = run(MPI.COMM_WORLD, config)
+    comm = MPI.COMM_WORLD.Split(int(MPI.COMM_WORLD.rank < size))
+    rows = run(comm, config) if MPI.COMM_WORLD.rank < size else []
+    comm.Free()
     return rows if MPI.COMM_WORLD.rank == 0 else []
 
 

@@ -20,11 +20,10 @@ import psutil
 
 from blslib.lab.launch import end_trees, is_alive, rank_environment
 from blslib.lab.progress import TERMINAL_VARIABLE
+from blslib.lab.records import OUT_VARIABLE
 
 RANKS = 4
 CELL_TIMEOUT_S = 1800
-OUT_VARIABLE = "BLS_OUT"
-"""Environment variable with the folder for ``data/`` and ``figures/``; empty for those of the repository."""
 
 
 class StopError(Exception):

@@ -1,0 +1,571 @@
+"""The bounded-lag alltoallv on real ranks: the contract of its methods, on every channel."""
+
+import array
+import os
+import random
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mpi4py import MPI
+
+from blslib.collective import alltoallv, ring
+from blslib.collective.alltoallv import BoundedLagAlltoallv
+from blslib.collective.errors import BlockError, ExchangeError, LateError, PeerError
+from blslib.collective.exchange import Arrival
+from blslib.collective.reference import alltoallv as reference
+from tests.test_failures import two_hosts
+
+TIMEOUT_S = 20.0
+Build = Callable[..., BoundedLagAlltoallv]
+
+
+@pytest.fixture(params=["auto", "messages", "mixed"])
+def build(request, comm, monkeypatch) -> Build:
+    """Builds an exchange: shared rings, messages, or two "hosts" with messages between them."""
+    if request.param == "mixed":
+        monkeypatch.setattr(alltoallv, "_same_host", two_hosts)
+
+    def make(bound: int = 1, slot_bytes: int = 256, on: MPI.Intracomm | None = None, **options) -> BoundedLagAlltoallv:
+        channel = "messages" if request.param == "messages" else "auto"
+        options = {"timeout_s": TIMEOUT_S, "channel": channel, **options}
+        return BoundedLagAlltoallv(on or comm, bound=bound, slot_bytes=slot_bytes, **options)
+
+    return make
+
+
+def block(iteration: int, source: int, to: int, counts: tuple[int, ...], dtype: np.dtype, seed: int = 0) -> np.ndarray:
+    """Random items, of a random number among ``counts``; rank 0 is silent now and then. Any rank can make any block."""
+    rng = np.random.default_rng((seed, iteration, source, to))
+    count = 0 if source == 0 and iteration % 4 == 1 else int(rng.choice(counts))
+    return np.frombuffer(rng.bytes(count * dtype.itemsize), dtype)
+
+
+class Checked:
+    """Posts ``block``s, spoils its copies at once, and looks at what it was handed only right before its next call."""
+
+    def __init__(self, exchange: BoundedLagAlltoallv, counts=(0, 1, 7, 64, 256), wrap=list, seed=0) -> None:
+        self.exchange, self.counts, self.dtype, self.wrap, self.seed = exchange, counts, exchange.dtype, wrap, seed
+        self.posted = self.delivered = 0
+        self.held: list[Arrival] = []
+
+    def block(self, iteration: int, source: int, to: int) -> np.ndarray:
+        return block(iteration, source, to, self.counts, self.dtype, self.seed)
+
+    def release(self) -> None:
+        ranks = range(self.exchange.size)
+        for arrival in self.held:
+            assert arrival.iteration == self.delivered
+            received = reference([[self.block(arrival.iteration, s, r) for r in ranks] for s in ranks])
+            for source, (got, expected) in enumerate(zip(arrival.blocks, received[self.exchange.rank], strict=True)):
+                assert got.dtype == self.dtype
+                assert got.ndim == 1
+                assert got.tobytes() == expected.tobytes(), (arrival.iteration, source)
+                got.view(np.uint8)[:] = 0xEE  # the receiver may write to what it was handed
+            self.delivered += 1
+        self.held = []
+
+    def post(self) -> None:
+        own = [self.block(self.posted, self.exchange.rank, to).copy() for to in range(self.exchange.size)]
+        blocks = self.wrap(own)
+        self.release()
+        self.held = self.exchange.post(blocks)
+        for one in own:
+            one.view(np.uint8)[:] = 0xDD
+        self.posted += 1
+        assert self.delivered + len(self.held) >= self.posted - self.exchange.bound
+
+    def drain(self) -> None:
+        self.release()
+        self.held = self.exchange.drain()
+        self.release()
+        assert self.delivered == self.posted
+
+
+@pytest.mark.parametrize("bound", [0, 1, 2, 5])
+def test_delivers_what_mpi_alltoallv_delivers(comm, build, bound):
+    nap = random.Random(comm.rank)
+    with build(bound, slot_bytes=100, dtype=np.uint8) as exchange:  # some blocks are larger
+        run = Checked(exchange)
+        for _ in range(40):
+            time.sleep(nap.choice((0, 0, 0, 0, 0.003)))
+            run.post()
+        run.drain()
+    for i in (0, 1, 7, 39):
+        mine = [run.block(i, comm.rank, to) for to in range(comm.size)]
+        theirs = [run.block(i, source, comm.rank) for source in range(comm.size)]
+        received = np.empty(sum(map(len, theirs)), np.uint8)
+        comm.Alltoallv([np.concatenate(mine), list(map(len, mine))], [received, list(map(len, theirs))])
+        assert received.tobytes() == b"".join(map(bytes, theirs))
+
+
+@pytest.mark.parametrize("bound", [0, 3])
+def test_blocks_of_every_size(comm, build, bound):
+    with build(bound, slot_bytes=64) as exchange:
+        run = Checked(exchange, counts=(0, 1, 63, 64, 65, 128, 5000, 300_000), seed=1)
+        for _ in range(30):
+            run.post()
+        run.drain()
+
+
+def test_thousands_of_tiny_blocks(comm, build):
+    rng = np.random.default_rng(3)
+    exchange = build(int(rng.integers(0, 9)), slot_bytes=8)
+    exchange_2 = build(int(rng.integers(0, 9)), slot_bytes=8)
+    mine = tuple(np.zeros(2, np.float32) for _ in range(comm.size))
+    seen = 0
+    with exchange, exchange_2:
+        for i in range(2500):
+            for one in mine:
+                one[:] = i, comm.rank
+            for arrival in exchange.post(mine) + (exchange.drain() if i == 2499 else []):
+                assert arrival.iteration == seen
+                assert [b.tolist() for b in arrival.blocks] == [[seen, source] for source in range(comm.size)]
+                seen += 1
+            exchange_2.post(mine)
+        assert [a.iteration for a in exchange_2.drain()][-1:] == [2499] * bool(exchange_2.bound)
+    assert seen == 2500
+
+
+@pytest.mark.parametrize("build", ["auto"], indirect=True)
+@pytest.mark.parametrize(
+    "dtype", ["float64", "int8", "complex64", ">f4", "datetime64[s]", [("id", "<i4"), ("weight", "<f8")]], ids=str
+)
+def test_dtypes(build, dtype):
+    with build(2, slot_bytes=64, dtype=dtype) as exchange:
+        run = Checked(exchange, counts=(0, 1, 5, 100))
+        for _ in range(8):
+            run.post()
+        run.drain()
+
+
+FORMS = {
+    "tuple": (np.float32, tuple),
+    "tensors": (np.float32, lambda own: [torch.from_numpy(b) for b in own]),
+    "tuple of tensors": (np.float32, lambda own: tuple(torch.from_numpy(b) for b in own)),
+    "bfloat16": (np.int16, lambda own: [torch.from_numpy(b).view(torch.bfloat16) for b in own]),
+    "every second": (np.float32, lambda own: tuple(np.repeat(b, 2)[::2] for b in own)),
+    "two-dimensional": (np.float32, lambda own: [b.reshape(1, -1) for b in own]),
+    "bytes": (np.float32, lambda own: [b.tobytes() for b in own]),
+    "bytearray": (np.float32, lambda own: tuple(bytearray(b.tobytes()) for b in own)),
+    "array.array": (np.float32, lambda own: [array.array("f", b.tobytes()) for b in own]),
+    "memoryview": (np.float32, lambda own: [memoryview(b) for b in own]),
+    "mixed": (np.float32, lambda own: [b if to % 2 else b.tobytes() for to, b in enumerate(own)]),
+}
+
+
+@pytest.mark.parametrize("build", ["auto"], indirect=True)
+@pytest.mark.parametrize("form", FORMS)
+def test_whatever_holds_bytes(build, form):
+    dtype, wrap = FORMS[form]
+    with build(1, slot_bytes=64, dtype=dtype) as exchange:
+        run = Checked(exchange, counts=(0, 3, 16, 40), wrap=wrap)
+        for _ in range(6):
+            run.post()
+        run.drain()
+
+
+@pytest.mark.parametrize("build", ["auto"], indirect=True)
+def test_inference_tensors(comm, build):
+    with build(1) as exchange, torch.inference_mode():
+        for i in range(5):
+            scores = torch.full((comm.size, 4), float(i)) + comm.rank
+            for arrival in exchange.post(list(scores)):
+                out = torch.cat([torch.from_numpy(b) for b in arrival.blocks])
+                expected = [arrival.iteration + source for source in range(comm.size) for _ in range(4)]
+                assert out.tolist() == expected
+        exchange.drain()
+
+
+RETUPLED = {
+    "arrays": lambda n: [np.zeros(4, np.int16) for _ in range(n)],
+    "strided": lambda n: [np.zeros((4, 2), np.int16)[:, 0] for _ in range(n)],
+    "tensors": lambda n: [torch.zeros(4, dtype=torch.int16) for _ in range(n)],
+    "strided bfloat16": lambda n: [torch.zeros((4, 2), dtype=torch.int16).view(torch.bfloat16)[:, 0] for _ in range(n)],
+}
+
+
+@pytest.mark.parametrize("build", ["auto"], indirect=True)
+@pytest.mark.parametrize("kind", RETUPLED)
+def test_a_tuple_posted_again_sends_its_new_contents(comm, build, kind):
+    mine = tuple(RETUPLED[kind](comm.size))
+    with build(0, dtype=np.int16) as exchange:
+        for i in range(6):
+            for to, one in enumerate(mine):
+                one[:] = value(i, comm.rank, to) if kind != "strided bfloat16" else float(i + 8 * comm.rank + 40 * to)
+            ((iteration, blocks),) = exchange.post(mine)
+            assert iteration == i
+            for source, got in enumerate(blocks):
+                if kind == "strided bfloat16":
+                    numbers = torch.from_numpy(got.copy()).view(torch.bfloat16).tolist()
+                    assert numbers == [i + 8 * source + 40 * comm.rank] * 4
+                else:
+                    assert got.tolist() == [value(i, source, comm.rank)] * 4
+
+
+def value(iteration: int, source: int, to: int) -> int:
+    return 1000 * iteration + 10 * source + to
+
+
+@pytest.mark.parametrize("bound", [0, 2])
+def test_what_was_handed_out_can_be_posted(comm, build, bound):
+    """Every block goes to and fro between two ranks, from slot to slot."""
+    with build(bound, slot_bytes=64, dtype=np.int64) as exchange:
+        blocks = [np.array([value(0, comm.rank, to)] * 9) for to in range(comm.size)]
+        for i in range(20):
+            *_, (_, blocks) = exchange.post(blocks) or exchange.collect(i)
+            there = [value(0, source, comm.rank) for source in range(comm.size)]
+            back = [value(0, comm.rank, source) for source in range(comm.size)]
+            assert [b.tolist() for b in blocks] == [[v] * 9 for v in (back if i % 2 else there)]
+
+
+def test_other_counts_than_promised(comm, build):
+    wrong_from, wrong_to, wrong_in = comm.size - 1, 0, 3
+    with pytest.raises((BlockError, PeerError)) as raised:  # noqa: PT012
+        with build(1, recv_counts=[4] * comm.size, dtype=np.float64) as exchange:
+            for i in range(10):
+                blocks = [np.zeros(4) for _ in range(comm.size)]
+                if (comm.rank, i) == (wrong_from, wrong_in):
+                    blocks[wrong_to] = np.zeros(3)
+                exchange.post(blocks)
+            exchange.drain()
+    text = f"rank {wrong_from} -> rank 0 sent 24 bytes in iteration {wrong_in}, rank 0 expected 32"
+    assert text in str(raised.value)
+    assert type(raised.value) is (BlockError if comm.rank == wrong_to else PeerError)
+    assert comm.rank == wrong_to or str(raised.value).startswith("rank 0 failed after posting ")
+
+
+def test_promised_counts_are_accepted(comm, build):
+    counts = [3 * source for source in range(comm.size)]
+    with build(2, slot_bytes=64, recv_counts=counts, dtype=np.float64) as exchange:
+        for _ in range(9):
+            for arrival in exchange.post([np.ones(3 * comm.rank)] * comm.size):
+                assert list(map(len, arrival.blocks)) == counts
+        exchange.drain()
+
+
+def test_collect(comm, build):
+    mine = [np.full(3, comm.rank, np.float32)] * comm.size
+    with build(5) as exchange:
+        assert exchange.collect() == []
+        assert exchange.drain() == []
+        with pytest.raises(ValueError, match="iteration 0 was not posted yet: the next one is 0"):
+            exchange.collect(0)
+        early = [a.iteration for _ in range(5) for a in exchange.post(mine)]
+        got = early + [a.iteration for a in exchange.collect(through=2)]
+        assert got[:3] == [0, 1, 2]
+        got += [a.iteration for a in exchange.collect(through=1)]
+        comm.Barrier()
+        deadline_s = time.monotonic() + TIMEOUT_S
+        while len(got) < 5 and time.monotonic() < deadline_s:
+            got += [a.iteration for a in exchange.collect()]  # never waits, gets there all the same
+        assert got == [0, 1, 2, 3, 4]
+        assert exchange.drain() == []
+        with pytest.raises(ValueError, match="iteration 5 was not posted yet: the next one is 5"):
+            exchange.collect(5)
+        exchange.post(mine)
+
+
+@pytest.mark.ranks(2)
+def test_collect_without_argument_does_not_wait(comm, build):
+    with build(3, timeout_s=5) as exchange:
+        if comm.rank == 0:
+            exchange.post([np.zeros(1, np.float32)] * comm.size)
+            started_s = time.monotonic()
+            assert exchange.collect() == []
+            assert time.monotonic() - started_s < 0.5
+            comm.Barrier()
+        else:
+            comm.Barrier()
+            exchange.post([np.zeros(1, np.float32)] * comm.size)
+        exchange.drain()
+
+
+def test_two_exchanges_take_turns(comm, build):
+    with build(3, slot_bytes=64) as a, build(0, slot_bytes=128) as b:
+        first, second = Checked(a, seed=1), Checked(b, seed=2)
+        for i in range(20):
+            for run in (first, second) if (i + comm.rank) % 2 else (second, first):
+                run.post()
+            if i == 12:
+                first.drain()
+        second.drain()
+        first.drain()
+
+
+def test_parts_of_a_communicator(comm, build):
+    part = comm.Split(comm.rank % 2, -comm.rank)
+    with build(1, on=part) as exchange, build(2) as whole:
+        assert (exchange.rank, exchange.size) == (part.rank, part.size)
+        run, run_2 = Checked(exchange, seed=5), Checked(whole, seed=6)
+        for _ in range(10):
+            run.post()
+            run_2.post()
+        run.drain()
+        run_2.drain()
+    part.Free()
+
+
+def test_no_rank_leaves_a_call_too_early(comm, build):
+    iterations, nap = 25, random.Random(10 + comm.rank)
+    for bound in (0, 2):
+        with build(bound, record=True) as exchange:
+            for _ in range(iterations):
+                time.sleep(nap.choice((0, 0, 0.002, 0.004)))
+                exchange.post([np.zeros(4, np.float32)] * comm.size)
+            exchange.drain()
+        calls = exchange.calls
+        entered_s = np.array(comm.allgather([call.entered_s for call in calls]))
+        everybody_s = entered_s.max(axis=0)
+        for call in calls[bound:]:
+            assert call.returned_s >= everybody_s[call.iteration - bound]
+        returned_s = np.array(comm.allgather([call.returned_s for call in calls]))
+        for r in range(comm.size):
+            for s in range(comm.size):
+                lag = [(returned_s[r] <= t).sum() - (entered_s[s] <= t).sum() for t in returned_s[r]]
+                assert max(lag) <= bound
+
+
+def test_records(comm, build):
+    with build(1, record=True, slot_bytes=64) as exchange:
+        for i in range(6):
+            if comm.rank == 0 and i == 3:
+                time.sleep(0.05)
+            exchange.post([np.zeros(i, np.float32)] * comm.size)
+    assert [call.iteration for call in exchange.calls] == list(range(6))
+    assert [call.sent_bytes for call in exchange.calls] == [4 * i * comm.size for i in range(6)]
+    for call in exchange.calls:
+        assert call.entered_s <= call.posted_s <= call.returned_s
+        assert 0 <= call.waited_s <= call.returned_s - call.entered_s
+        assert call.iteration + 1 - exchange.bound <= call.delivered <= call.iteration + 1
+    assert sum(call.waited_s for call in exchange.calls) == pytest.approx(exchange.waited_s)
+    waited_s = comm.allgather(exchange.waited_s)
+    assert comm.size == 1 or max(waited_s[1:]) > 0.02
+    with build(1) as quiet:
+        quiet.post([np.zeros(1, np.float32)] * comm.size)
+    assert quiet.calls == []
+
+
+@pytest.mark.parametrize("build", ["auto"], indirect=True)
+@pytest.mark.parametrize(("bound", "slot_bytes"), [(0, 64), (3, 1000), (16, 4096)])
+def test_memory_is_what_was_promised(comm, build, bound, slot_bytes):
+    with build(bound, slot_bytes=slot_bytes) as exchange:
+        room = -(-slot_bytes // 64) * 64
+        assert exchange.slot_bytes == room
+        assert exchange.ring_bytes == comm.size * 2 * (bound + 1) * (room + 64)
+
+
+@pytest.mark.parametrize("build", ["auto"], indirect=True)
+def test_after_close(comm, build):
+    exchange = build()
+    exchange.post([np.zeros(2, np.float32)] * comm.size)
+    exchange.close()
+    exchange.close()
+    for call in (lambda: exchange.post([np.zeros(2, np.float32)] * comm.size), exchange.drain, exchange.collect):
+        with pytest.raises(ExchangeError, match="^exchange is closed$"):
+            call()
+
+
+@pytest.mark.parametrize("build", ["auto"], indirect=True)
+def test_an_error_after_close_is_just_that(comm, build):
+    with pytest.raises(KeyError, match="mine"):  # noqa: PT012
+        with build() as exchange:
+            exchange.post([np.zeros(2, np.float32)] * comm.size)
+            exchange.close()
+            raise KeyError("mine")
+
+
+@pytest.mark.parametrize("items", [4, 40, 100_000], ids=["small", "oversize", "rendezvous"])
+def test_what_was_never_taken_does_not_reach_the_next_exchange(comm, build, items):
+    for again in range(4):
+        started_s = time.monotonic()
+        with build(2, slot_bytes=64, dtype=np.int32) as exchange:
+            for i in range(3):
+                exchange.post([np.full(items, 100 * again + 10 * i + comm.rank, np.int32)] * comm.size)
+            got = exchange.drain() if again == 3 else []
+            for arrival in got:
+                firsts = [300 + 10 * arrival.iteration + source for source in range(comm.size)]
+                assert [sorted({*b.tolist()}) for b in arrival.blocks] == [[first] for first in firsts]
+        assert time.monotonic() - started_s < TIMEOUT_S / 2  # closing waited for no deadline
+
+
+@pytest.fixture
+def files_left() -> Callable[[], list[Path]]:
+    before = set(Path(ring.SHARED_DIR).glob("bls-*"))
+    return lambda: sorted(set(Path(ring.SHARED_DIR).glob("bls-*")) - before)
+
+
+def test_no_file_is_left_behind(comm, build, files_left):
+    comm.Barrier()
+    descriptors = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+    with build(3, slot_bytes=64) as exchange:
+        token = (
+            exchange._memory._files.name if hasattr(exchange._memory, "_files") else exchange._memory.ring._files.name
+        )
+        for i in range(20):
+            exchange.post([np.zeros(50 * (i % 3), np.float32)] * comm.size)
+        exchange.drain()
+    comm.Barrier()
+    assert [path for path in files_left() if path.name.startswith(token)] == []
+    del exchange
+    assert not descriptors or len(os.listdir("/proc/self/fd")) <= descriptors + 3
+
+
+@pytest.mark.parametrize("build", ["auto"], indirect=True)
+def test_no_mapping_outlives_its_block(comm, build):
+    """Large blocks of many slots must not add up to a pile of open files."""
+    with build(16, slot_bytes=64) as exchange:
+        for _ in range(80):
+            exchange.post([np.zeros(50, np.float32)] * comm.size)
+        exchange.drain()
+        exchange.post([np.zeros(1, np.float32)] * comm.size)
+        exchange.drain()
+        if Path("/proc/self/maps").exists():
+            mapped = [line for line in Path("/proc/self/maps").read_text().splitlines() if "/bls-" in line]
+            assert len(mapped) <= comm.size
+
+
+def test_many_exchanges_one_after_another(comm, build):
+    for i in range(30):
+        with build(i % 3, slot_bytes=64) as exchange:
+            exchange.post([np.full(1, i, np.float32)] * comm.size)
+            assert all(b.tolist() == [i] for a in exchange.drain() for b in a.blocks)
+
+
+@pytest.mark.parametrize("build", ["auto"], indirect=True)
+def test_wrong_blocks_send_nothing(comm, build):
+    with build(0, dtype=np.float32) as exchange:
+        with pytest.raises(ValueError, match=f"one block per rank: expected {comm.size}, got {comm.size + 1}"):
+            exchange.post([np.zeros(1, np.float32)] * (comm.size + 1))
+        with pytest.raises(ValueError, match="block for rank 0 has dtype float64, the exchange was built for float32"):
+            exchange.post([np.zeros(1)] * comm.size)
+        with pytest.raises(TypeError, match="block for rank 0 is a str: expected"):
+            exchange.post(["text"] * comm.size)
+        run = Checked(exchange, counts=(0, 3))
+        run.post()
+        run.drain()
+
+
+FAULTS = [
+    ({"bound": -1}, "bound is a whole number of iterations >= 0, got -1"),
+    ({"bound": 1.5}, "bound is a whole number of iterations >= 0, got 1.5"),
+    ({"slot_bytes": 0}, "slot_bytes is a whole number >= 1, got 0"),
+    ({"dtype": "no such"}, "data type 'no such' not understood"),
+    ({"dtype": object}, "dtype object has no bytes to send"),
+    ({"dtype": "V0"}, "dtype .* has no bytes to send"),
+    ({"timeout_s": -1}, "timeout_s is a time > 0, got -1"),
+    ({"timeout_s": "soon"}, "timeout_s is a time > 0, got 'soon'"),
+    ({"channel": "pigeon"}, "channel is one of auto, ring, messages, got 'pigeon'"),
+    ({"recv_counts": 5}, "recv_counts is one whole number >= 0 per rank .*, got 5"),
+    ({"recv_counts": [-1] * 9}, "recv_counts is one whole number >= 0 per rank"),
+]
+
+
+@pytest.mark.parametrize(("fault", "text"), FAULTS, ids=lambda v: str(v) if isinstance(v, dict) else "")
+def test_a_bad_argument_on_one_rank_raises_on_all(comm, fault, text):
+    bad = comm.size - 1
+    arguments = {"bound": 1, "slot_bytes": 64, "timeout_s": TIMEOUT_S} | (fault if comm.rank == bad else {})
+    with pytest.raises(ValueError, match=f"^rank {bad}: {text}"):
+        BoundedLagAlltoallv(comm, **arguments)
+
+
+@pytest.mark.ranks(2)
+@pytest.mark.parametrize(
+    ("name", "one", "other"),
+    [("bound", 1, 2), ("slot_bytes", 64, 128), ("dtype", "float32", "float64"), ("channel", "auto", "messages")],
+)
+def test_ranks_that_differ_are_named(comm, name, one, other):
+    odd = comm.size - 1
+    arguments = {"bound": 1, "slot_bytes": 64, "timeout_s": TIMEOUT_S} | {name: other if comm.rank == odd else one}
+    with pytest.raises(ValueError, match=f"^ranks differ in {name}: rank 0 has {one}, rank {odd} has {other}$"):
+        BoundedLagAlltoallv(comm, **arguments)
+
+
+@pytest.mark.ranks(2)
+def test_a_rank_that_does_not_come(comm):
+    """Nobody hangs: neither those who wait for it, nor the one that comes when they have gone."""
+    if comm.rank == 0:
+        time.sleep(0.4)
+    with pytest.raises(LateError, match="building the exchange not complete after 0.2 s"):
+        BoundedLagAlltoallv(comm, bound=0, slot_bytes=64, timeout_s=0.2)
+    comm.Barrier()
+
+
+def test_too_little_shared_memory(comm, build, monkeypatch):
+    real = os.statvfs("/")
+
+    class Small:
+        f_bavail, f_frsize = (10_000, 1) if comm.rank == comm.size - 1 else (real.f_bavail, real.f_frsize)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "statvfs", lambda path: Small)
+        with pytest.raises(MemoryError) as raised:
+            build(7, slot_bytes=4096)
+    need = re.search(
+        r"need (\d+) bytes of shared memory, 10000 are free in /dev/shm: lower slot_bytes \(4096\)", str(raised.value)
+    )
+    assert need
+    assert int(need[1]) % (4096 * 2) == 0
+    assert int(need[1]) > comm.size * 16 * 4096
+    with build(0, slot_bytes=64) as exchange:  # and all can try again with less
+        exchange.post([np.zeros(1, np.float32)] * comm.size)
+
+
+@pytest.mark.ranks(2)
+def test_a_new_exchange_after_a_failure(comm, build):
+    for failing in (0, comm.size - 1):
+        with pytest.raises(ZeroDivisionError if comm.rank == failing else PeerError):  # noqa: PT012
+            with build(1, slot_bytes=64) as exchange:
+                for i in range(30):
+                    exchange.post([np.full(30, i, np.float32)] * comm.size)
+                    if comm.rank == failing and i == 11:
+                        1 / 0  # noqa: B018
+                exchange.drain()
+        with pytest.raises(ExchangeError, match="^exchange is closed$"):
+            exchange.collect()
+    with build(2, slot_bytes=64) as exchange:
+        run = Checked(exchange)
+        for _ in range(10):
+            run.post()
+        run.drain()
+
+
+@pytest.mark.ranks(2)
+def test_news_comes_before_the_missing_file_of_a_failed_rank(comm, monkeypatch):
+    """A rank that fails removes its large blocks; who is about to read one learns of the failure, not of the file."""
+    exchange = BoundedLagAlltoallv(comm, bound=0, slot_bytes=64, timeout_s=TIMEOUT_S)
+    if comm.rank == 0:
+        with pytest.raises(RuntimeError, match="boom"), exchange:  # noqa: PT012
+            exchange._core.posted = 1
+            for peer in range(comm.size):
+                exchange._memory.write(peer, 0, memoryview(bytes(1000)))
+                exchange._memory.publish(peer, 1)
+            raise RuntimeError("boom")
+    comm.Barrier()
+    if comm.rank:
+        monkeypatch.setattr(exchange._memory, "alarmed", lambda: False)  # it looked a moment too early
+        with pytest.raises(PeerError, match="rank 0 failed after posting 1 iterations.*boom"):  # noqa: PT012
+            exchange.post([np.zeros(1, np.float32)] * comm.size)
+            exchange.drain()
+        exchange.close()
+
+
+@pytest.mark.parametrize("build", ["auto"], indirect=True)
+def test_waits_as_it_is_told(comm, build):
+    asked: list[int] = []
+
+    def policy(attempt: int) -> None:
+        asked.append(attempt)
+        time.sleep(1e-4)
+
+    with build(0, waiting=policy) as exchange:
+        for i in range(3):
+            if i == comm.rank:
+                time.sleep(0.02)
+            exchange.post([np.zeros(1, np.float32)] * comm.size)
+    assert comm.size == 1 or (asked[0] == 1 and max(asked) > 3)
+    assert all(b == a + 1 or b == 1 for a, b in zip(asked, asked[1:], strict=False))

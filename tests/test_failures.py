@@ -1,0 +1,394 @@
+"""Failures on purpose: ranks of their own under a hard deadline, which must all learn of the failure, and then all end.
+
+Run as a program, this file is the ranks: every scene builds an exchange, spoils it on some rank, and notes what each
+rank saw and when. A scene ends with a barrier of all ranks, so a failure not cleaned up shows in the next scene.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from blslib.lab.launch import mpiexec, rank_environment, run_ranks
+
+RANKS = 4
+LIMIT_S = 40.0
+NEWS_S = 0.5
+CHANNELS = ["auto", "messages", "mixed"]
+
+
+def build(comm: Any, channel: str, bound: int = 1, **options: Any) -> Any:
+    from blslib.collective import alltoallv
+
+    if channel == "mixed":
+        alltoallv._same_host = two_hosts
+        channel = "auto"
+    options = {"slot_bytes": 256, "timeout_s": 20.0, "channel": channel, **options}
+    return alltoallv.BoundedLagAlltoallv(comm, bound=bound, **options)
+
+
+def two_hosts(comm: Any, channel: str) -> tuple[Any, list[int]]:
+    """In the place of ``_same_host``: the first half of the ranks on one host, the others on another."""
+    node = comm.Split(int(comm.rank < comm.size // 2), comm.rank)
+    return node, node.allgather(comm.rank)
+
+
+def post(exchange: Any, times: int, items: int = 8) -> None:
+    for _ in range(times):
+        exchange.post([np.full(items, exchange.rank, np.float32)] * exchange.size)
+
+
+# --- what the ranks do; each function is a scene ---------------------------------------------------------------------
+
+
+def raises(comm: Any, channel: str) -> None:
+    """Rank 2 raises when others wait for it, in its user's code."""
+    with build(comm, channel) as exchange:
+        post(exchange, 20)
+        if comm.rank == 2:
+            time.sleep(0.1)
+            raise Marked(ValueError("boom"))
+        post(exchange, 20)
+        exchange.drain()
+
+
+def raises_with_large_blocks_out(comm: Any, channel: str) -> None:
+    """Rank 1 leaves while blocks that MPI moves by rendezvous, and files, are still on their way."""
+    with build(comm, channel, bound=2) as exchange:
+        post(exchange, 2, items=500_000)
+        if comm.rank == 1:
+            raise Marked(ValueError("boom"))
+        post(exchange, 4, items=500_000)
+        exchange.drain()
+
+
+def is_late(comm: Any, channel: str) -> None:
+    """Ranks 1 and 3 are away for longer than the others' patience."""
+    with build(comm, channel, bound=2, timeout_s=0.4) as exchange:
+        post(exchange, {1: 5, 3: 4}.get(comm.rank, 6))
+        if comm.rank in (1, 3):
+            time.sleep(1.2)
+            post(exchange, 1)
+        exchange.drain()
+
+
+def closes_early(comm: Any, channel: str) -> None:
+    """Rank 0 posts three times, all others five times and more slowly: they hear of its end before they need it."""
+    with build(comm, channel) as exchange:
+        if comm.rank:
+            time.sleep(0.1)
+        post(exchange, 3 if comm.rank == 0 else 5)
+        if comm.rank:
+            exchange.drain()
+
+
+def is_interrupted(comm: Any, channel: str) -> None:
+    """Ctrl-C on rank 1 while it waits for rank 0."""
+    with build(comm, channel, bound=0) as exchange:
+        post(exchange, 3)
+        if comm.rank == 0:
+            time.sleep(1.0)
+        if comm.rank == 1:
+            threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+        post(exchange, 3)
+
+
+def sends_another_size(comm: Any, channel: str) -> None:
+    """Rank 3 sends rank 1 a block of 7 items where 8 were promised, in iteration 4."""
+    with build(comm, channel, recv_counts=[8] * comm.size) as exchange:
+        post(exchange, 4)
+        exchange.post([np.zeros(7 if (comm.rank, to) == (3, 1) else 8, np.float32) for to in range(comm.size)])
+        post(exchange, 4)
+        exchange.drain()
+
+
+def two_fail(comm: Any, channel: str) -> None:
+    """Ranks 0 and 3 fail by themselves, at about the same time."""
+    with build(comm, channel) as exchange:
+        post(exchange, 4)
+        if comm.rank in (0, 3):
+            raise Marked(KeyError(f"of rank {comm.rank}"))
+        post(exchange, 4)
+
+
+def fails_in_close(comm: Any, channel: str) -> None:
+    """Rank 1 fails when all others are closing already."""
+    with build(comm, channel) as exchange:
+        post(exchange, 4)
+        exchange.drain()
+        if comm.rank == 1:
+            time.sleep(0.2)
+            raise Marked(ValueError("at the end"))
+
+
+def never_closes(comm: Any, channel: str) -> None:
+    """Rank 2 does not come to close in time."""
+    with build(comm, channel, timeout_s=0.4) as exchange:
+        post(exchange, 4)
+        exchange.drain()
+        if comm.rank == 2:
+            time.sleep(1.0)
+
+
+def works(comm: Any, channel: str) -> None:
+    """After all that, an exchange on the same communicator still works."""
+    with build(comm, channel, bound=2) as exchange:
+        post(exchange, 20)
+        exchange.drain()
+
+
+SCENES: list[Callable[[Any, str], None]] = [
+    raises,
+    raises_with_large_blocks_out,
+    is_late,
+    closes_early,
+    is_interrupted,
+    sends_another_size,
+    two_fail,
+    fails_in_close,
+    never_closes,
+    works,
+]
+
+
+class Marked(Exception):
+    """The error a scene is about; carries the moment in which it happened."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.at_s = time.monotonic()
+
+
+def play(channel: str, folder: Path) -> None:
+    from mpi4py import MPI
+
+    comm = MPI.COMM_WORLD
+    seen = {}
+    for scene in SCENES:
+        started_s = time.monotonic()
+        try:
+            scene(comm, channel)
+            error: BaseException | None = None
+        except (Exception, KeyboardInterrupt) as caught:
+            error = caught
+        at_s = error.at_s if isinstance(error, Marked) else time.monotonic()
+        seen[scene.__name__] = {
+            "kind": type(error).__name__,
+            "text": str(error),
+            "at_s": at_s,
+            "took_s": time.monotonic() - started_s,
+        }
+        comm.Barrier()
+    (folder / f"{comm.rank}.json").write_text(json.dumps(seen))
+
+
+def uncaught(channel: str, folder: Path) -> None:
+    """No rank catches anything; the large blocks of the failing one are still on their way."""
+    from mpi4py import MPI
+
+    raises_with_large_blocks_out(MPI.COMM_WORLD, channel)
+
+
+def stopped(channel: str, folder: Path) -> None:
+    """Rank 0 stops rank 1 for a while, twice; nothing is lost."""
+    from mpi4py import MPI
+
+    comm = MPI.COMM_WORLD
+    pids, nap = comm.allgather(os.getpid()), 0.3
+
+    def stop() -> None:
+        for _ in range(2):
+            os.kill(pids[1], signal.SIGSTOP)
+            time.sleep(nap)
+            os.kill(pids[1], signal.SIGCONT)
+            time.sleep(0.05)
+
+    started_s, seen = time.monotonic(), 0
+    with build(comm, channel, bound=2, timeout_s=10.0) as exchange:
+        thread = threading.Thread(target=stop if comm.rank == 0 else lambda: None)
+        thread.start()
+        for i in range(300):
+            time.sleep(0.001)
+            blocks = [np.full(8, 1000 * i + 10 * comm.rank + to, np.float32) for to in range(comm.size)]
+            for arrival in exchange.post(blocks) + (exchange.drain() if i == 299 and exchange.bound else []):
+                assert arrival.iteration == seen
+                for source, got in enumerate(arrival.blocks):
+                    assert got.tolist() == [1000 * seen + 10 * source + comm.rank] * 8
+                seen += 1
+        thread.join()
+    assert seen == 300
+    assert time.monotonic() - started_s >= 2 * nap
+    (folder / f"{comm.rank}.json").write_text("{}")
+
+
+def waits(channel: str, folder: Path) -> None:
+    """Waits for a rank that sleeps, until somebody interrupts."""
+    from mpi4py import MPI
+
+    comm = MPI.COMM_WORLD
+    with build(comm, channel, bound=0) as exchange:
+        post(exchange, 1)
+        (folder / f"{comm.rank}.ready").write_text("")
+        if comm.rank == 0:
+            time.sleep(30)
+        post(exchange, 1)
+
+
+# --- what is expected of them ----------------------------------------------------------------------------------------
+
+
+def start(
+    name: str, channel: str, folder: Path, limit_s: float = LIMIT_S, ranks: int = RANKS
+) -> subprocess.CompletedProcess[str]:
+    return run_ranks(ranks, ["-m", "tests.test_failures", name, channel, str(folder)], timeout_s=limit_s, cwd=ROOT)
+
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module", params=CHANNELS)
+def seen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
+    """By scene, what each rank saw."""
+    folder = tmp_path_factory.mktemp(request.param)
+    done = start("play", request.param, folder)
+    assert done.returncode == 0, done.stdout
+    by_rank = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(RANKS)]
+    return {scene.__name__: [rank[scene.__name__] for rank in by_rank] for scene in SCENES}
+
+
+def news(ranks: list[dict[str, Any]], failing: int, kind: str, starts: str, ends: str) -> None:
+    """All but the failing rank raise this, in these words and soon."""
+    print(json.dumps(ranks))
+    for rank, saw in enumerate(ranks):
+        if rank != failing:
+            assert saw["kind"] == kind, saw
+            assert saw["text"].startswith(starts), saw
+            assert saw["text"].endswith(ends), saw
+            assert saw["at_s"] - ranks[failing]["at_s"] < NEWS_S
+
+
+def test_an_exception_reaches_all_others(seen):
+    ranks = seen["raises"]
+    assert ranks[2]["kind"] == "Marked"
+    news(ranks, 2, "PeerError", "rank 2 failed after posting 20 iterations", "Marked: boom")
+
+
+def test_an_exception_with_large_blocks_out(seen):
+    ranks = seen["raises_with_large_blocks_out"]
+    assert ranks[1]["kind"] == "Marked"
+    news(ranks, 1, "PeerError", "rank 1 failed after posting 2 iterations", "Marked: boom")
+
+
+def test_late_ranks_are_named_on_all(seen):
+    for rank, saw in enumerate(seen["is_late"]):
+        assert saw["kind"] == "LateError", saw
+        assert "waited 0.4 s for rank 1 (posted 5, 1 behind), rank 3 (posted 4, 2 behind)" in saw["text"], saw
+        assert 0.4 <= saw["took_s"] < (2.5 if rank in (1, 3) else 1.1), saw
+
+
+def test_a_rank_that_posts_fewer_is_named_at_once(seen):
+    ranks = seen["closes_early"]
+    told = "closed after 3 iterations, rank {} waits for iteration "
+    for rank, saw in enumerate(ranks):
+        assert saw["kind"] == "PeerError"
+        assert saw["took_s"] < 0.1 + NEWS_S + 0.5, saw
+        assert any(f"rank 0 {told.format(r)}" in saw["text"] for r in range(1, RANKS)), (rank, saw)
+
+
+def test_an_interrupt_ends_all(seen):
+    ranks = seen["is_interrupted"]
+    assert ranks[1]["kind"] == "KeyboardInterrupt"
+    assert ranks[1]["took_s"] < 0.2 + NEWS_S
+    assert ranks[0]["took_s"] < 1.0 + NEWS_S
+    for rank in (0, 2, 3):
+        assert (ranks[rank]["kind"], ranks[rank]["text"]) == (
+            "PeerError",
+            "rank 1 failed after posting 4 iterations: KeyboardInterrupt: ",
+        )
+        assert rank == 0 or ranks[rank]["at_s"] - ranks[1]["at_s"] < NEWS_S
+
+
+def test_another_size_than_promised(seen):
+    ranks = seen["sends_another_size"]
+    text = "rank 3 -> rank 1 sent 28 bytes in iteration 4, rank 1 expected 32"
+    assert (ranks[1]["kind"], ranks[1]["text"]) == ("BlockError", text)
+    news(ranks, 1, "PeerError", "rank 1 failed after posting ", text)
+
+
+def test_two_failures_at_once(seen):
+    ranks = seen["two_fail"]
+    texts = [f"rank {r} failed after posting {n} iterations: Marked: 'of rank {r}'" for r in (0, 3) for n in (4, 5)]
+    for rank, saw in enumerate(
+        ranks
+    ):  # rank 0 may hear of rank 3 before it comes to fail itself, and the other way round
+        assert saw["kind"] == "PeerError" or (rank in (0, 3) and saw["kind"] == "Marked"), saw
+        assert saw["kind"] == "Marked" or saw["text"] in texts, saw
+        assert saw["at_s"] - min(ranks[0]["at_s"], ranks[3]["at_s"]) < NEWS_S
+    assert "Marked" in (ranks[0]["kind"], ranks[3]["kind"])
+
+
+def test_a_failure_while_others_close(seen):
+    ranks = seen["fails_in_close"]
+    assert ranks[1]["kind"] == "Marked"
+    news(ranks, 1, "PeerError", "rank 1 failed after posting 4 iterations", "Marked: at the end")
+
+
+def test_a_rank_that_does_not_close(seen):
+    for rank, saw in enumerate(seen["never_closes"]):
+        assert saw["kind"] == "LateError", saw
+        assert "waited 0.4 s in close for ranks [2]" in saw["text"], saw
+        assert saw["took_s"] < (2.0 if rank == 2 else 1.0), saw
+
+
+def test_the_communicator_is_as_good_as_new(seen):
+    assert [saw["kind"] for saw in seen["works"]] == ["NoneType"] * RANKS
+
+
+@pytest.mark.parametrize("channel", CHANNELS)
+def test_a_program_that_catches_nothing_ends(channel, tmp_path):
+    started_s = time.monotonic()
+    done = start("uncaught", channel, tmp_path, limit_s=20)
+    assert done.returncode != 0
+    assert "Marked: boom" in done.stdout
+    assert "rank 1 failed after posting 2 iterations: Marked: boom" in done.stdout
+    assert "signal" not in done.stdout, done.stdout  # no crash
+    assert time.monotonic() - started_s < 15
+
+
+@pytest.mark.parametrize("channel", ["auto", "messages"])
+def test_a_stopped_rank_loses_nothing(channel, tmp_path):
+    done = start("stopped", channel, tmp_path, limit_s=20, ranks=3)
+    assert done.returncode == 0, done.stdout
+    assert len(list(tmp_path.glob("*.json"))) == 3
+
+
+@pytest.mark.parametrize("channel", ["auto", "messages"])
+def test_ctrl_c_ends_everything(channel, tmp_path):
+    command = [mpiexec(), "-n", "3", sys.executable, "-m", "tests.test_failures", "waits", channel, str(tmp_path)]
+    with subprocess.Popen(
+        command, env=rank_environment(), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        try:
+            deadline_s = time.monotonic() + 15
+            while len(list(tmp_path.glob("*.ready"))) < 3:
+                assert time.monotonic() < deadline_s
+                time.sleep(0.05)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=10) != 0
+        finally:
+            process.kill()
+
+
+if __name__ == "__main__":
+    {"play": play, "uncaught": uncaught, "stopped": stopped, "waits": waits}[sys.argv[1]](
+        sys.argv[2], Path(sys.argv[3])
+    )
