@@ -48,7 +48,7 @@ class RecommendConfig:
 class _Measured:
     run: Run
     response_s: np.ndarray
-    scores: list[np.ndarray]
+    scores: np.ndarray
 
 
 def run(comm: MPI.Intracomm, config: RecommendConfig) -> list[Row]:
@@ -85,7 +85,7 @@ def run(comm: MPI.Intracomm, config: RecommendConfig) -> list[Row]:
     reference = measured[items[0]][0].scores
     rows = []
     for item, found in measured.items():
-        same = all(_same(reference, each.scores) for each in found)
+        same = all(np.array_equal(reference, each.scores) for each in found)
         baseline = measured.get(Contender("mpi", 0), found)
         rows.append(
             _row(config, comm.size, here.source, item, [each.run for each in found], [each.run for each in baseline])
@@ -109,9 +109,12 @@ def _once(
 
     timed = Timed(exchange)
     inference = Inference(model, timed, before_post=sleep)
+    rows = own_rows(here.pool[0].size, comm.rank, comm.size)
+    scores = np.zeros((len(here.order), rows.stop - rows.start), np.float32)
     comm.Barrier()
     timed.restart()
-    scores = [scored.scores for scored in inference.run(here.pool[i] for i in here.order)]
+    for scored in inference.run(here.pool[i] for i in here.order):
+        scores[scored.iteration] = scored.scores
     ended_s = time.perf_counter()
     return _Measured(gather(comm, timed, ended_s), np.array(inference.times.response_s), scores)
 
@@ -120,10 +123,6 @@ def _slowest(comm: MPI.Intracomm, response_s: np.ndarray) -> np.ndarray:
     worst = np.empty_like(response_s)
     comm.Allreduce(response_s, worst, op=MPI.MAX)
     return worst
-
-
-def _same(these: list[np.ndarray], those: list[np.ndarray]) -> bool:
-    return all(np.array_equal(a, b) for a, b in zip(these, those, strict=True))
 
 
 def _row(

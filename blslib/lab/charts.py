@@ -1,0 +1,349 @@
+"""Charts: a tidy table in, an Altair chart out. No file is read here, and no number is computed beyond what is drawn.
+
+One theme; one colour, shape and dash per contender (Okabe-Ito, told apart without colour too); units on every axis;
+ranks, cores and the source of the data in the caption; a text description for whoever cannot see the picture.
+
+Every chart takes the rows of an experiment and ``cores``, of the machine that ran it. Most draw one panel for each
+value of the column named ``panel``, "scenario" or "law".
+"""
+
+import os
+import textwrap
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import altair as alt
+import pandas as pd
+import vl_convert
+
+from blslib.lab.records import Row, root
+
+Table: TypeAlias = "pd.DataFrame | Sequence[Row]"
+
+INTERACTIVE_VARIABLE = "BLS_INTERACTIVE"
+"""Environment variable; 1 shows charts with tooltips through anywidget rather than as pictures."""
+
+PPI = 180
+WIDTH = 720
+MPI, BLS, WINDOW = "MPI_Alltoallv", "bounded lag", "MPI_Ialltoallv window"
+PREDICTED, LIMIT = "max-plus prediction", "limit: busiest rank's work"
+LABELS = {"mpi": MPI, "bls": BLS, "window": WINDOW}
+LOOKS: dict[str, tuple[str, str, list[int]]] = {
+    MPI: ("#000000", "square", [1, 0]),
+    BLS: ("#0072B2", "circle", [1, 0]),
+    WINDOW: ("#D55E00", "triangle-up", [5, 3]),
+    PREDICTED: ("#56B4E9", "stroke", [1, 0]),
+    LIMIT: ("#737373", "stroke", [2, 3]),
+}
+"""Colour, shape and dash of every series."""
+
+PHASES = {"work": "#0072B2", "delay": "#E69F00", "waiting": "#E4E4E4"}
+
+
+@alt.theme.register("bls", enable=True)
+def theme() -> alt.theme.ThemeConfig:
+    """Quiet axes, text dark enough to read, and room around the caption."""
+    ink, grey = "#222222", "#888888"
+    plain = {"labelColor": ink, "titleColor": ink, "titleFontWeight": "normal"}
+    title = {"anchor": "start", "fontSize": 15, "color": ink, "offset": 14}
+    caption = {"subtitleFontSize": 11, "subtitleColor": "#444444", "subtitlePadding": 5, "subtitleLineHeight": 15}
+    legend = {"orient": "bottom", "title": None, "labelFontSize": 12, "symbolSize": 90, "labelLimit": 260}
+    config: Any = {
+        "font": "sans-serif",
+        "background": "white",
+        "padding": 10,
+        "view": {"stroke": None},
+        "axis": plain | {"labelFontSize": 11, "titleFontSize": 12, "tickColor": grey, "domainColor": grey},
+        "axisX": {"labelAngle": 0, "grid": False},
+        "axisY": {"grid": True, "gridColor": "#dddddd"},
+        "title": title | caption,
+        "legend": plain | legend | {"columnPadding": 18},
+        "header": {"title": None, "labelFontSize": 13, "labelFontWeight": "bold", "labelColor": ink},
+    }
+    return {"config": config}
+
+
+def timeline(rows: Table, *, cores: int) -> alt.FacetChart:
+    """What every rank does when, one panel per bound on a common time axis; takes the rows of ``timeline.run``."""
+    table = pd.DataFrame(rows)
+    table["start_ms"], table["end_ms"] = 1000 * table["start_s"], 1000 * table["end_s"]
+    table["middle_ms"] = (table["start_ms"] + table["end_ms"]) / 2
+    names = {k: f"bounded lag, bound {k}" if k else "synchronous, bound 0" for k in sorted(table["bound"].unique())}
+    table["panel"] = table["bound"].map(names)
+    table["done_ms"] = table.groupby("bound")["end_ms"].transform("max")
+    table["done"] = table["done_ms"].map("done: {:,.0f} ms".format)
+    done = table.groupby("panel")["done"].first()
+    ranks, own = table["rank"].nunique(), alt.datum.phase == "work"
+    scale = alt.Scale(domain=list(PHASES), range=list(PHASES.values()))
+    axis = alt.Axis(grid=False, ticks=False, domain=False, labelExpr="'rank ' + datum.label", titlePadding=8)
+    base = alt.Chart().encode(y=alt.Y("rank:O", title=None, axis=axis, scale=alt.Scale(paddingInner=0.18)))
+    width = alt.Scale(domain=[0, 1.12 * table["end_ms"].max()], nice=False)  # leaves room for the label at the end
+    bars = base.mark_bar(stroke="white", strokeWidth=0.7).encode(
+        x=alt.X("start_ms:Q", title="time since the start (ms)", scale=width),
+        x2="end_ms:Q",
+        color=alt.Color("phase:N", scale=scale, sort=list(PHASES)),
+        tooltip=["rank", "iteration", "phase", "start_ms", "end_ms"],
+    )
+    numbers = base.mark_text(color="white", fontSize=10).encode(x="middle_ms:Q", text="iteration:N")
+    once = (alt.datum.rank == 0) & (alt.datum.iteration == 0) & own
+    end = alt.Chart().transform_filter(once).encode(x="done_ms:Q")
+    ends = end.mark_rule(strokeDash=[4, 3]) + end.mark_text(align="left", dx=5, fontSize=12, y=-7).encode(text="done:N")
+    lines = [
+        f"{ranks} ranks on {cores} cores, from a real run. The numbers are iterations; work and delay are sleeps.",
+        "Synchronous ranks wait for every delay at once; with bounded lag only those whom it has put too far ahead.",
+    ]
+    return (
+        alt.layer(bars, numbers.transform_filter(own), ends, data=table)
+        .properties(width=WIDTH, height=34 * ranks)
+        .facet(row=alt.Row("panel:N", sort=list(names.values()), header=alt.Header(orient="top", labelAnchor="start")))
+        .properties(
+            title=_title(f"What {ranks} ranks do when", lines),
+            description="Timeline with own work, delay and waiting as bars, a row per rank, one panel above the other: "
+            + "; ".join(f"{name}, {done[name]}" for name in names.values()),
+        )
+    )
+
+
+def speedup_by_bound(rows: Table, *, cores: int, panel: str = "scenario") -> alt.FacetChart:
+    """Throughput over that of MPI_Alltoallv against the bound, paired by repeat; takes rows of ``recommend.run``."""
+    table = _labelled(rows)
+    shown = table[table["series"] != MPI]
+    base = alt.Chart().encode(x=_bounds(shown), xOffset=_beside(shown), color=_series(shown))
+    name = "throughput over MPI_Alltoallv (×)"
+    y = alt.Y("speedup_over_mpi:Q", title=name, scale=alt.Scale(zero=False))
+    layers = [
+        alt.Chart().mark_rule(color=LOOKS[MPI][0], strokeWidth=1.2).encode(y=alt.YDatum(1.0, title=name)),
+        base.mark_line(strokeWidth=1.5).encode(y=y, strokeDash=_series(shown, "strokeDash")),
+        base.mark_rule(strokeWidth=1.5).encode(y="speedup_over_mpi_min:Q", y2="speedup_over_mpi_max:Q"),
+        base.mark_point(filled=True, size=55, opacity=1).encode(
+            y=y, shape=_series(shown, "shape"), tooltip=["series", "bound", "speedup_over_mpi", "batches_per_s"]
+        ),
+    ]
+    return _panels(
+        layers,
+        shown,
+        panel,
+        "Does bounded lag raise the throughput?",
+        [_setting(table, cores), "Black line: MPI_Alltoallv. Points are medians, bars least and greatest."],
+        f"throughput over MPI_Alltoallv against the bound; bounded lag: {_ranges(table, panel, 'speedup_over_mpi')}",
+    )
+
+
+def measured_and_predicted(rows: Table, *, cores: int, panel: str = "law") -> alt.FacetChart:
+    """Time of a run against the bound, the max-plus prediction and the limit that no bound can beat.
+
+    Takes the rows of ``delayed.run`` or ``recommend.run``.
+    """
+    table = _labelled(rows)
+    ours = table[table["series"] == BLS][[panel, "bound", "predicted_s", "limit_s"]]
+    lines = ours.rename(columns={"predicted_s": PREDICTED, "limit_s": LIMIT})
+    lines = lines.melt([panel, "bound"], [PREDICTED, LIMIT], "series", "measured_s")
+    shown = pd.concat([table, lines], ignore_index=True)
+    base = alt.Chart().encode(x=_bounds(shown), color=_series(shown))
+    y = alt.Y("measured_s:Q", title="time of the run (s)")
+    theory = alt.FieldOneOfPredicate(field="series", oneOf=[PREDICTED, LIMIT])
+    points = base.encode(xOffset=_beside(table)).transform_filter(~theory)
+    layers = [
+        base.transform_filter(theory).mark_line(strokeWidth=2).encode(y=y, strokeDash=_series(shown, "strokeDash")),
+        points.mark_rule(strokeWidth=1.5).encode(y="measured_s_min:Q", y2="measured_s_max:Q"),
+        points.mark_point(filled=True, size=55, opacity=1).encode(y=y, shape=_series(shown, "shape")),
+    ]
+    told = (
+        "Points are medians, bars least and greatest. The prediction takes the realised work of bounded lag's own runs."
+    )
+    return _panels(
+        layers,
+        shown,
+        panel,
+        "Time of a run, measured and predicted",
+        [_setting(table, cores), told],
+        f"time of a run against the bound; bounded lag over its prediction: {_ranges(table, panel, 'ratio')}",
+    )
+
+
+def response_times(rows: Table, *, cores: int, panel: str = "scenario") -> alt.FacetChart:
+    """Percentiles of the batches' response times against the bound, closed loop; takes rows of ``recommend.run``."""
+    table = _labelled(rows)
+    names = {"response_p50_s": "p50", "response_p95_s": "p95", "response_p99_s": "p99"}
+    keys = [panel, "bound", "series", *({"source"} & set(table))]
+    long = table.rename(columns=names).melt(keys, list(names.values()), "percentile", "response_s").dropna()
+    long["response_ms"] = 1000 * long["response_s"].astype(float)
+    found = [name for name in names.values() if name in set(long["percentile"])]
+    base = alt.Chart().encode(x=_bounds(long), xOffset=_beside(long), color=_series(long))
+    axis = alt.Axis(values=[digit * 10.0**power for power in range(-1, 5) for digit in (1, 2, 5)], format="~g")
+    scale = alt.Scale(type="log", nice=False, padding=8)
+    y = alt.Y("response_ms:Q", title="response time (ms, logarithmic)", axis=axis, scale=scale)
+    shapes = alt.Scale(domain=found, range=["circle", "triangle-up", "diamond"][: len(found)])
+    layers = [
+        base.mark_line(strokeWidth=1.2).encode(y=y, detail="bound:O"),
+        base.mark_point(filled=True, size=42, opacity=1).encode(y=y, shape=alt.Shape("percentile:N", scale=shapes)),
+    ]
+    closed = "Closed loop: a batch starts when the loop gets to it, so this is no latency of a service under load."
+    return _panels(
+        layers,
+        long,
+        panel,
+        "From a batch's lookup to its scores",
+        [_setting(table, cores), closed],
+        "response times against the bound; median with bounded lag in seconds: "
+        + _ranges(table, panel, "response_p50_s", ".3f"),
+    )
+
+
+def waiting(rows: Table, *, cores: int, panel: str = "scenario") -> alt.FacetChart:
+    """Seconds that each rank waits, a map of rank against bound with MPI_Alltoallv first; rows of ``recommend.run``."""
+    table = _labelled(rows)
+    kept = table[table["series"] != WINDOW].copy()
+    kept["column"] = kept["bound"].astype(str).where(kept["series"] == BLS, "MPI")
+    kept["waited_s"] = kept["waiting_by_rank_s"].str.split().map(lambda texts: list(map(float, texts)))
+    kept["rank"] = kept["waited_s"].map(lambda each: list(range(len(each))))
+    columns = [panel, "column", "rank", "waited_s", *({"source"} & set(table))]
+    long = kept[columns].explode(["rank", "waited_s"]).astype({"waited_s": float})
+    order = ["MPI", *(str(bound) for bound in sorted(kept["bound"].unique()))]
+    axis = alt.Axis(domain=False, ticks=False, grid=False)
+    x = alt.X("column:O", sort=order, title="bound k (iterations)", axis=axis)
+    base = alt.Chart().encode(x=x, y=alt.Y("rank:O", title="rank", axis=axis))
+    scale = alt.Scale(scheme="cividis", reverse=True, domainMin=0)
+    legend = alt.Legend(title="waiting in the exchange (s)", gradientLength=220, titleLimit=300)
+    ink = alt.when(alt.datum.waited_s > 0.5 * long["waited_s"].max()).then(alt.value("white"))
+    layers = [
+        base.mark_rect(stroke="white").encode(color=alt.Color("waited_s:Q", scale=scale, legend=legend)),
+        base.mark_text(fontSize=10).encode(
+            text=alt.Text("waited_s:Q", format=".2f"), color=ink.otherwise(alt.value("black"))
+        ),
+    ]
+    return _panels(
+        layers,
+        long,
+        panel,
+        "Who waits, and for how long?",
+        [_setting(table, cores), "Seconds of a run inside the exchange, its transfers included; medians."],
+        "seconds of waiting by rank and bound; mean of the ranks with bounded lag: "
+        + _ranges(table, panel, "waiting_s"),
+        height=110,
+    )
+
+
+def save(chart: alt.TopLevelMixin, stem: str, suffix: str = "") -> Path:
+    """Write ``figures/stem + suffix`` as SVG and PNG; returns the path of the PNG."""
+    folder = root() / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{stem}{suffix}.png"
+    chart.save(str(path.with_suffix(".svg")))
+    path.write_bytes(_png(chart))
+    return path
+
+
+def show(chart: alt.TopLevelMixin) -> None:
+    """Show a chart in a notebook: a picture and its description, which survive without JavaScript or a network.
+
+    JupyterLab knows older versions of Altair's own format only, and GitHub none. ``BLS_INTERACTIVE=1`` shows it live.
+    """
+    from IPython.display import display
+
+    if os.environ.get(INTERACTIVE_VARIABLE) == "1":
+        with alt.renderers.enable("jupyter", offline=True):
+            display(chart)
+        return
+    png, said = _png(chart), chart.to_dict()["description"]
+    width = int.from_bytes(png[16:20], "big") * 72 // PPI  # in every PNG the picture's width stands there
+    display({"image/png": png, "text/plain": said}, raw=True, metadata={"image/png": {"width": width, "alt": said}})
+
+
+def _png(chart: alt.TopLevelMixin) -> bytes:
+    """The chart as PNG, packed again: the converter packs for speed, into three times the room."""
+    png = vl_convert.vegalite_to_png(chart.to_dict(), ppi=PPI)
+    head, packed, place = png[:33], b"", 33  # signature and header; then chunks of length, kind, body, checksum
+    while place < len(png):
+        length = int.from_bytes(png[place : place + 4], "big")
+        if png[place + 4 : place + 8] == b"IDAT":
+            packed += png[place + 8 : place + 8 + length]
+        place += 12 + length
+    return head + _chunk(b"IDAT", zlib.compress(zlib.decompress(packed), 9)) + _chunk(b"IEND", b"")
+
+
+def _chunk(kind: bytes, body: bytes) -> bytes:
+    return len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
+
+
+def _labelled(rows: Table) -> pd.DataFrame:
+    table = pd.DataFrame(rows)
+    table["series"] = table["contender"].map(LABELS)
+    return table.dropna(subset="series")
+
+
+def _present(table: pd.DataFrame) -> list[str]:
+    found = set(table["series"])
+    return [name for name in LOOKS if name in found]
+
+
+def _series(table: pd.DataFrame, channel: str = "color") -> Any:
+    """Colour, shape or dash by series, with one legend for all three."""
+    names = _present(table)
+    place = {"color": 0, "shape": 1, "strokeDash": 2}[channel]
+    kind = {"color": alt.Color, "shape": alt.Shape, "strokeDash": alt.StrokeDash}[channel]
+    return kind("series:N", scale=alt.Scale(domain=names, range=[LOOKS[name][place] for name in names]), sort=names)
+
+
+def _bounds(table: pd.DataFrame) -> alt.X:
+    """Bounds double from 1 on and start at 0, which no logarithm shows: they stand side by side."""
+    axis = alt.Axis(ticks=False)
+    return alt.X("bound:O", sort=sorted(table["bound"].unique()), title="bound k (iterations)", axis=axis)
+
+
+def _beside(table: pd.DataFrame) -> alt.XOffset:
+    """Contenders at the same bound stand a little beside each other, so that none hides another."""
+    return alt.XOffset("series:N", sort=_present(table), scale=alt.Scale(paddingOuter=0.6))
+
+
+def _ranges(table: pd.DataFrame, panel: str, column: str, form: str = ".2f") -> str:
+    """In words, from which to which value a column goes over the bounds of bounded lag, panel by panel."""
+    found = table[table["series"] == BLS].groupby(panel, sort=False)[column].agg(["min", "max"])
+    return "; ".join(f"{name} {low:{form}} to {high:{form}}" for name, low, high in found.itertuples())
+
+
+def _setting(table: pd.DataFrame, cores: int) -> str:
+    first = table.iloc[0]
+    batches = "batch_size" in table
+    size = f"batches of {first['batch_size']}" if batches else f"blocks of {first['bytes_per_block']:,} bytes"
+    repeats = f"{first['repeats']} interleaved repeats of {first['iterations']} iterations"
+    lent = "; a waiting rank lends its core to a working one" if batches and first["ranks"] > cores else ""
+    return f"{first['ranks']} ranks on {cores} cores, {size}, {repeats}{lent}."
+
+
+def _sources(table: pd.DataFrame, panel: str) -> list[str]:
+    """Where the data are from, and who shares them."""
+    lines = ["Delays are sleeps, the same for every contender."] if panel == "law" else []
+    if "source" not in table:
+        return lines
+    sources = table.drop_duplicates(panel).groupby("source", sort=False)[panel].agg(", ".join)
+    return lines + [f"{names}: {source}." for source, names in sources.items()]
+
+
+def _title(text: str, lines: Sequence[str]) -> alt.Title:
+    return alt.Title(text, subtitle=[part for line in lines for part in textwrap.wrap(line, WIDTH * 9 // 50)])
+
+
+def _panels(
+    layers: Sequence[alt.Chart],
+    table: pd.DataFrame,
+    panel: str,
+    title: str,
+    lines: Sequence[str],
+    description: str,
+    height: int = 190,
+) -> alt.FacetChart:
+    names = list(dict.fromkeys(table[panel]))
+    columns = len(names) if len(names) < 4 else 2 if len(names) == 4 else 3
+    return (
+        alt.layer(*layers, data=table)
+        .properties(width=(WIDTH - 30) // columns, height=height)
+        .facet(alt.Facet(f"{panel}:N", sort=names), columns=columns, spacing=22)
+        .resolve_axis(x="independent")  # or the place of a panel that is not there would show an axis
+        .properties(
+            title=_title(title, [*lines, *_sources(table, panel)]),
+            description=f"A panel per {panel}: {description}.",
+        )
+    )
