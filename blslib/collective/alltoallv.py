@@ -19,7 +19,7 @@ from blslib.collective.errors import BlockError, ExchangeError, LateError, PeerE
 from blslib.collective.exchange import Arrival, Block
 from blslib.collective.messages import Messages
 from blslib.collective.protocol import BoundedLag, Steps
-from blslib.collective.ring import CLOSED, FAILED, LATE, LINE_BYTES, Layout, Notice, Ring
+from blslib.collective.ring import CLOSED, FAILED, LATE, LINE_BYTES, Layout, Notice, Ring, UnexpectedSize
 from blslib.collective.waiting import Policy, complete, yield_then_sleep
 
 CHANNELS = ("auto", "ring", "messages")
@@ -96,13 +96,12 @@ class BoundedLagAlltoallv:
         self.rank, self.size, self.bound, self.timeout_s = comm.rank, comm.size, bound, timeout_s
         self._waiting = waiting
         self.dtype, expected = _agree(comm, bound, slot_bytes, dtype, recv_counts, timeout_s, channel)
-        self._expected = expected
         self._comm = comm.Dup()
         node, ranks = _same_host(self._comm, channel)
         self._layout = Layout(self.size, bound, -(-slot_bytes // LINE_BYTES) * LINE_BYTES)
         token = self._comm.bcast(secrets.token_hex(6) if self.rank == 0 else None)
         try:
-            ring = Ring(self._comm, node, ranks, self._layout, self.dtype, token)
+            ring = Ring(self._comm, node, ranks, self._layout, self.dtype, token, expected)
         except MemoryError:  # on every rank, so that all can try again with less
             node.Free()
             self._comm.Free()
@@ -210,9 +209,15 @@ class BoundedLagAlltoallv:
                     self._pause(attempt, need, started_s)
             if attempt:
                 self.waited_s += time.perf_counter() - started_s
-            if self._expected is not None:
-                self._compare(self._expected, self._core.delivered, self._core.ready)
             return self._core.deliver()
+        except UnexpectedSize as found:
+            source, sent, expected = found.args
+            error = BlockError(
+                f"rank {source} -> rank {self.rank} sent {sent} bytes in iteration {self._core.delivered}, "
+                f"rank {self.rank} expected {expected}"
+            )
+            self._fail(error)
+            raise error from None
         except FileNotFoundError as error:
             self._check()  # a rank that has failed takes its large blocks with it: then that is the news
             self._fail(error)
@@ -237,16 +242,6 @@ class BoundedLagAlltoallv:
     def _counts(self) -> list[int]:
         ring = self._memory if isinstance(self._memory, Ring) else self._memory.ring
         return ring.counters.tolist()
-
-    def _compare(self, expected: list[int], first: int, ready: int) -> None:
-        for iteration in range(first, ready):
-            sizes = self._memory.sizes(iteration % self._core.slots)
-            if sizes != expected:
-                source = next(s for s, pair in enumerate(zip(sizes, expected, strict=True)) if pair[0] != pair[1])
-                raise BlockError(
-                    f"rank {source} -> rank {self.rank} sent {sizes[source]} bytes in iteration {iteration}, "
-                    f"rank {self.rank} expected {expected[source]}"
-                )
 
     # --- failure and end ---------------------------------------------------------------------------------------------
 

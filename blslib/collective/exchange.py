@@ -35,7 +35,7 @@ class Exchange(Protocol):
     bound: int
 
     def post(self, blocks: Sequence[Block]) -> list[Arrival]:
-        """Hand over P blocks, one per destination; return what is there: at least all up to ``bound`` iterations ago."""
+        """Hand over P blocks, one per destination; return what is there: at least all up to ``bound`` calls ago."""
 
     def collect(self, through: int | None = None) -> list[Arrival]:
         """Wait for everything up to iteration ``through``; without it, return whatever is complete and do not wait."""

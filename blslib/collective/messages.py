@@ -46,7 +46,7 @@ class Messages:
         self._news = bytearray(_NOTICE_HEAD.size + TEXT_BYTES)
         self._listening = comm.Irecv([self._news, MPI.BYTE], source=MPI.ANY_SOURCE, tag=_NOTICE)
         self._told: list[tuple[bytes, MPI.Request]] = []
-        self.fence, self.sizes, self.read = ring.fence, ring.sizes, ring.read
+        self.fence, self.read = ring.fence, ring.read
         for iteration in range(self._layout.bound + 1):
             self._receive(iteration)
 

@@ -97,6 +97,9 @@ class BoundedLag:
 
     def deliver(self) -> list[Arrival]:
         """Hand out every complete iteration that was not handed out yet, in order."""
-        memory, first = self.memory, self.delivered
-        self.delivered = self.ready
-        return [Arrival(i, memory.read(i % self.slots)) for i in range(first, self.ready)]
+        arrivals = []
+        while self.delivered < self.ready:
+            iteration = self.delivered
+            arrivals.append(Arrival(iteration, self.memory.read(iteration % self.slots)))
+            self.delivered = iteration + 1
+        return arrivals

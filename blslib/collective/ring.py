@@ -40,6 +40,10 @@ SHARED_DIR = "/dev/shm" if os.path.isdir("/dev/shm") else tempfile.gettempdir()
 RUNNING, CLOSED, FAILED, LATE = range(4)
 
 
+class UnexpectedSize(Exception):
+    """A block is not of the size expected. Carries its source, its bytes, and the bytes expected."""
+
+
 class Notice(NamedTuple):
     """What a rank last told the others of itself: a state, the iterations it has posted, and the words."""
 
@@ -113,9 +117,18 @@ class Ring:
     """This rank's own rings, and its slots in the rings of the peers on its host."""
 
     def __init__(
-        self, comm: MPI.Intracomm, node: MPI.Intracomm, ranks: list[int], layout: Layout, dtype: np.dtype, token: str
+        self,
+        comm: MPI.Intracomm,
+        node: MPI.Intracomm,
+        ranks: list[int],
+        layout: Layout,
+        dtype: np.dtype,
+        token: str,
+        expected: list[int] | None,
     ) -> None:
         """Collective over ``comm``, whose rank ``ranks[n]`` is rank n of ``node``, the ranks on this host.
+
+        ``token`` names this exchange's files; ``expected`` are the bytes from each source, where that is known.
 
         Raises:
             MemoryError: on every rank, before anything is allocated, if a host has too little shared memory.
@@ -144,6 +157,7 @@ class Ring:
         ]
         self._seen: list[tuple[list[int], list[np.ndarray]]] = [([], []) for _ in range(slots(layout.bound))]
         self.large: dict[tuple[int, int], np.ndarray] = {}  # (slot, source): came as a message, larger than its slot
+        self._expected = expected
         self._files = Path(SHARED_DIR, f"bls-{token}")
         self._written: set[tuple[int, int]] = set()
 
@@ -198,14 +212,13 @@ class Ring:
     def arrived(self) -> int:
         return min(self.counters.tolist())
 
-    def sizes(self, slot: int) -> list[int]:
-        """Bytes that each source sent in the iteration which holds this slot."""
-        return self._sizes[slot].tolist()
-
     def read(self, slot: int) -> list[np.ndarray]:
         sizes = self._sizes[slot].tolist()
         seen, blocks = self._seen[slot]
         if sizes != seen:
+            if self._expected is not None and sizes != self._expected:
+                pairs = enumerate(zip(sizes, self._expected, strict=True))
+                raise UnexpectedSize(*next((source, *pair) for source, pair in pairs if pair[0] != pair[1]))
             blocks = [self._array(slot, source, size) for source, size in enumerate(sizes)]
             # Views of one slot are the same for equal sizes. Files are mapped anew for every block and not kept: each
             # mapping holds memory and a file descriptor.
