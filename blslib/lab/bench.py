@@ -56,14 +56,14 @@ def _delayed(options: Options) -> list[Step]:
     laws = options.laws or ("bernoulli", "exponential", "rotating")
     bounds = options.bounds or ((0, 4, 16) if options.quick else None)
     repeats = options.repeats or (2 if options.quick else None)
-    arguments = _given(bounds=bounds, repeats=repeats, iterations=60 if options.quick else None)
+    arguments = _given(bounds=bounds, repeats=repeats, iterations=60 if options.quick else 200)
     # Rotating: 10 ms on one rank at a time, whatever P.
-    means = {"rotating": 10e-3 / options.ranks, "permanent": 10e-3 / options.ranks, "bernoulli": 1e-3}
+    means = {"rotating": 10e-3 / options.ranks, "permanent": 10e-3 / options.ranks}
     return [
         Step(
             "delayed",
             "DelayedConfig",
-            {"law": law, "bytes_per_block": size, **_given(mean_delay_s=means.get(law)), **arguments},
+            {"law": law, "bytes_per_block": size, "mean_delay_s": means.get(law, 1e-3), **arguments},
         )
         for law in laws
         for size in options.bytes or (16384,)
