@@ -133,11 +133,14 @@ def table(claims: Sequence[Claim]) -> str:
     return "\n".join(blocks)
 
 
-def markdown(claims: Sequence[Claim]) -> str:
-    """The claims as a table in Markdown, for notebooks and the README."""
-    lines = [f"| {HEADING} | source | measured here | verdict | reason |", "|---|---|---|---|---|"]
-    for claim in claims:
-        cells = (claim["claim"], claim["source"], _measured(claim), f"**{claim['verdict']}**", claim["reason"])
+def markdown(claims: Sequence[Claim], *, reasons: bool = True) -> str:
+    """The claims as a table in Markdown, for notebooks and, without the reasons, for the README."""
+    heads = [HEADING, "source", "measured here", "verdict", "reason"][: 5 if reasons else 4]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for claim in sorted(claims, key=lambda claim: claim["claim"]):
+        cells = [claim["claim"], claim["source"], _measured(claim), f"**{claim['verdict']}**", claim["reason"]][
+            : len(heads)
+        ]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)
 

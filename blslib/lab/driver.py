@@ -182,7 +182,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if found := claims(root, notebooks):
             print(table(found))
         if root == repository:
-            update_readme(repository / "README.md", markdown(claims(root, choose(repository / "notebooks", []))))
+            update_readme(
+                repository / "README.md", markdown(claims(root, choose(repository / "notebooks", [])), reasons=False)
+            )
         print(f"all done in {(time.monotonic() - started_s) / 60:.1f} minutes", flush=True)
     if left := left_behind():
         print("had to end what was left behind:", *left, sep="\n  ", file=sys.stderr)
