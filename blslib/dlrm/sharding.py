@@ -153,6 +153,10 @@ class ShardedTables:
             try:
                 bags = embedding_bag(ids, weight, offsets, mode="sum", include_last_offset=True)
             except RuntimeError as error:
+                if len(ids) and not (0 <= ids.min() and ids.max() < len(weight)):
+                    raise ValueError(
+                        f"table {table} has rows 0 to {len(weight) - 1}, the batch asks for {ids.min()} to {ids.max()}"
+                    ) from error
                 raise ValueError(f"bad bags for table {table} of {len(weight)} rows: {error}") from error
             # Through numpy, since torch lets nobody write into a tensor made in inference mode from outside it.
             pooled[:, column] = bags.numpy()

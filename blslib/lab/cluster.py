@@ -185,6 +185,7 @@ class Engines:
             if ended or time.monotonic() > deadline_s:
                 cause = "mpiexec ended" if ended else f"{len(client.ids)} came up within {START_TIMEOUT_S:g} s"
                 client.close()
+                time.sleep(1)  # its last words may be on their way to the log
                 raise RuntimeError(self._diagnose(launcher, cause))
             time.sleep(0.1)
         return client
