@@ -153,7 +153,7 @@ class ShardedTables:
             try:
                 bags = embedding_bag(ids, weight, offsets, mode="sum", include_last_offset=True)
             except RuntimeError as error:
-                if len(ids) and not (0 <= ids.min() and ids.max() < len(weight)):
+                if len(ids) and not (ids.min() >= 0 and ids.max() < len(weight)):
                     raise ValueError(
                         f"table {table} has rows 0 to {len(weight) - 1}, the batch asks for {ids.min()} to {ids.max()}"
                     ) from error
