@@ -132,8 +132,8 @@ class BoundedLagAlltoallv:
 
     @property
     def memory_bytes(self) -> int:
-        """All shared memory of this rank: its slots and its control page."""
-        return self._layout.segment_bytes
+        """What an experiment reports as this exchange's memory: ``ring_bytes``; one control page comes on top."""
+        return self._layout.ring_bytes
 
     def post(self, blocks: Sequence[Block]) -> list[Arrival]:
         """Hand over this iteration's blocks, one per destination, and take what has arrived.
