@@ -72,8 +72,9 @@ def _delayed(options: Options) -> list[Step]:
 
 def _dlrm(options: Options) -> list[Step]:
     bounds = options.bounds or ((0, 1, 4) if options.quick else (0, 1, 4, 16))
-    repeats = options.repeats or (3 if options.quick else 7)
-    arguments = _given(bounds=bounds, repeats=repeats, iterations=48 if options.quick else None)
+    # Many short runs and not a few long ones: contenders are then compared within seconds of each other.
+    repeats = options.repeats or (3 if options.quick else 15)
+    arguments = _given(bounds=bounds, repeats=repeats, iterations=48 if options.quick else 64)
     return [
         Step("recommend", "RecommendConfig", {"scenario": name, **arguments})
         for name in options.scenarios or ("rotating", "balanced")
