@@ -18,7 +18,6 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Self
 
 import ipyparallel
@@ -185,7 +184,6 @@ class Engines:
             if ended or time.monotonic() > deadline_s:
                 cause = "mpiexec ended" if ended else f"{len(client.ids)} came up within {START_TIMEOUT_S:g} s"
                 client.close()
-                time.sleep(1)  # its last words may be on their way to the log
                 raise RuntimeError(self._diagnose(launcher, cause))
             time.sleep(0.1)
         return client
@@ -205,8 +203,12 @@ class Engines:
         return f"{head}; end of its log:\n{self._log_tail()}"
 
     def _log_tail(self, lines: int = 20) -> str:
-        logs = sorted(Path(self.folder).glob("profile/log/*.log")) if self.folder else []
-        return "\n".join(f"[{log.stem}] {line}" for log in logs for line in log.read_text().splitlines()[-lines:])
+        """What controller and engines said last. Asked of ipyparallel, which removes the logs of those that ended."""
+        assert self._cluster is not None
+        said = {"controller": self._cluster.controller, "mpiexec": self._cluster.engine_set}
+        return "\n".join(
+            f"[{name}] {line}" for name, one in said.items() if one for line in one.get_output().splitlines()[-lines:]
+        )
 
     def _revive(self) -> None:
         if self._client is None:
