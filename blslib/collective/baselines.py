@@ -19,8 +19,8 @@ from blslib.collective.exchange import Arrival, Block
 from blslib.collective.waiting import Policy, complete, yield_then_sleep
 
 
-class _Baseline:
-    """What both share: counts, buffers, and the rules of an exchange that is open or closed."""
+class Baseline:
+    """What all share: counts, buffers, and the rules of an exchange that is open or closed."""
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ class _Baseline:
             self.close()
 
 
-class MpiAlltoallv(_Baseline):
+class MpiAlltoallv(Baseline):
     """``MPI_Alltoallv`` behind the interface of an exchange: synchronous, so every call returns its own iteration.
 
     Collective, with ``bound`` 0. Completes: as ``BoundedLagAlltoallv``; arrivals are views of one buffer, valid until
@@ -159,7 +159,7 @@ class MpiAlltoallv(_Baseline):
         return []
 
 
-class IalltoallvWindow(_Baseline):
+class IalltoallvWindow(Baseline):
     """A window of ``bound`` outstanding ``MPI_Ialltoallv``: bounded lag as an expert writes it today, with what MPI
     offers.
 

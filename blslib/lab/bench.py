@@ -81,6 +81,20 @@ def _dlrm(options: Options) -> list[Step]:
     ]
 
 
+def _torch(options: Options) -> list[Step]:
+    bounds = _given(bounds=options.bounds)
+    repeats = _given(repeats=options.repeats or (3 if options.quick else None))
+    sizes = options.bytes or ((256, 16384, 262144) if options.quick else (256, 4096, 16384, 65536, 262144, 1048576))
+    return [
+        Step("torch_bench", "TorchConfig", {"bytes_per_block": size, "even": even, **bounds, **repeats})
+        for even in (True, False)
+        for size in sizes
+    ] + [
+        Step("torch_bench", "LoopConfig", {"scenario": name, **bounds, **repeats})
+        for name in options.scenarios or ("rotating",)
+    ]
+
+
 class Plan(NamedTuple):
     """A bench: what it measures, the options that fit it, its steps, and the columns of its printed table."""
 
@@ -129,6 +143,12 @@ PLANS = {
             "identical_scores",
         ),
     ),
+    "torch": Plan(
+        "torch's all_to_all_single over bls and over gloo, bls without torch (bare), and the DLRM loop on them",
+        ("bytes", "scenarios"),
+        _torch,
+        ("what", "contender", "bound", "ranks", "bytes_per_block", "even", "time_us", "speedup_over_gloo"),
+    ),
 }
 
 
@@ -175,7 +195,7 @@ def table(name: str, rows: Sequence[Row]) -> str:
 
 
 def _cell(row: Row, column: str) -> str:
-    value = row[column]
+    value = "" if row[column] is None else row[column]
     if f"{column}_min" in row:
         return f"{value:.4g} [{row[f'{column}_min']:.4g}-{row[f'{column}_max']:.4g}]"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

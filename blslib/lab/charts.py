@@ -28,12 +28,15 @@ INTERACTIVE_VARIABLE = "BLS_INTERACTIVE"
 PPI = 180
 WIDTH = 720
 MPI, BLS, WINDOW = "MPI_Alltoallv", "bounded lag", "MPI_Ialltoallv window"
+GLOO, TORCH = "torch.distributed: gloo", "torch.distributed: bls"
 PREDICTED, LIMIT = "max-plus prediction", "limit: busiest rank's work"
-LABELS = {"mpi": MPI, "bls": BLS, "window": WINDOW}
+LABELS = {"mpi": MPI, "bls": BLS, "window": WINDOW, "gloo": GLOO, "torch": TORCH}
 LOOKS: dict[str, tuple[str, str, list[int]]] = {
     MPI: ("#000000", "square", [1, 0]),
     BLS: ("#0072B2", "circle", [1, 0]),
     WINDOW: ("#D55E00", "triangle-up", [5, 3]),
+    GLOO: ("#CC79A7", "triangle-down", [2, 2]),
+    TORCH: ("#009E73", "diamond", [8, 3]),
     PREDICTED: ("#56B4E9", "stroke", [1, 0]),
     LIMIT: ("#737373", "stroke", [2, 3]),
 }

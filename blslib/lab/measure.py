@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 from mpi4py import MPI
@@ -12,14 +12,18 @@ from blslib.collective.baselines import IalltoallvWindow, MpiAlltoallv
 from blslib.collective.exchange import Arrival, Block
 from blslib.theory.maxplus import makespan
 
-CONTENDERS = ("mpi", "bls", "window", "mpi-equal")
+Item = TypeVar("Item")
+
+CONTENDERS = ("mpi", "bls", "window", "mpi-equal", "gloo", "torch")
+SYNCHRONOUS = ("mpi", "mpi-equal", "gloo")
 
 
 class Contender(NamedTuple):
     """An exchange to be measured, with its bound.
 
     ``mpi`` is MPI_Alltoallv, ``bls`` bounded lag, ``window`` k outstanding MPI_Ialltoallv, and ``mpi-equal``
-    MPI_Alltoall, for equal counts.
+    MPI_Alltoall, for equal counts. ``gloo`` and ``torch`` are torch's all_to_all_single, over gloo and over bounded
+    lag.
     """
 
     name: str
@@ -37,6 +41,12 @@ class Contender(NamedTuple):
             return BoundedLagAlltoallv(comm, bound=self.bound, slot_bytes=slot_bytes, recv_counts=recv_counts)
         if self.name == "window":
             return IalltoallvWindow(comm, bound=self.bound, send_counts=send_counts, recv_counts=recv_counts)
+        if self.name in ("gloo", "torch"):
+            from blslib.lab.torch_exchange import TorchAlltoallv  # here, since not every rank has need of torch
+
+            backend = "bls" if self.name == "torch" else self.name
+            counts = {"send_counts": send_counts, "recv_counts": recv_counts}
+            return TorchAlltoallv(comm, backend=backend, bound=self.bound, slot_bytes=slot_bytes, **counts)
         if self.name not in CONTENDERS:
             raise ValueError(f"no contender {self.name!r}: choose from {', '.join(CONTENDERS)}")
         equal = self.name == "mpi-equal"
@@ -47,11 +57,11 @@ def contenders(names: Sequence[str], bounds: Sequence[int]) -> list[Contender]:
     """Each named contender at each bound; the synchronous ones once."""
     found: list[Contender] = []
     for name in names:
-        found += [Contender(name, bound) for bound in ([0] if name.startswith("mpi") else bounds)]
+        found += [Contender(name, bound) for bound in ([0] if name in SYNCHRONOUS else bounds)]
     return found
 
 
-def interleaved(repeats: int, items: Sequence[Contender]) -> Iterator[Contender]:
+def interleaved(repeats: int, items: Sequence[Item]) -> Iterator[Item]:
     """Every contender once per repeat, in an order that moves on by one, so that none always follows the same."""
     for repeat in range(repeats):
         shift = repeat % len(items)

@@ -1,0 +1,335 @@
+"""The ``torch.distributed`` backend ``"bls"``: bounded lag for programs that call ``all_to_all_single`` already.
+
+Importing this module registers it: under ``mpiexec``, ``dist.init_process_group("bls")`` then takes rank and size from
+MPI. ``docs/torch.md`` says what a program gains and what it must keep in mind. All-to-alls go through one
+``BoundedLagAlltoallv`` per group, everything else through MPI. Like an exchange, a group belongs to one thread.
+"""
+
+import atexit
+import os
+import sys
+import warnings
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from itertools import accumulate, pairwise
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from mpi4py import MPI
+
+from blslib.collective import rendezvous
+from blslib.collective.alltoallv import BoundedLagAlltoallv
+from blslib.collective.errors import BlockError, ExchangeError
+from blslib.collective.torch_mpi import MpiGroup, Work, flat_bytes, write
+from blslib.collective.waiting import complete
+
+NAME = "bls"
+LEAST_SLOT_BYTES = 4096
+
+Draft = tuple[torch.Tensor, torch.Tensor]
+"""An output that does not lie in one piece, and the tensor that is received in its place."""
+
+
+@dataclass(frozen=True)
+class BLSOptions:
+    """What a group may be told, as ``pg_options`` of ``init_process_group`` and ``new_group``; equal on all ranks.
+
+    Attributes:
+        bound: whole iterations (k) that the slowest rank may lag, and all-to-alls that may be under way at once; None
+            takes BLS_BOUND from the environment, else 0.
+        slot_bytes: room for what one rank sends to one other in one call; more is legal and slower. None takes
+            BLS_SLOT_BYTES, else a quarter more than the largest block in the group's first all-to-all.
+    """
+
+    bound: int | None = None
+    slot_bytes: int | None = None
+
+
+class AllToAllWork(Work):
+    """An all-to-all under way.
+
+    Attributes:
+        iteration: which of its group's all-to-alls this is, counted from 0, the same on every rank.
+    """
+
+    def __init__(
+        self,
+        group: "BLSGroup",
+        outputs: list[torch.Tensor],
+        rooms: Sequence[np.ndarray],
+        drafts: list[Draft],
+        iteration: int,
+        timeout_s: float,
+    ) -> None:
+        super().__init__(outputs, timeout_s)
+        self._group, self._rooms, self._drafts, self.iteration = group, rooms, drafts, iteration
+
+    def _advance(self, timeout_s: float | None) -> None:
+        self._group.collect(None if timeout_s is None else self.iteration, timeout_s or self._timeout_s)
+
+    def arrive(self, blocks: Sequence[np.ndarray]) -> None:
+        """Copy the blocks out of the ring, into the caller's tensors."""
+        for source, (room, block) in enumerate(zip(self._rooms, blocks, strict=True)):
+            if len(room) != len(block):
+                rank = self._group.rank()
+                text = f"rank {source} -> rank {rank} sent {len(block)} bytes in iteration {self.iteration}, "
+                self.fail(BlockError(f"{text}rank {rank} expected {len(room)}"))
+                return
+            room[:] = block
+        for output, received in self._drafts:
+            write(output, received)
+        self._done = True
+
+
+class BLSGroup(MpiGroup):
+    """A group of MPI ranks whose all-to-alls may lag.
+
+    Collective: every rank of ``comm`` makes it, and shuts it down. The exchange is built by the first all-to-all, which
+    therefore waits for all ranks.
+
+    Args:
+        comm: the group's own; freed by ``shutdown``.
+        options: None takes the environment's.
+        timeout: of every wait that is given no other.
+
+    Raises:
+        TypeError, ValueError: options, or variables of the environment, that mean nothing.
+    """
+
+    def __init__(self, comm: MPI.Intracomm, options: BLSOptions | None, timeout: timedelta) -> None:
+        super().__init__(comm, timeout)
+        options = options or BLSOptions()
+        if not isinstance(options, BLSOptions):
+            raise TypeError(f"pg_options of a {NAME!r} group are BLSOptions, got {type(options).__name__}")
+        self.bound = _setting(options.bound, "BLS_BOUND") or 0
+        self._slot_bytes = _setting(options.slot_bytes, "BLS_SLOT_BYTES")
+        self._ranks = comm.size
+        self._exchange: BoundedLagAlltoallv | None = None
+        self._posted = 0
+        self._outstanding: deque[AllToAllWork] = deque()
+        self._failure: ExchangeError | None = None
+        self._open = True
+        self._titles = ["", ""]
+        atexit.register(self._leave)
+
+    def all_to_all_single(
+        self,
+        output: torch.Tensor,
+        input: torch.Tensor,  # noqa: A002 (torch's name)
+        output_splits: Sequence[int],
+        input_splits: Sequence[int],
+        opts: Any = None,
+    ) -> Work:
+        """As ``dist.all_to_all_single``. ``input`` may be used again on return, ``output`` after ``wait``.
+
+        Raises:
+            ValueError: splits that do not fit; nothing was sent, and the group can go on. Whatever goes wrong in the
+                exchange is raised by ``wait``.
+        """
+        (room,), drafts = _rooms([output])
+        rooms = self._pieces(room, output_splits, "output")
+        sent = _in_one_piece(input)
+        return self._post(self._pieces(sent, input_splits, "input"), [output], rooms, drafts, opts)
+
+    alltoall_base = all_to_all_single
+
+    def alltoall(self, outputs: list[torch.Tensor], inputs: list[torch.Tensor], opts: Any = None) -> Work:
+        """As ``dist.all_to_all``: a tensor for every rank, and one from every rank."""
+        if not len(outputs) == len(inputs) == self._ranks:
+            given = f"{len(outputs)} outputs and {len(inputs)} inputs"
+            raise ValueError(f"all_to_all takes one tensor per rank: expected {self._ranks}, got {given}")
+        rooms, drafts = _rooms(outputs)
+        blocks = [flat_bytes(tensor) for tensor in inputs]
+        return self._post(blocks, outputs, [flat_bytes(room) for room in rooms], drafts, opts)
+
+    def _pieces(self, tensor: torch.Tensor, splits: Sequence[int], name: str) -> list[np.ndarray]:
+        """The bytes of a tensor that lies in one piece, cut along its first dimension into one block per rank.
+
+        They are views that keep the tensor's memory alive and in place.
+        """
+        flat = flat_bytes(tensor)
+        rows = tensor.shape[0] if tensor.ndim else 1
+        if not splits:
+            if rows % self._ranks:
+                raise ValueError(
+                    f"{name} has {rows} rows, which {self._ranks} ranks cannot share equally: give {name}_split_sizes"
+                )
+            return list(flat.reshape(self._ranks, -1))
+        if len(splits) != self._ranks or sum(splits) != rows or min(splits) < 0:
+            raise ValueError(
+                f"{name}_split_sizes are {self._ranks} numbers >= 0 that add up to the {rows} rows of {name}, "
+                f"got {list(splits)}"
+            )
+        row_bytes = len(flat) // max(rows, 1)
+        return [flat[start * row_bytes : end * row_bytes] for start, end in pairwise((0, *accumulate(splits)))]
+
+    def _post(
+        self,
+        blocks: Sequence[np.ndarray],
+        outputs: list[torch.Tensor],
+        rooms: Sequence[np.ndarray],
+        drafts: list[Draft],
+        options: Any,
+    ) -> Work:
+        timeout_s = self.timeout_s(options)
+        work = AllToAllWork(self, outputs, rooms, drafts, self._posted, timeout_s)
+        if self._exchange is None and self._failure is None:
+            self._build(max(map(len, blocks)), timeout_s)
+        if self._failure is not None:
+            work.fail(self._failure)
+        else:
+            assert self._exchange is not None
+            self._posted += 1
+            self._outstanding.append(work)
+            self._call(self._exchange.post, blocks, timeout_s)
+        return work
+
+    def collect(self, through: int | None, timeout_s: float) -> None:
+        """Wait for all up to iteration ``through``; without it, take in what is there. Errors go to the works."""
+        assert self._exchange is not None
+        self._call(self._exchange.collect, through, timeout_s)
+
+    def _call(self, function: Callable[[Any], list], argument: Any, timeout_s: float) -> None:
+        """Call the exchange, and copy at once what arrives: the next call may overwrite it."""
+        assert self._exchange is not None
+        self._exchange.timeout_s = timeout_s
+        try:
+            for arrival in function(argument):
+                self._outstanding.popleft().arrive(arrival.blocks)
+        except ExchangeError as error:
+            self._fail(error)
+
+    def _fail(self, error: ExchangeError) -> None:
+        self._failure = self._failure or error
+        while self._outstanding:
+            self._outstanding.popleft().fail(self._failure)
+
+    def _build(self, largest: int, timeout_s: float) -> None:
+        """Make the exchange. Collective; slots are as large as the rank with the largest block needs them."""
+        slot_bytes = self._slot_bytes
+        try:
+            if slot_bytes is None:
+                found = np.array([max(largest * 5 // 4, LEAST_SLOT_BYTES)])
+                complete(self._comm.Iallreduce(MPI.IN_PLACE, found, MPI.MAX), "the first all-to-all", timeout_s)
+                slot_bytes = int(found[0])
+            self._exchange = BoundedLagAlltoallv(
+                self._comm, bound=self.bound, slot_bytes=slot_bytes, dtype=np.uint8, timeout_s=timeout_s
+            )
+        except ExchangeError as error:
+            self._fail(error)
+
+    # --- names and end: what torch asks of every group --------------------------------------------------------------
+
+    def getBackendName(self) -> str:  # noqa: N802 (these names are torch's)
+        return NAME
+
+    def setGroupName(self, name: str) -> None:  # noqa: N802
+        self._titles[0] = name
+
+    def getGroupName(self) -> str:  # noqa: N802
+        return self._titles[0]
+
+    def setGroupDesc(self, description: str) -> None:  # noqa: N802
+        self._titles[1] = description
+
+    def getGroupDesc(self) -> str:  # noqa: N802
+        return self._titles[1]
+
+    def shutdown(self) -> None:
+        """Finish what is under way and give everything back. Collective unless something failed before.
+
+        Torch cannot go on after an error here, so an error becomes a warning; works that were under way raise it.
+        """
+        if not self._open:
+            return
+        self._open = False
+        atexit.unregister(self._leave)
+        try:
+            for work in list(self.requests):
+                if not (work.is_completed() and work.Test()):  # a late one may be done by now
+                    work.wait()
+            if self._exchange is not None:
+                if self._outstanding:
+                    self.collect(self._posted - 1, self._timeout_s)
+                self._exchange.timeout_s = self._timeout_s
+                self._exchange.close()  # does not wait for the others if something failed
+            if self._failure is not None:
+                raise self._failure
+            complete(self._comm.Ibarrier(), f"the end of group {self._titles[0]!r}", self._timeout_s)
+            self._comm.Free()
+        except ExchangeError as error:
+            self._fail(error)
+            warnings.warn(f"group {self._titles[0]!r} ended with an error: {error}", RuntimeWarning, stacklevel=2)
+
+    def abort(self, error: BaseException | None = None) -> None:
+        """End without the other ranks, and tell them why."""
+        self._open = False
+        atexit.unregister(self._leave)
+        error = error or ExchangeError("the group was aborted")
+        self._fail(ExchangeError(f"the group was aborted: {error}"))
+        if self._exchange is not None:
+            self._exchange.__exit__(type(error), error, error.__traceback__)
+
+    def _leave(self) -> None:
+        """At the end of a program that did not destroy the group: the other ranks may be waiting for this one."""
+        error = getattr(sys, "last_value", None)
+        self.abort(error) if error else self.shutdown()
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Whether a tensor's memory holds its values, one behind the other."""
+    if not tensor.is_cpu:
+        raise TypeError(f"tensor is on device {tensor.device}, {NAME!r} moves cpu tensors: copy it to the cpu first")
+    return tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg()
+
+
+def _in_one_piece(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor if _is_plain(tensor) else tensor.resolve_conj().resolve_neg().contiguous()
+
+
+def _rooms(outputs: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], list[Draft]]:
+    """Where each output is received: in itself, or in a draft if it does not lie in one piece."""
+    rooms, drafts = [], []
+    for output in outputs:
+        room = output
+        if not _is_plain(output):
+            room = torch.empty(output.shape, dtype=output.dtype)
+            drafts.append((output, room))
+        rooms.append(room)
+    return rooms, drafts
+
+
+def _setting(given: int | None, variable: str) -> int | None:
+    """An option, else the environment's."""
+    text = os.environ.get(variable)
+    if given is not None or not text:
+        return given
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"{variable} is a whole number, got {text!r}") from None
+
+
+def _create(options: Any, group_options: BLSOptions | None) -> BLSGroup:
+    """What torch calls for ``init_process_group`` and, on the group's ranks, for ``new_group``."""
+    world, members = MPI.COMM_WORLD, list(options.global_ranks_in_group)
+    here = (options.group_rank, options.group_size)
+    if not members and here != (world.rank, world.size):
+        raise RuntimeError(
+            f"this process is rank {here[0]} of {here[1]} for torch and rank {world.rank} of {world.size} for MPI: "
+            f"{NAME!r} takes its ranks from MPI, start the program with mpiexec -n {here[1]} python PROGRAM, "
+            "not with torchrun"
+        )
+    # Making a communicator blocks in C: by now everybody has come.
+    options.store.set(f"rank {here[0]}", "here")
+    options.store.wait([f"rank {rank}" for rank in range(here[1])], options.timeout)
+    group = world.group.Incl(members) if members else world.group
+    return BLSGroup(world.Create_group(group), group_options, options.timeout)
+
+
+dist.Backend.register_backend(NAME, _create, extended_api=True, devices=["cpu"])
+rendezvous.install()

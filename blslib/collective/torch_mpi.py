@@ -1,0 +1,293 @@
+"""A ``torch.distributed`` group whose collectives MPI does: all of them but the all-to-alls.
+
+They are one table, which says how mpi4py does what torch calls by another name. Every call is a non-blocking one of
+MPI's, polled: waits keep torch's timeouts, and Ctrl-C works.
+"""
+
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from functools import partialmethod
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from mpi4py import MPI
+
+from blslib.collective.errors import ExchangeError
+from blslib.collective.waiting import complete
+
+
+def write(target: torch.Tensor, values: torch.Tensor) -> None:
+    """Fill a tensor of the caller's, which may have been made in inference mode, outside or inside of it."""
+    with torch.inference_mode():
+        target.copy_(values.view(target.shape))
+
+
+def flat_bytes(tensor: torch.Tensor) -> np.ndarray:
+    """A tensor's memory, (nbytes,) uint8; a copy if it does not lie in one piece."""
+    return tensor.detach().resolve_conj().resolve_neg().contiguous().view(-1).view(torch.uint8).numpy()
+
+
+class Work(dist._Work):
+    """One collective under way, as torch hands it to the caller.
+
+    Args:
+        outputs: the tensors that it fills.
+        timeout_s: of every wait that is given no other.
+    """
+
+    def __init__(self, outputs: list[torch.Tensor], timeout_s: float) -> None:
+        super().__init__()
+        self._outputs, self._timeout_s = outputs, timeout_s
+        self._done = False
+        self._error: Exception | None = None
+
+    def _advance(self, timeout_s: float | None) -> None:
+        """Wait until this is done or has failed; without a time, look once."""
+        raise NotImplementedError
+
+    def fail(self, error: Exception) -> None:
+        """Keep an error for ``wait``."""
+        self._done, self._error = True, error
+
+    def wait(self, timeout: timedelta = timedelta(0)) -> bool:
+        """Wait until the outputs are filled.
+
+        Args:
+            timeout: none given, or zero, is the call's or else the group's. When it passes, the group has failed.
+
+        Raises:
+            ExchangeError: or one of its kinds, in the words of the collective.
+        """
+        if not self._done:
+            self._advance(seconds(timeout, self._timeout_s))
+        if self._error is not None:
+            raise self._error
+        return True
+
+    def is_completed(self) -> bool:
+        """Whether ``wait`` would return or raise at once. Takes in what has arrived, and never waits."""
+        if not self._done:
+            self._advance(None)
+        return self._done
+
+    def is_success(self) -> bool:
+        return self.is_completed() and self._error is None
+
+    def exception(self) -> Exception | None:
+        return self._error
+
+    def result(self) -> list[torch.Tensor]:
+        return self._outputs
+
+    def get_future(self) -> torch.futures.Future:
+        """A completed future with the outputs: waits for them, since nobody would complete it later."""
+        self.wait()
+        future: torch.futures.Future = torch.futures.Future()
+        future.set_result(self._outputs)
+        return future
+
+
+def seconds(timeout: timedelta | None, default_s: float) -> float:
+    """Torch marks a timeout that was not given by zero, or by less."""
+    given_s = timeout.total_seconds() if timeout else 0.0
+    return given_s if given_s > 0 else default_s
+
+
+class _MpiWork(Work):
+    """A collective that MPI does; its group keeps it until it is done, as MPI needs the buffers so long."""
+
+    def __init__(self, group: "MpiGroup", name: str, request: MPI.Request, options: Any = None) -> None:
+        super().__init__([], group.timeout_s(options))
+        self._requests, self._name, self._request, self._status = group.requests, name, request, MPI.Status()
+        self._buffers: object = None
+        self._finish: Callable[[], None] = lambda: None
+        group.requests.add(self)
+
+    def fills(
+        self, outputs: list[torch.Tensor], buffers: object, finish: Callable[[], None] = lambda: None
+    ) -> "_MpiWork":
+        """Say what MPI reads and writes, and what is to be done in the end."""
+        self._outputs, self._buffers, self._finish = outputs, buffers, finish
+        return self
+
+    def Test(self) -> bool:  # noqa: N802 (to be polled like a request)
+        return self._request.Test(self._status)
+
+    def _advance(self, timeout_s: float | None) -> None:
+        try:
+            if timeout_s is not None:
+                complete(self, self._name, timeout_s)
+            elif not self.Test():
+                return
+        except ExchangeError as error:
+            self.fail(error)
+            return
+        self._finish()
+        self._done = True
+        self._requests.discard(self)
+
+    def _source_rank(self) -> int:
+        return self._status.Get_source()
+
+
+class _Call(NamedTuple):
+    """A call as mpi4py wants it.
+
+    Attributes:
+        send, receive: flat; with a reduction of items, else of bytes. Where torch works in place, ``receive`` starts as
+            a copy of ``send``.
+        sends, receives: the same, with the size of every rank's piece; None where this rank has none.
+        send_sizes: sizes of the pieces to send.
+        op, root: if there are such.
+    """
+
+    send: np.ndarray
+    receive: np.ndarray
+    sends: list | None
+    receives: list | None
+    send_sizes: list[int]
+    op: Any
+    root: int
+
+
+_CALLS: dict[str, Callable[[MPI.Intracomm, _Call], MPI.Request]] = {
+    "allreduce": lambda comm, c: comm.Iallreduce(c.send, c.receive, c.op),
+    "reduce": lambda comm, c: comm.Ireduce(c.send, c.receive, c.op, c.root),
+    "reduce_scatter": lambda comm, c: comm.Ireduce_scatter(c.send, c.receive, c.send_sizes, c.op),
+    "broadcast": lambda comm, c: comm.Ibcast(c.receive, c.root),
+    "allgather": lambda comm, c: comm.Iallgatherv(c.send, c.receives),
+    "gather": lambda comm, c: comm.Igatherv(c.send, c.receives, c.root),
+    "scatter": lambda comm, c: comm.Iscatterv(c.sends, c.receive, c.root),
+}
+"""By torch's name. Torch calls them with (tensors, options), or with (outputs, inputs, options)."""
+
+_ALSO_CALLED = {
+    "allreduce_coalesced": "allreduce",
+    "allgather_coalesced": "allgather",
+    "all_gather_single": "allgather",
+    "_allgather_base": "allgather",
+    "reduce_scatter_single": "reduce_scatter",
+    "_reduce_scatter_base": "reduce_scatter",
+}
+
+_OPS = {"SUM": MPI.SUM, "AVG": MPI.SUM, "PRODUCT": MPI.PROD, "MIN": MPI.MIN, "MAX": MPI.MAX}
+_OPS |= {"BAND": MPI.BAND, "BOR": MPI.BOR, "BXOR": MPI.BXOR}
+
+_CALCULATED_IN = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.bool: torch.int32}
+"""For types that MPI does not calculate in, those that stand in for them."""
+
+
+class MpiGroup(dist.ProcessGroup):
+    """A group of MPI ranks that does what is in the table above, barriers and messages.
+
+    Args:
+        comm: the group's own.
+        timeout: of every wait that is given no other.
+
+    Attributes:
+        requests: what MPI has not finished.
+    """
+
+    def __init__(self, comm: MPI.Intracomm, timeout: timedelta) -> None:
+        super().__init__(comm.rank, comm.size)
+        self._comm, self._timeout_s = comm, timeout.total_seconds()
+        self.requests: set[_MpiWork] = set()
+
+    def timeout_s(self, options: Any) -> float:
+        """The call's own timeout if it has one, else the group's."""
+        return seconds(getattr(options, "timeout", None), self._timeout_s)
+
+    def set_timeout(self, timeout: timedelta) -> None:
+        self._timeout_s = timeout.total_seconds()
+
+    def _mpi(self, name: str, outputs: Any, *rest: Any) -> Work:
+        options = rest[-1]
+        reduces = hasattr(options, "reduceOp")
+        inputs = list(_flat(rest[0] if len(rest) > 1 else outputs))
+        outputs = list(_flat(outputs))
+        kind = (inputs or outputs)[0].dtype
+        if reduces:
+            kind = _CALCULATED_IN.get(kind, kind)
+        sent = torch.cat([torch.empty(0, dtype=kind), *(each.detach().reshape(-1).to(kind) for each in inputs)])
+        received = sent.clone() if len(rest) == 1 else torch.empty(sum(map(torch.numel, outputs)), dtype=kind)
+        send, receive = (flat.numpy() if reduces else flat_bytes(flat) for flat in (sent, received))
+        unit = 1 if reduces else kind.itemsize
+        send_sizes, receive_sizes = self._sizes(inputs, unit), self._sizes(outputs, unit)
+        call = _Call(
+            send,
+            receive,
+            [send, send_sizes] if inputs else None,
+            [receive, receive_sizes] if outputs else None,
+            send_sizes,
+            _op(options.reduceOp) if reduces else None,
+            getattr(options, "rootRank", -1),
+        )
+
+        def finish() -> None:
+            if reduces and options.reduceOp == dist.ReduceOp.AVG:
+                received.div_(self.size())
+            for tensor, piece in zip(outputs, received.split([each.numel() for each in outputs]), strict=True):
+                write(tensor, piece)
+
+        request = _CALLS[name](self._comm, call)
+        return _MpiWork(self, name, request, options).fills(outputs, (sent, received), finish)
+
+    def _sizes(self, tensors: list[torch.Tensor], unit: int) -> list[int]:
+        """The size of every rank's piece: of one tensor each, or of equal parts."""
+        sizes = [tensor.numel() * unit for tensor in tensors]
+        return sizes if len(sizes) == self.size() else [sum(sizes) // self.size()] * self.size()
+
+    def all_gather_single_coalesced(
+        self, outputs: list[torch.Tensor], inputs: list[torch.Tensor], options: Any
+    ) -> Work:
+        return self._each("allgather", outputs, inputs, options)
+
+    def reduce_scatter_single_coalesced(
+        self, outputs: list[torch.Tensor], inputs: list[torch.Tensor], options: Any
+    ) -> Work:
+        return self._each("reduce_scatter", outputs, inputs, options)
+
+    def _each(self, name: str, outputs: list[torch.Tensor], inputs: list[torch.Tensor], options: Any) -> Work:
+        works = [self._mpi(name, *pair, options) for pair in zip(outputs, inputs, strict=True)]
+        for work in works:
+            work.wait()
+        return works[-1]
+
+    def barrier(self, opts: Any = None) -> Work:
+        return _MpiWork(self, "barrier", self._comm.Ibarrier(), opts)
+
+    def send(self, tensors: list[torch.Tensor], to: int, tag: int) -> Work:
+        sent = flat_bytes(tensors[0])
+        return _MpiWork(self, "send", self._comm.Isend([sent, MPI.BYTE], to, tag)).fills([], sent)
+
+    def recv(self, tensors: list[torch.Tensor], source: int, tag: int) -> Work:
+        received = torch.empty(tensors[0].numel(), dtype=tensors[0].dtype)
+        request = self._comm.Irecv([flat_bytes(received), MPI.BYTE], source, tag)
+        return _MpiWork(self, "recv", request).fills(tensors, received, lambda: write(tensors[0], received))
+
+    def recv_anysource(self, tensors: list[torch.Tensor], tag: int) -> Work:
+        return self.recv(tensors, MPI.ANY_SOURCE, tag)
+
+
+for _name in _CALLS:
+    setattr(MpiGroup, _name, partialmethod(MpiGroup._mpi, _name))
+for _name, _same in _ALSO_CALLED.items():
+    setattr(MpiGroup, _name, partialmethod(MpiGroup._mpi, _same))
+
+
+def _flat(tensors: Any) -> Iterator[torch.Tensor]:
+    """Tensors out of lists of lists of them."""
+    if isinstance(tensors, torch.Tensor):
+        yield tensors
+    else:
+        for each in tensors:
+            yield from _flat(each)
+
+
+def _op(reduction: Any) -> MPI.Op:
+    name = getattr(reduction, "op", reduction).name
+    if name not in _OPS:
+        raise ValueError(f"reduction {name} is none of MPI's: choose from {', '.join(_OPS)}")
+    return _OPS[name]

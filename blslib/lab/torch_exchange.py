@@ -1,0 +1,109 @@
+"""``torch.distributed`` behind the interface of an exchange: gloo as a baseline, and "bls" as programs of torch use it.
+
+Its groups stand beside torch's default group, which these exchanges neither need nor touch.
+"""
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from mpi4py import MPI
+
+from blslib.collective.baselines import Baseline
+from blslib.collective.exchange import Arrival, Block
+from blslib.collective.process_group import BLSGroup, BLSOptions
+from blslib.collective.rendezvous import mpi_store
+
+TIMEOUT = timedelta(seconds=60)
+
+
+def torch_group(comm: MPI.Intracomm, backend: str, bound: int, slot_bytes: int | None = None) -> dist.ProcessGroup:
+    """A group over the ranks of ``comm``. Collective.
+
+    Args:
+        comm: duplicated.
+        backend: "bls" or "gloo".
+        bound, slot_bytes: of "bls".
+    """
+    if backend == "bls":
+        return BLSGroup(comm.Dup(), BLSOptions(bound, slot_bytes), TIMEOUT)
+    group = dist.ProcessGroup(mpi_store(comm, TIMEOUT), comm.rank, comm.size)
+    gloo = dist.ProcessGroupGloo(dist.PrefixStore("gloo", group.get_group_store()), comm.rank, comm.size, TIMEOUT)
+    group._register_backend(torch.device("cpu"), dist.ProcessGroup.BackendType.GLOO, gloo)
+    group._set_default_backend(dist.ProcessGroup.BackendType.GLOO)
+    return group
+
+
+class TorchAlltoallv(Baseline):
+    """``dist.all_to_all_single`` behind the interface of an exchange, with at most ``bound`` works under way.
+
+    Collective; arguments and errors as ``MpiAlltoallv``, of float32, plus ``backend`` ("bls" or "gloo") and ``bound``.
+    At bound 0 calls are synchronous.
+
+    Cost: bound + 2 buffers to receive, and a copy of the blocks unless they lie in one buffer already.
+    """
+
+    def __init__(
+        self,
+        comm: MPI.Intracomm,
+        *,
+        backend: str,
+        bound: int,
+        send_counts: Sequence[int],
+        recv_counts: Sequence[int],
+        slot_bytes: int,
+    ) -> None:
+        super().__init__(comm, bound, send_counts, recv_counts, np.float32)
+        self._group = torch_group(self._comm, backend, bound, slot_bytes)
+        self._splits = ([int(n) for n in recv_counts], [int(n) for n in send_counts])
+        self._room = np.empty(sum(self._send_sizes), np.uint8)
+        # One more than can be under way: what the last call handed out stays valid until the next.
+        self._outputs = [torch.empty(sum(recv_counts)) for _ in range(bound + 2)]
+        self._under_way: deque[Any] = deque()
+
+    def post(self, blocks: Sequence[Block]) -> list[Arrival]:
+        """Start this iteration's exchange, then wait until at most ``bound`` are under way."""
+        sent = torch.from_numpy(self._one_buffer(blocks, self._room, pack=False).view(np.float32))
+        output = self._outputs[self._posted % len(self._outputs)]
+        started_s = time.perf_counter()
+        work = dist.all_to_all_single(output, sent, *self._splits, group=self._group, async_op=self.bound > 0)
+        self.waited_s += time.perf_counter() - started_s
+        self._under_way.append(work)
+        self._posted += 1
+        return self._take(self._posted - self.bound)
+
+    def collect(self, through: int | None = None) -> list[Arrival]:
+        """Wait for everything up to iteration ``through``; without it, return what is complete."""
+        self._check_posted(through)
+        return self._take(0 if through is None else through + 1)
+
+    def drain(self) -> list[Arrival]:
+        """Wait for all that was posted."""
+        return self._take(self._posted)
+
+    def _take(self, count: int) -> list[Arrival]:
+        arrivals = []
+        started_s = time.perf_counter()
+        while self._under_way:
+            work, iteration = self._under_way[0], self._posted - len(self._under_way)
+            if work is not None and iteration < count:
+                work.wait()
+            elif work is not None and not work.is_completed():
+                break
+            self._under_way.popleft()
+            whole = self._outputs[iteration % len(self._outputs)].numpy()
+            arrivals.append(Arrival(iteration, np.split(whole, np.cumsum(self._splits[0])[:-1])))
+        self.waited_s += time.perf_counter() - started_s
+        return arrivals
+
+    def close(self) -> None:
+        """End the group and free the communicator. Collective."""
+        if not self._closed:
+            self._take(self._posted)
+            self._group.shutdown()
+        super().close()

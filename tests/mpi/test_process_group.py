@@ -1,0 +1,513 @@
+"""The torch backend keeps torch's contract, and lags no further than its bound."""
+
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.distributed._functional_collectives as functional
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from mpi4py import MPI
+
+from blslib.collective.errors import BlockError, ExchangeError, LateError, PeerError
+from blslib.collective.process_group import BLSGroup, BLSOptions
+from blslib.collective.reference import alltoallv
+
+AWAY_S = 0.2
+
+# The names that torch 2.13 replaces are the only ones that earlier versions know.
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.distributed.*is deprecated:FutureWarning")
+
+
+@pytest.fixture
+def start(comm) -> Iterator[Callable[..., dist.ProcessGroup]]:
+    """Starts the default group; destroys it at the end. ``comm`` keeps the ranks of a test apart from the next."""
+
+    def begin(name: str = "bls", timeout_s: float = 20, **options: int) -> dist.ProcessGroup:
+        dist.init_process_group(name, timeout=timedelta(seconds=timeout_s), pg_options=BLSOptions(**options))
+        return dist.group.WORLD
+
+    yield begin
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def exchange(size: int, fill: float, **options) -> tuple[torch.Tensor, dist.Work]:
+    """Start an all-to-all of two floats a pair."""
+    output = torch.full((2 * size,), -1.0)
+    return output, dist.all_to_all_single(output, torch.full((2 * size,), float(fill)), async_op=True, **options)
+
+
+def expected(size: int, fill: Callable[[int], float]) -> list[float]:
+    return [float(fill(source)) for source in range(size) for _ in range(2)]
+
+
+@pytest.mark.parametrize("name", ["bls", "cpu:bls"])
+def test_ranks_come_from_mpi(comm, start, name):
+    start(name)
+    assert (dist.get_rank(), dist.get_world_size()) == (comm.rank, comm.size)
+    assert dist.get_backend() == name
+    assert dist.group.WORLD.name() == "bls"
+    assert torch.ops.c10d is not None and dist.group.WORLD.group_name
+    output, work = exchange(comm.size, comm.rank)
+    assert work.wait() is True
+    assert output.tolist() == expected(comm.size, lambda source: source)
+
+
+def test_gloo_meets_through_mpi_as_well(comm):
+    dist.init_process_group("gloo")
+    total = torch.ones(1)
+    dist.all_reduce(total)
+    dist.destroy_process_group()
+    assert total.item() == comm.size
+
+
+def test_ranks_of_several_hosts_meet_at_a_port(comm, start, monkeypatch):
+    monkeypatch.setattr(MPI, "Get_processor_name", lambda: "localhost" if comm.rank == 0 else "elsewhere")
+    start()
+    assert exchange(comm.size, 1)[1].wait()
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.int8, torch.bool, torch.complex64])
+def test_uneven_splits(comm, start, kind):
+    """Against the one-process reference. Every rank draws the same examples."""
+    start()
+    groups = [dist.new_group(backend="bls", pg_options=BLSOptions(bound=k, slot_bytes=64)) for k in (0, 1, 3)]
+    size = comm.size
+    rows = st.lists(st.lists(st.integers(0, 5), min_size=size, max_size=size), min_size=size, max_size=size)
+
+    @settings(derandomize=True, database=None, deadline=None, max_examples=25, suppress_health_check=list(HealthCheck))
+    @given(st.sampled_from(groups), rows, st.sampled_from([(), (1,), (2, 3), (0,)]), st.booleans(), st.booleans())
+    def check(group, rows, shape, async_op, as_list):
+        made = [
+            torch.arange(7 * s, 7 * s + sum(row)).to(kind).view(-1, *(1 for _ in shape)) for s, row in enumerate(rows)
+        ]
+        made = [tensor.expand(-1, *shape).contiguous() for tensor in made]
+        pieces = [list(tensor.split(row)) for tensor, row in zip(made, rows, strict=True)]
+        arriving = alltoallv(pieces)[comm.rank]
+        out_splits = [rows[source][comm.rank] for source in range(comm.size)]
+        output = torch.zeros(sum(out_splits), *shape, dtype=kind)
+        if as_list:
+            outputs = list(output.split(out_splits))
+            work = dist.all_to_all(outputs, pieces[comm.rank], group=group, async_op=async_op)
+        else:
+            work = dist.all_to_all_single(
+                output, made[comm.rank], out_splits, rows[comm.rank], group=group, async_op=async_op
+            )
+        if async_op:
+            work.wait()
+        assert torch.equal(output, torch.cat(arriving))
+
+    check()
+
+
+def test_any_memory(comm, start):
+    """Strided, lazily conjugated or negated, aliased, made in inference mode, wanting gradients."""
+    start(bound=1)
+    size, rank = comm.size, comm.rank
+    whole = torch.arange(4.0 * size * size).reshape(2 * size, 2 * size) + rank
+    wanted = torch.cat([(whole - rank + s)[2 * rank : 2 * rank + 2] for s in range(size)])
+    strided = torch.zeros(2 * size, 2 * size).t()
+    dist.all_to_all_single(strided, whole.t().contiguous().t())
+    assert torch.equal(strided, wanted)
+
+    complex_ = torch.complex(whole, -whole)
+    output = torch.zeros_like(complex_)
+    dist.all_to_all_single(output, complex_)
+    assert torch.equal(output, torch.complex(wanted, -wanted))
+    negated = complex_.conj().imag
+    assert negated.is_neg()
+    real = torch.zeros(2 * size, 2 * size)
+    dist.all_to_all_single(real, negated)
+    assert torch.equal(real, wanted)
+    lazy = torch.zeros_like(complex_).conj()
+    dist.all_to_all_single(lazy.imag, whole)
+    assert torch.equal(lazy.imag, wanted)
+
+    work = dist.all_to_all_single(whole, whole, async_op=True)
+    work.wait()
+    assert torch.equal(whole, wanted)
+
+    with torch.inference_mode():
+        made, room = torch.full((2 * size,), float(rank)), torch.zeros(4 * size)[::2]
+        work = dist.all_to_all_single(room, made, async_op=True)
+    work.wait()
+    assert room.tolist() == expected(size, lambda source: source)
+
+    parameter = torch.nn.Parameter(torch.full((size,), float(rank)))
+    output = torch.zeros(size)
+    dist.all_to_all_single(output, parameter)
+    assert output.tolist() == list(range(size))
+
+
+@pytest.mark.ranks(2)
+@pytest.mark.parametrize("bound", [0, 1, 3])
+def test_at_most_bound_are_under_way(comm, start, bound):
+    """Rank 0 stays away until the others have made ``bound`` calls without it, and their next one waits for it."""
+    start(bound=bound)
+    exchange(comm.size, 0)[1].wait()
+    made = []
+
+    def call(i: int) -> None:
+        made.append(exchange(comm.size, 10 * i + comm.rank))
+        assert sum(not work.is_completed() for _, work in made) <= bound
+
+    entered_s = 0.0
+    if comm.rank > 0:
+        for i in range(bound):
+            call(i)
+    comm.Barrier()
+    if comm.rank == 0:
+        time.sleep(AWAY_S)
+        entered_s = time.monotonic()
+    for i in range(len(made), bound + 1):
+        call(i)
+    returned_s = time.monotonic()
+    assert returned_s >= comm.bcast(entered_s)  # one host, one clock
+    for i, (output, work) in reversed(list(enumerate(made))):
+        work.wait()
+        assert output.tolist() == expected(comm.size, lambda source, i=i: 10 * i + source)
+        assert work.iteration == i + 1
+
+
+@pytest.mark.ranks(2)
+def test_a_synchronous_call_is_synchronous_at_any_bound(comm, start):
+    start(bound=4)
+    exchange(comm.size, 0)[1].wait()
+    pending = exchange(comm.size, 1)
+    if comm.rank == 0:
+        time.sleep(AWAY_S)
+    entered_s = time.monotonic()
+    output = torch.zeros(comm.size)
+    dist.all_to_all_single(output, torch.full((comm.size,), float(comm.rank)))
+    returned_s = time.monotonic()
+    assert returned_s >= comm.bcast(entered_s)  # one host, one clock
+    assert output.tolist() == list(range(comm.size))
+    assert pending[1].is_completed() and pending[0].tolist() == expected(comm.size, lambda _: 1)
+
+
+@pytest.mark.ranks(2)
+def test_asking_makes_progress(comm, start):
+    start(bound=2)
+    exchange(comm.size, 0)[1].wait()
+    if comm.rank == 0:
+        comm.Barrier()
+        output, work = exchange(comm.size, 5)
+    else:
+        output, work = exchange(comm.size, 5)
+        assert not work.is_completed() and not work.is_success()
+        comm.Barrier()
+    deadline_s = time.monotonic() + 10
+    while not work.is_completed():
+        assert time.monotonic() < deadline_s
+    assert output.tolist() == expected(comm.size, lambda _: 5)
+    assert work.is_success() and work.exception() is None
+    assert work.get_future().value()[0] is output is work.result()[0]
+
+
+def test_a_forgotten_work_still_fills_its_output(comm, start):
+    start(bound=2)
+    output = exchange(comm.size, 1)[0]
+    exchange(comm.size, 2)[1].wait()
+    assert output.tolist() == expected(comm.size, lambda _: 1)
+
+
+def test_groups_do_not_mix(comm, start):
+    """The default group, one of all ranks and one of some, with other bounds, in turn."""
+    start(bound=1)
+    some = list(range(comm.size))[1:] or [0]
+    everybody = dist.new_group(backend="bls", pg_options=BLSOptions(bound=3))
+    part = dist.new_group(some, backend="bls", pg_options=BLSOptions(bound=2))
+    made = []
+    for i in range(12):
+        made.append((i, comm.size, range(comm.size), exchange(comm.size, i + comm.rank)))
+        made.append((-i, comm.size, range(comm.size), exchange(comm.size, comm.rank - i, group=everybody)))
+        if comm.rank in some:
+            made.append((7 * i, len(some), some, exchange(len(some), 7 * i + comm.rank, group=part)))
+    for start_at, size, members, (output, work) in made[::-1]:
+        work.wait()
+        assert output.tolist() == expected(size, lambda s, at=start_at, ranks=members: at + ranks[s])
+    if comm.rank in some:
+        assert [dist.get_rank(part), dist.get_world_size(part)] == [some.index(comm.rank), len(some)]
+        dist.destroy_process_group(part)
+    exchange(comm.size, 0)[1].wait()
+
+
+def test_destroying_a_group_finishes_what_is_under_way(comm, start):
+    start(bound=4)
+    time.sleep(0.01 * comm.rank)
+    made = [exchange(comm.size, i + comm.rank) for i in range(3)]
+    dist.destroy_process_group()
+    for i, (output, work) in enumerate(made):
+        assert work.wait()
+        assert output.tolist() == expected(comm.size, lambda source, i=i: i + source)
+
+
+# --- errors ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.ranks(2)
+@pytest.mark.parametrize("given", ["group", "call", "wait"])
+def test_a_deadline_is_an_error_of_wait(comm, start, given):
+    start(timeout_s=0.3 if given == "group" else 20, bound=0 if given == "call" else 2)
+    exchange(comm.size, 0)[1].wait()
+    comm.Barrier()
+    if comm.rank:
+        if given == "call":
+            options = torch._C._distributed_c10d.AllToAllOptions()
+            options.timeout = timedelta(seconds=0.3)
+            output, data = torch.zeros(comm.size), torch.zeros(comm.size)
+            work = dist.group.WORLD.all_to_all_single(output, data, [], [], options)
+        else:
+            work = exchange(comm.size, 1)[1]
+        words = "posted 2 and waited 0.3 s for .*rank 0 \\(posted 1, 1 behind\\)|rank . failed after posting 2"
+        with pytest.raises(LateError, match=words) as caught:
+            work.wait(timedelta(seconds=0.3 if given == "wait" else 0))
+        assert isinstance(caught.value, TimeoutError)
+        assert work.is_completed() and not work.is_success() and work.exception() is caught.value
+        with pytest.raises(LateError):
+            exchange(comm.size, 2)[1].wait()
+    comm.Barrier()
+    with pytest.warns(RuntimeWarning, match="ended with an error: .*waited 0.3 s"):
+        dist.destroy_process_group()
+
+
+@pytest.mark.ranks(2)
+def test_a_rank_that_destroys_early_is_named(comm, start):
+    start(bound=1)
+    exchange(comm.size, 0)[1].wait()
+    if comm.rank == 0:
+        with pytest.warns(RuntimeWarning, match="closed after 1 iterations"):
+            dist.destroy_process_group()
+    else:
+        works = [exchange(comm.size, 1)[1] for _ in range(3)]
+        with pytest.raises(PeerError, match="rank 0 closed after 1 iterations, rank . waits for iteration"):
+            works[-1].wait()
+        with pytest.warns(RuntimeWarning, match="closed after 1 iterations"):
+            dist.destroy_process_group()
+
+
+@pytest.mark.ranks(2)
+def test_an_abort_reaches_the_others(comm, start):
+    group = start(bound=1)
+    exchange(comm.size, 0)[1].wait()
+    work = exchange(comm.size, 1)[1] if comm.rank else None
+    comm.Barrier()
+    if work is None:
+        group.abort()
+        with pytest.raises(ExchangeError, match="the group was aborted"):
+            exchange(comm.size, 1)[1].wait()
+        dist.destroy_process_group()
+    else:
+        with pytest.raises(PeerError, match="rank 0 failed after posting 1 iterations: the group was aborted"):
+            work.wait()
+        with pytest.warns(RuntimeWarning, match="the group was aborted"):
+            dist.destroy_process_group()
+
+
+@pytest.mark.ranks(2)
+def test_sizes_that_do_not_match_name_the_pair(comm, start):
+    start()
+    size = comm.size
+    data = torch.zeros(size + (comm.rank == 1))
+    splits = [1 + (to == 0 and comm.rank == 1) for to in range(size)]
+    output = torch.zeros(size)
+    work = dist.all_to_all_single(output, data, None, splits, async_op=True)
+    if comm.rank == 0:
+        with pytest.raises(BlockError, match="rank 1 -> rank 0 sent 8 bytes in iteration 0, rank 0 expected 4"):
+            work.wait()
+    else:
+        work.wait()
+    assert exchange(size, 3)[1].wait()
+
+
+def test_wrong_arguments(comm, start):
+    start()
+    size = comm.size
+    output, data = torch.zeros(size), torch.zeros(size)
+    with pytest.raises(ValueError, match=f"input_split_sizes are {size} numbers >= 0 that add up to the {size} rows"):
+        dist.all_to_all_single(output, data, None, [2] * size)
+    with pytest.raises(ValueError, match=f"output_split_sizes are {size} numbers"):
+        dist.all_to_all_single(output, data, [1] * (size + 1), None)
+    if size > 1:
+        with pytest.raises(ValueError, match=f"input has {size + 1} rows, which {size} ranks cannot share equally"):
+            dist.all_to_all_single(output, torch.zeros(size + 1))
+    with pytest.raises(ValueError, match=f"expected {size}, got {size} outputs and {size + 1} inputs"):
+        dist.group.WORLD.alltoall([data] * size, [data] * (size + 1))
+    with pytest.raises(ValueError, match="reduction PREMUL_SUM is none of MPI's"):
+        dist.all_reduce(data, dist._make_nccl_premul_sum(2.0))
+    exchange(size, 0)[1].wait()
+
+
+def test_options(comm, monkeypatch):
+    timeout = timedelta(seconds=20)
+    monkeypatch.setenv("BLS_BOUND", "3")
+    monkeypatch.setenv("BLS_SLOT_BYTES", "128")
+    for options, bound in ((None, 3), (BLSOptions(bound=0), 0)):
+        group = BLSGroup(comm.Dup(), options, timeout)
+        output = torch.zeros(comm.size)
+        group.all_to_all_single(output, torch.ones(comm.size), [], []).wait()
+        assert (group.bound, group._exchange.bound, group._exchange.slot_bytes) == (bound, bound, 128)
+        group.shutdown()
+        group.shutdown()
+    monkeypatch.setenv("BLS_BOUND", "many")
+    with pytest.raises(ValueError, match="BLS_BOUND is a whole number, got 'many'"):
+        BLSGroup(comm, None, timeout)
+    with pytest.raises(TypeError, match="pg_options of a 'bls' group are BLSOptions, got dict"):
+        BLSGroup(comm, {"bound": 1}, timeout)
+
+
+def test_slots_fit_the_first_call_of_the_largest_rank(comm, start):
+    group = start()
+    rows = 1 + 999 * (comm.rank == comm.size - 1)
+    out_splits = [1 + 999 * (source == comm.size - 1) for source in range(comm.size)]
+    output, data = torch.zeros(sum(out_splits), 4), torch.ones(rows * comm.size, 4)
+    dist.all_to_all_single(output, data, out_splits, [rows] * comm.size)
+    assert group._exchange.slot_bytes >= 16000
+    large, data = torch.zeros(comm.size, 20_000), torch.full((comm.size, 20_000), float(comm.rank))
+    dist.all_to_all_single(large, data)  # larger than a slot
+    assert large.mean(1).tolist() == list(range(comm.size))
+
+
+# --- what is not all-to-all ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64, torch.int64, torch.uint8, torch.bfloat16, torch.bool])
+def test_reductions(comm, start, kind):
+    start()
+    size, rank, ranks = comm.size, comm.rank, torch.arange(comm.size)
+    every = torch.stack([((ranks + 1) * (i + 1) % 5) for i in range(3)]).to(kind)  # [item, rank]
+    for op, oracle in (
+        (dist.ReduceOp.SUM, every.sum(1)),
+        (dist.ReduceOp.MAX, every.to(torch.float64).amax(1)),
+        (dist.ReduceOp.PRODUCT, every.prod(1)),
+    ):
+        tensor = every[:, rank].clone()
+        dist.all_reduce(tensor, op)
+        assert torch.equal(tensor, oracle.to(kind)), op
+        tensor = every[:, rank].clone()
+        dist.reduce(tensor, size - 1, op)
+        assert torch.equal(tensor, oracle.to(kind) if rank == size - 1 else every[:, rank])
+    pieces = [every[:, rank] if to == 0 else torch.zeros(3, dtype=kind) for to in range(size)]
+    piece, flat = torch.ones(3, dtype=kind), torch.ones(3, dtype=kind)
+    dist.reduce_scatter(piece, pieces)
+    dist.reduce_scatter_tensor(flat, torch.cat(pieces))
+    wanted = every.sum(1).to(kind) if rank == 0 else torch.zeros(3, dtype=kind)
+    assert torch.equal(piece, wanted) and torch.equal(flat, wanted)
+    if kind.is_floating_point:
+        tensor = every[:, rank].clone()
+        dist.all_reduce(tensor, dist.ReduceOp.AVG)
+        assert torch.allclose(tensor, (every.sum(1) / size).to(kind), rtol=1e-2)
+
+
+def test_gathers_and_scatters(comm, start):
+    start()
+    size, rank, last = comm.size, comm.rank, comm.size - 1
+    mine = torch.full((2, 3), rank).t()
+    found = [torch.zeros(3, 2, dtype=torch.int64) for _ in range(size)]
+    dist.all_gather(found, mine)
+    assert [each.unique().tolist() for each in found] == [[r] for r in range(size)]
+    uneven = [torch.zeros(r + 1) for r in range(size)]
+    dist.all_gather(uneven, torch.full((rank + 1,), float(rank)))
+    assert [each.tolist() for each in uneven] == [[float(r)] * (r + 1) for r in range(size)]
+    flat = torch.zeros(size, 2)
+    dist.all_gather_into_tensor(flat, torch.full((2,), float(rank)))
+    assert flat[:, 1].tolist() == list(range(size))
+
+    found = [torch.zeros(3, 2, dtype=torch.int64) for _ in range(size)] if rank == last else None
+    dist.gather(mine, found, dst=last)
+    assert found is None or [each.unique().tolist() for each in found] == [[r] for r in range(size)]
+    piece = torch.zeros(2)
+    dist.scatter(piece, [torch.full((2,), float(r)) for r in range(size)] if rank == last else None, src=last)
+    assert piece.tolist() == [rank, rank]
+    news = torch.full((2,), float(rank))
+    work = dist.broadcast(news, last, async_op=True)
+    work.wait()
+    assert news.tolist() == [last, last]
+
+
+def test_objects(comm, start):
+    start()
+    size, rank = comm.size, comm.rank
+    found = [None] * size
+    dist.all_gather_object(found, {"rank": rank, "text": "x" * rank})
+    assert found == [{"rank": r, "text": "x" * r} for r in range(size)]
+    said = [rank, "a"] if rank == 0 else [None, None]
+    dist.broadcast_object_list(said, 0)
+    assert said == [0, "a"]
+    got = [None]
+    dist.scatter_object_list(got, [f"for {r}" for r in range(size)] if rank == 0 else None, 0)
+    assert got == [f"for {rank}"]
+
+
+@pytest.mark.ranks(2)
+def test_messages(comm, start):
+    start()
+    size, rank = comm.size, comm.rank
+    ahead, behind = (rank + 1) % size, (rank - 1) % size
+    work = dist.isend(torch.full((4,), float(rank))[::2], ahead, tag=3)
+    got = torch.zeros(4)[::2]
+    dist.recv(got, behind, tag=3)
+    work.wait()
+    assert got.tolist() == [behind, behind]
+    if rank == 0:
+        senders = set()
+        for _ in range(size - 1):
+            senders.add(dist.recv(got))
+            assert got[0].item() in senders
+        assert senders == set(range(1, size))
+    else:
+        dist.send(torch.full((2,), float(rank)), 0)
+    with pytest.raises(LateError, match="recv not complete after 0.1 s"):
+        dist.irecv(got, ahead, tag=9).wait(timedelta(seconds=0.1))
+    dist.barrier()
+    dist.send(got, behind, tag=9)  # the request is still MPI's: let it end
+    dist.barrier()
+
+
+@pytest.mark.ranks(2)
+def test_a_barrier_waits_for_all(comm, start):
+    start()
+    comm.Barrier()
+    started_s = time.monotonic()
+    if comm.rank == 0:
+        time.sleep(AWAY_S)
+    dist.barrier()
+    assert time.monotonic() - started_s >= AWAY_S
+    if comm.rank:
+        work = dist.barrier(async_op=True)
+        assert not work.is_completed()
+        comm.Barrier()
+        work.wait()
+    else:
+        comm.Barrier()
+        dist.barrier()
+
+
+def test_functional_collectives(comm, start):
+    group = start(bound=2)
+    size, rank = comm.size, comm.rank
+    mine = torch.full((2,), float(rank))
+    total = sum(range(size))
+    assert functional.all_reduce(mine, "sum", group).tolist() == [total] * 2
+    assert functional.broadcast(mine, size - 1, group).tolist() == [size - 1] * 2
+    assert functional.all_gather_tensor(mine, 0, group).tolist() == expected(size, lambda source: source)
+    assert functional.reduce_scatter_tensor(mine.repeat(size), "sum", 0, group).tolist() == [total] * 2
+    moved = functional.all_to_all_single(mine.repeat(size), None, None, group)
+    assert moved.tolist() == expected(size, lambda source: source)
+
+
+def test_ddp_trains(comm, start):
+    """The reference DLRM wraps its MLPs in it."""
+    start()
+    torch.manual_seed(comm.rank)
+    model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(3, 1))
+    weights = [torch.zeros(1, 3) for _ in range(comm.size)]
+    dist.all_gather(weights, model.module.weight.data)
+    assert all(torch.equal(each, weights[0]) for each in weights)
+    model(torch.full((2, 3), float(comm.rank))).sum().backward()
+    assert model.module.weight.grad.tolist() == [[pytest.approx(2 * np.mean(range(comm.size)))] * 3]
