@@ -42,8 +42,8 @@ class LoopConfig:
 
     scenario: str = "rotating"
     bounds: tuple[int, ...] = (0, 1, 4)
-    iterations: int = 100
-    repeats: int = 5
+    iterations: int = 64
+    repeats: int = 15
 
 
 def run(comm: MPI.Intracomm, config: TorchConfig | LoopConfig) -> list[Row]:
