@@ -1,4 +1,6 @@
-"""The max-plus recurrence against its definition, and the laws of delay against their means."""
+"""The max-plus recurrence against its definition, and against a simulation of every message."""
+
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -6,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from blslib.theory.delays import LAWS, delays
-from blslib.theory.maxplus import limit, makespan
+from blslib.theory.delays import delays
+from blslib.theory.maxplus import Cost, Recurrence, Times, limit, makespan, makespans, times
+from blslib.theory.simulate import simulate
 
 WORK = hnp.arrays(
     np.float64, hnp.array_shapes(min_dims=2, max_dims=2, max_side=12), elements=st.floats(0, 10, width=32)
@@ -40,7 +43,8 @@ def test_makespan_is_the_recurrence(work_s, bound, exchange_s, seed):
 @given(WORK)
 def test_the_two_ends(work_s):
     assert makespan(work_s, 0) == pytest.approx(work_s.max(axis=0).sum())
-    assert makespan(work_s, work_s.shape[1]) == pytest.approx(limit(work_s))
+    assert makespan(work_s, work_s.shape[1]) == makespan(work_s, 10**15) == pytest.approx(limit(work_s))
+    assert times(work_s, 10**15).ended_s == makespan(work_s, 10**15)
     assert limit(work_s) == pytest.approx(max(sum(row) for row in work_s.tolist()))
 
 
@@ -81,40 +85,113 @@ def test_no_bound():
         makespan(np.zeros((2, 2)), -1)
 
 
-@pytest.mark.parametrize("law", LAWS)
-@pytest.mark.parametrize("ranks", [1, 2, 5])
-def test_laws_have_their_mean(law, ranks):
-    d = delays(law, ranks, 20_000, 2e-3, seed=1)
-    assert d.shape == (ranks, 20_000)
-    assert d.dtype == np.float64
-    assert (d >= 0).all()
-    assert d.mean() == (0 if law == "none" else pytest.approx(2e-3, rel=0.1))
+EIGHTHS = st.integers(0, 16).map(lambda n: n / 8)  # sums of these are exact, in any order
 
 
-@pytest.mark.parametrize("law", LAWS)
-def test_laws_repeat(law):
-    assert (delays(law, 3, 50, 1e-3, seed=4) == delays(law, 3, 50, 1e-3, seed=4)).all()
-    if law in ("bernoulli", "exponential"):
-        assert (delays(law, 3, 50, 1e-3, seed=4) != delays(law, 3, 50, 1e-3, seed=5)).any()
+def same(one: Times, other: Times) -> None:
+    for name, mine, theirs in zip(Times._fields, one, other, strict=True):
+        assert np.array_equal(mine, theirs), (name, mine, theirs)
 
 
-def test_what_the_laws_say():
-    d = delays("bernoulli", 4, 10_000, 1e-3, seed=2)
-    assert sorted(set(d.ravel())) == [0, 0.01]
-    assert (d > 0).mean() == pytest.approx(0.1, abs=0.01)
-    d = delays("rotating", 3, 7, 1e-3, seed=0)
-    assert (d > 0).argmax(axis=0).tolist() == [0, 1, 2, 0, 1, 2, 0]
-    assert ((d > 0).sum(axis=0) == 1).all()
-    assert d.max() == pytest.approx(3e-3)
-    d = delays("permanent", 3, 7, 1e-3, seed=0)
-    assert (d[:2] == 0).all()
-    assert d[2].tolist() == pytest.approx([3e-3] * 7)
-    d = delays("exponential", 2, 10_000, 1e-3, seed=3)
-    assert np.median(d) == pytest.approx(1e-3 * np.log(2), rel=0.05)
+@given(WORK, st.integers(0, 15))
+def test_the_recurrence_is_the_protocol_message_by_message(work_s, bound):
+    same(times(work_s, bound), simulate(work_s, bound))
+    assert makespan(work_s, bound) == simulate(work_s, bound).ended_s
 
 
-def test_no_such_law():
-    with pytest.raises(
-        ValueError, match="no delay law 'gamma': choose from none, bernoulli, exponential, rotating, permanent"
-    ):
-        delays("gamma", 2, 2, 1e-3, seed=0)
+@given(st.data())
+def test_so_it_is_with_costs_clocks_and_work_on_arrivals(data):
+    ranks, iterations = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 7))
+    bound, polls = data.draw(st.integers(0, 8)), data.draw(st.booleans())
+
+    def drawn(*shape: int) -> np.ndarray:
+        return data.draw(hnp.arrays(np.float64, shape, elements=EIGHTHS))
+
+    cost = data.draw(
+        st.sampled_from(
+            [
+                Cost(call_s=drawn(ranks)),
+                Cost(0.5, alpha_s=0.25, beta_s=0.5, pair_bytes=drawn(ranks, ranks)),
+                Cost(alpha_s=0.125, beta_s=2.0, sent_bytes=drawn(ranks), received_bytes=drawn(ranks)),
+            ]
+        )
+    )
+    work_s, arrival_s = drawn(ranks, iterations), drawn(ranks, iterations)
+    release_s = np.cumsum(drawn(iterations))
+    found = times(work_s, bound, cost=cost, release_s=release_s, arrival_s=arrival_s, polls=polls)
+    about = {"call_s": cost.call_s, "travel_s": cost.travel_s(ranks)}
+    same(found, simulate(work_s, bound, release_s=release_s, arrival_s=arrival_s, polls=polls, **about))
+    assert (found.returned_s[:, bound:] >= found.entered_s.max(axis=0)[: max(0, iterations - bound)]).all()
+    assert (found.delivered_s >= found.entered_s.max(axis=0)).all()
+
+
+@given(WORK, st.lists(st.integers(0, 15), min_size=1, max_size=5), st.floats(0, 2))
+def test_several_bounds_in_one_pass(work_s, bounds, cost_s):
+    for cost in (Cost(cost_s), Cost(alpha_s=cost_s, received_bytes=np.ones(len(work_s)))):
+        together = makespans(iter(work_s.T), bounds, cost=cost)
+        assert together.tolist() == [makespan(work_s, bound, cost=cost) for bound in bounds]
+    work = {"arrival_s": cost_s}
+    together = makespans(iter(work_s.T), bounds, **work)
+    assert together.tolist() == [times(work_s, bound, **work).ended_s for bound in bounds]
+
+
+def test_lanes_may_have_work_of_their_own():
+    first, second = np.random.default_rng(0).exponential(size=(2, 3, 20))
+    together = makespans(np.stack([first, second], axis=-1).swapaxes(0, 1), [2, 5])
+    assert together.tolist() == [makespan(first, 2), makespan(second, 5)]
+
+
+def test_what_a_call_costs_stays_and_what_a_message_takes_is_hidden():
+    work_s = np.ones((3, 100))
+    assert makespan(work_s, 0, cost=Cost(0.5)) == makespan(work_s, 0, cost=Cost(alpha_s=0.5)) == 150
+    assert makespan(work_s, 1, cost=Cost(0.5)) == 150
+    assert makespan(work_s, 1, cost=Cost(alpha_s=0.5)) == 100.5  # only the drain still waits for the last
+    bytes_each = np.zeros((3, 3))
+    bytes_each[0, 2] = 7
+    # Rank 2 is late with its call, and everybody with the next one: 0.7 s in every other iteration.
+    assert makespan(work_s, 0, cost=Cost(beta_s=0.1, pair_bytes=bytes_each)) == pytest.approx(100 + 0.7 * 50)
+    loads = {"sent_bytes": np.array([0.0, 4, 0]), "received_bytes": np.array([0.0, 0, 3])}
+    assert makespan(work_s[:, :1], 0, cost=Cost(beta_s=0.1, **loads)) == pytest.approx(1 + 0.4 + 0.3)
+
+
+def test_work_on_arrivals_is_charged_where_they_are_handed_out():
+    work_s = np.array([[1.0, 1, 1], [2, 1, 1]])
+    # Bound 1. Rank 0 enters its first call at 1 and returns at once with nothing; rank 1's block comes at 2.
+    found = times(work_s, 1, arrival_s=0.25)
+    assert found.entered_s.tolist() == [[1, 2, 3.25], [2, 3.25, 4.5]]
+    assert found.delivered_s.tolist() == [[2, 3.25, 4.5], [2, 3.25, 4.5]]
+    assert found.ended_s == 4.75
+
+
+def test_a_lone_batch_waits_for_the_next_unless_its_rank_polls():
+    work_s, release_s = np.array([[1.0, 1], [2, 2]]), np.array([0.0, 10])
+    assert times(work_s, 4, release_s=release_s).delivered_s.tolist() == [[11, 12], [2, 12]]
+    polled = times(work_s, 4, release_s=release_s, polls=True)
+    assert polled.delivered_s.tolist() == [[2, 12], [2, 12]]
+    assert polled.entered_s.tolist() == [[1, 11], [2, 12]]
+
+
+def test_memory_does_not_grow_with_the_run():
+    def peak(iterations: int) -> int:
+        tracemalloc.start()
+        makespans((np.ones(1000) for _ in range(iterations)), [0, 8, 64])
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most
+
+    assert peak(1000) < 1.1 * peak(200) < 1.1 * 400_000
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: Recurrence(2, []), "bound is a whole number of iterations >= 0, got none"),
+        (lambda: makespans(np.zeros((2, 2)), [3, -2]), "got -2"),
+        (lambda: makespans([], [0]), "got no columns of work"),
+        (lambda: times(np.zeros((2, 3)), 0, release_s=np.zeros(2)), r"each of the 3 iterations, got shape \(2,\)"),
+        (lambda: makespan(np.ones((2, 2)), 0, cost=Cost(pair_bytes=np.ones((3, 3)))), "a 2 x 2 matrix for 2 ranks"),
+    ],
+)
+def test_what_is_refused(call, said):
+    with pytest.raises(ValueError, match=said):
+        call()

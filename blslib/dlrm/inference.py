@@ -107,6 +107,11 @@ class Inference:
         return ready
 
     @torch.inference_mode()
+    def poll(self) -> list[Scored]:
+        """Score what has arrived meanwhile, without waiting: for a server that has no next batch yet."""
+        return [self._score(arrival) for arrival in self._call(self.exchange.collect)] if self._pending else []
+
+    @torch.inference_mode()
     def finish(self) -> list[Scored]:
         """Wait for all that still travels and score it."""
         if self._left is None:

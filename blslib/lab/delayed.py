@@ -20,12 +20,14 @@ class DelayedConfig:
     Attributes:
         law: a name of ``theory.delays.LAWS``.
         mean_delay_s: over all ranks and iterations.
+        base_s: slept on top of it by every rank in every iteration.
         iterations: N of each run.
         bytes_per_block: of every block, a multiple of 4.
     """
 
     law: str = "exponential"
     mean_delay_s: float = 2e-3
+    base_s: float = 0.0
     iterations: int = 100
     bytes_per_block: int = 16384
     names: tuple[str, ...] = ("mpi", "bls", "window")
@@ -40,18 +42,7 @@ def run(comm: MPI.Intracomm, config: DelayedConfig) -> list[Row]:
     Raises:
         RuntimeError: a block arrived with wrong contents.
     """
-    sleeps_s = delays(config.law, comm.size, config.iterations, config.mean_delay_s, config.seed)[comm.rank].tolist()
-    items = contenders(config.names, config.bounds)
-    counts = [config.bytes_per_block // 4] * comm.size
-    exchanges = {item: item.build(comm, counts, counts, config.bytes_per_block) for item in items}
-    for exchange in exchanges.values():
-        warm_up(exchange, tuple(np.zeros((comm.size, counts[0]), np.float32)))
-    runs: dict[Contender, list[Run]] = {item: [] for item in items}
-    for step, item in enumerate(interleaved(config.repeats, items)):
-        report(step, config.repeats * len(items))
-        runs[item].append(_once(comm, exchanges[item], counts, sleeps_s))
-    for exchange in exchanges.values():
-        exchange.close()
+    runs = measure(comm, config)
     rows = []
     for item, found in runs.items():
         predicted_s = [each.predicted_s(item.bound) for each in found]
@@ -72,6 +63,28 @@ def run(comm: MPI.Intracomm, config: DelayedConfig) -> list[Row]:
             }
         )
     return rows
+
+
+def measure(comm: MPI.Intracomm, config: DelayedConfig) -> dict[Contender, list[Run]]:
+    """The runs of each contender, one per repeat. Collective.
+
+    Raises:
+        RuntimeError: a block arrived with wrong contents.
+    """
+    sleeps_s = delays(config.law, comm.size, config.iterations, config.mean_delay_s, config.seed)[comm.rank]
+    sleeps_s = (config.base_s + sleeps_s).tolist()
+    items = contenders(config.names, config.bounds)
+    counts = [config.bytes_per_block // 4] * comm.size
+    exchanges = {item: item.build(comm, counts, counts, config.bytes_per_block) for item in items}
+    for exchange in exchanges.values():
+        warm_up(exchange, tuple(np.zeros((comm.size, counts[0]), np.float32)))
+    runs: dict[Contender, list[Run]] = {item: [] for item in items}
+    for step, item in enumerate(interleaved(config.repeats, items)):
+        report(step, config.repeats * len(items))
+        runs[item].append(_once(comm, exchanges[item], counts, sleeps_s))
+    for exchange in exchanges.values():
+        exchange.close()
+    return runs
 
 
 def _once(comm: MPI.Intracomm, exchange: object, counts: list[int], sleeps_s: list[float]) -> Run:

@@ -10,20 +10,21 @@ from mpi4py import MPI
 from blslib.collective.alltoallv import BoundedLagAlltoallv
 from blslib.collective.baselines import IalltoallvWindow, MpiAlltoallv
 from blslib.collective.exchange import Arrival, Block
-from blslib.theory.maxplus import makespan
+from blslib.theory.maxplus import Cost, makespan
 
 Item = TypeVar("Item")
 
-CONTENDERS = ("mpi", "bls", "window", "mpi-equal", "gloo", "torch")
+CONTENDERS = ("mpi", "bls", "messages", "window", "mpi-equal", "gloo", "torch")
 SYNCHRONOUS = ("mpi", "mpi-equal", "gloo")
+_CHANNELS = {"bls": "auto", "messages": "messages"}
 
 
 class Contender(NamedTuple):
     """An exchange to be measured, with its bound.
 
-    ``mpi`` is MPI_Alltoallv, ``bls`` bounded lag, ``window`` k outstanding MPI_Ialltoallv, and ``mpi-equal``
-    MPI_Alltoall, for equal counts. ``gloo`` and ``torch`` are torch's all_to_all_single, over gloo and over bounded
-    lag.
+    ``mpi`` is MPI_Alltoallv, ``bls`` bounded lag, ``messages`` the same with messages to all peers, ``window`` k
+    outstanding MPI_Ialltoallv, and ``mpi-equal`` MPI_Alltoall, for equal counts. ``gloo`` and ``torch`` are torch's
+    all_to_all_single, over gloo and over bounded lag.
     """
 
     name: str
@@ -37,8 +38,9 @@ class Contender(NamedTuple):
         Raises:
             ValueError: there is no such contender.
         """
-        if self.name == "bls":
-            return BoundedLagAlltoallv(comm, bound=self.bound, slot_bytes=slot_bytes, recv_counts=recv_counts)
+        if self.name in ("bls", "messages"):
+            options: dict[str, Any] = {"recv_counts": recv_counts, "channel": _CHANNELS[self.name]}
+            return BoundedLagAlltoallv(comm, bound=self.bound, slot_bytes=slot_bytes, **options)
         if self.name == "window":
             return IalltoallvWindow(comm, bound=self.bound, send_counts=send_counts, recv_counts=recv_counts)
         if self.name in ("gloo", "torch"):
@@ -130,6 +132,11 @@ class Run(NamedTuple):
     ended_s: np.ndarray
 
     @property
+    def calls(self) -> int:
+        """N."""
+        return self.entered_s.shape[1]
+
+    @property
     def measured_s(self) -> float:
         """From the first start to the last end."""
         return float(self.ended_s.max())
@@ -155,11 +162,11 @@ class Run(NamedTuple):
                 worst = max(worst, int(ahead.max()))
         return worst
 
-    def predicted_s(self, bound: int) -> float:
-        """``measured_s`` by the max-plus recurrence, from the realised work and with an exchange that costs nothing."""
+    def predicted_s(self, bound: int, cost: Cost | None = None) -> float:
+        """``measured_s`` by the max-plus recurrence, from the realised work; by default the exchange costs nothing."""
         before_s = self.drained_s[:, 0] - self.returned_s[:, -1]
         after_s = self.ended_s - self.drained_s[:, 1]
-        return makespan(self.work_s, bound, before_drain_s=before_s, after_drain_s=after_s)
+        return makespan(self.work_s, bound, cost=cost, before_drain_s=before_s, after_drain_s=after_s)
 
 
 def gather(comm: MPI.Intracomm, timed: Timed, ended_s: float) -> Run:

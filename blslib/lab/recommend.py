@@ -1,7 +1,9 @@
 """The DLRM inference loop in a scenario, every contender at every bound: throughput, response, waiting, prediction."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from mpi4py import MPI
@@ -13,6 +15,7 @@ from blslib.lab import scenarios
 from blslib.lab.measure import Contender, Run, Timed, contenders, gather, interleaved
 from blslib.lab.progress import report
 from blslib.lab.records import Row, spread
+from blslib.lab.traces import RECORD_COLUMNS
 from blslib.theory.delays import delays
 from blslib.theory.maxplus import limit
 
@@ -57,31 +60,13 @@ def run(comm: MPI.Intracomm, config: RecommendConfig) -> list[Row]:
     A batch's response time runs from the start of its lookup to its scores, on the rank where that takes longest.
     Batches follow each other without a pause (closed loop), so it says nothing about a service under load.
     """
-    here = scenarios.build(
-        config.scenario,
-        ranks=comm.size,
-        rank=comm.rank,
-        iterations=config.iterations,
-        batch_size=config.batch_size,
-        max_rows=config.max_rows,
-        seed=config.seed,
-    )
-    model = DLRM(here.model, seed=config.seed, placement=here.placement, rank=comm.rank)
-    sleeps_s = delays(config.law, comm.size, config.iterations, config.mean_delay_s, config.seed)[comm.rank].tolist()
-    mine = own_rows(config.batch_size, comm.rank, comm.size)
-    sent = send_counts(here.placement, comm.rank, config.batch_size, here.model.dim).tolist()
-    received = recv_counts(here.placement, mine.stop - mine.start, here.model.dim).tolist()
-    slot_bytes = largest_block_bytes(here.placement, config.batch_size, here.model.dim)
     items = contenders(config.names, config.bounds)
-    exchanges = {item: item.build(comm, sent, received, slot_bytes) for item in items}
-    for item, exchange in exchanges.items():
-        warm = max(WARM_UP, 2 * (item.bound + 1))
-        for _ in Inference(model, exchange).run(here.pool[i % len(here.pool)] for i in range(warm)):
-            pass
+    here, model, exchanges = prepare(comm, config, items)
+    sleeps_s = delays(config.law, comm.size, config.iterations, config.mean_delay_s, config.seed)[comm.rank].tolist()
     measured: dict[Contender, list[_Measured]] = {item: [] for item in items}
     for step, item in enumerate(interleaved(config.repeats, items)):
         report(step, config.repeats * len(items))
-        measured[item].append(_once(comm, model, exchanges[item], here, sleeps_s))
+        measured[item].append(once(comm, model, exchanges[item], here, sleeps_s))
     reference = measured[items[0]][0].scores
     rows = []
     for item, found in measured.items():
@@ -100,9 +85,52 @@ def run(comm: MPI.Intracomm, config: RecommendConfig) -> list[Row]:
     return rows
 
 
-def _once(
+def record(comm: MPI.Intracomm, config: RecommendConfig) -> list[Row]:
+    """One run at the first bound, call by call, as ``traces.save`` has it. Collective; the rows are on every rank."""
+    item = Contender("bls", config.bounds[0])
+    here, model, exchanges = prepare(comm, config, [item])
+    sleeps_s = delays(config.law, comm.size, config.iterations, config.mean_delay_s, config.seed)[comm.rank].tolist()
+    run = once(comm, model, exchanges[item], here, sleeps_s).run
+    exchanges[item].close()
+    settings = (item.bound, exchanges[item].slot_bytes)
+    return [
+        dict(zip(RECORD_COLUMNS, (rank, i, *settings, float(entered_s), float(returned_s)), strict=True))
+        for rank, calls in enumerate(zip(run.entered_s, run.returned_s, strict=True))
+        for i, (entered_s, returned_s) in enumerate(zip(*calls, strict=True))
+    ]
+
+
+def prepare(
+    comm: MPI.Intracomm, config: RecommendConfig, items: Sequence[Contender]
+) -> tuple[scenarios.Scenario, DLRM, dict[Contender, Any]]:
+    """This rank's view of the scenario, its part of the model, and each contender's exchange, warmed up. Collective."""
+    here = scenarios.build(
+        config.scenario,
+        ranks=comm.size,
+        rank=comm.rank,
+        iterations=config.iterations,
+        batch_size=config.batch_size,
+        max_rows=config.max_rows,
+        seed=config.seed,
+    )
+    model = DLRM(here.model, seed=config.seed, placement=here.placement, rank=comm.rank)
+    mine = own_rows(config.batch_size, comm.rank, comm.size)
+    sent = send_counts(here.placement, comm.rank, config.batch_size, here.model.dim).tolist()
+    received = recv_counts(here.placement, mine.stop - mine.start, here.model.dim).tolist()
+    slot_bytes = largest_block_bytes(here.placement, config.batch_size, here.model.dim)
+    exchanges = {item: item.build(comm, sent, received, slot_bytes) for item in items}
+    for item, exchange in exchanges.items():
+        warm = max(WARM_UP, 2 * (item.bound + 1))
+        for _ in Inference(model, exchange).run(here.pool[i % len(here.pool)] for i in range(warm)):
+            pass
+    return here, model, exchanges
+
+
+def once(
     comm: MPI.Intracomm, model: DLRM, exchange: object, here: scenarios.Scenario, sleeps_s: list[float]
 ) -> _Measured:
+    """One timed run over all batches of a scenario that was prepared, with a sleep before each post. Collective."""
+
     def sleep(iteration: int) -> None:
         if sleeps_s[iteration]:
             time.sleep(sleeps_s[iteration])

@@ -1,1 +1,1 @@
-"""What bounded lag can and cannot do, on paper: the max-plus recurrence and the laws of delay."""
+"""What bounded lag can and cannot do, on paper: max-plus recurrence, simulator, laws of delay, four-way split."""

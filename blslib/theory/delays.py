@@ -1,42 +1,361 @@
-"""Laws of delay: how much longer rank r takes in iteration i. Seeded, so that every contender meets the same delays."""
+"""Laws of time: how long rank r takes, or how much longer, in iteration i. Seeded: contenders meet the same times.
 
-from collections.abc import Callable
+A law is a frozen object. It draws whole runs as a (P, N) matrix, or streams them column by column for runs that do not
+fit into memory; ``+`` and ``*`` compose laws, ``2e-3 * Constant() + Slow(Exponential(1e-3), 1.5)``. Every law knows the
+mean of each rank, hence whether the imbalance that it makes is static (ranks differ in their means, which no lag can
+mask) or dynamic (it changes, which lag can).
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
 
 import numpy as np
 
-Law = Callable[[np.random.Generator, int, int, float], np.ndarray]
+
+class Law:
+    """A law of time; subclasses say how it is drawn (``draw`` where iterations are independent) and its means."""
+
+    varies = True
+    """Whether a rank's time changes from iteration to iteration."""
+
+    def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        """Independent values, float64 seconds."""
+        raise NotImplementedError(f"{type(self).__name__} has no independent values: use columns or matrix")
+
+    def columns(self, rng: np.random.Generator, ranks: int, iterations: int) -> Iterator[np.ndarray]:
+        """N arrays (P,) float64 of seconds, one iteration each: a run in O(P) memory.
+
+        The law is that of ``matrix``, the numbers are others: they are drawn in another order.
+        """
+        for _ in range(iterations):
+            yield self.draw(rng, (ranks,))
+
+    def matrix(self, rng: np.random.Generator, ranks: int, iterations: int) -> np.ndarray:
+        """(P, N) float64 seconds."""
+        if type(self).columns is Law.columns:
+            return self.draw(rng, (ranks, iterations))
+        columns = list(self.columns(rng, ranks, iterations))
+        return np.stack(columns, axis=1) if columns else np.zeros((ranks, 0))
+
+    def means_s(self, ranks: int) -> np.ndarray:
+        """(P,) float64, the mean time of each rank. Its greatest is the time per iteration that no bound can beat."""
+        raise NotImplementedError
+
+    def mean_s(self, ranks: int) -> float:
+        """Mean over all ranks and iterations."""
+        return float(self.means_s(ranks).mean())
+
+    def expected_max_s(self, ranks: int) -> float | None:
+        """Mean of the slowest rank's time: what a synchronous iteration takes. None where no closed form is known."""
+        return None if self.varies and ranks > 1 else float(self.means_s(ranks).max())
+
+    def imbalance(self, ranks: int) -> str:
+        """One of "none", "static", "dynamic" and "static and dynamic"."""
+        means = self.means_s(ranks)
+        kinds = ["static"] * bool(np.ptp(means) > 0) + ["dynamic"] * (ranks > 1 and self.varies and bool(means.any()))
+        return " and ".join(kinds) or "none"
+
+    def __add__(self, other: "Law") -> "Sum":
+        return Sum(self, other)
+
+    def __mul__(self, factor: float) -> "Slow":
+        return Slow(self, factor, None)
+
+    __rmul__ = __mul__
 
 
-def _none(rng: np.random.Generator, ranks: int, iterations: int, mean_s: float) -> np.ndarray:
-    return np.zeros((ranks, iterations))
+@dataclass(frozen=True)
+class _OfMean(Law):
+    """Every rank has the mean ``each_s``."""
+
+    each_s: float
+
+    def __post_init__(self) -> None:
+        _require(self.each_s >= 0, "each_s", self.each_s, "a time >= 0")
+
+    def means_s(self, ranks: int) -> np.ndarray:
+        return np.full(ranks, self.each_s)
 
 
-def _bernoulli(rng: np.random.Generator, ranks: int, iterations: int, mean_s: float) -> np.ndarray:
-    return 10 * mean_s * (rng.random((ranks, iterations)) < 0.1)
+@dataclass(frozen=True)
+class _OfDelay(Law):
+    """A rank is delayed by ``delay_s``, or not."""
+
+    delay_s: float
+
+    def __post_init__(self) -> None:
+        _require(self.delay_s >= 0, "delay_s", self.delay_s, "a time >= 0")
 
 
-def _exponential(rng: np.random.Generator, ranks: int, iterations: int, mean_s: float) -> np.ndarray:
-    return rng.exponential(mean_s, (ranks, iterations))
+@dataclass(frozen=True)
+class Constant(_OfMean):
+    """The same on every rank, always."""
+
+    each_s: float = 1.0
+    varies = False
+
+    def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        return np.full(shape, self.each_s, np.float64)
 
 
-def _rotating(rng: np.random.Generator, ranks: int, iterations: int, mean_s: float) -> np.ndarray:
-    return ranks * mean_s * (np.arange(iterations)[None, :] % ranks == np.arange(ranks)[:, None])
+@dataclass(frozen=True)
+class Bernoulli(_OfDelay):
+    """``delay_s`` with a probability, else nothing."""
+
+    probability: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(0 <= self.probability <= 1, "probability", self.probability, "between 0 and 1")
+
+    def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        return self.delay_s * (rng.random(shape) < self.probability)
+
+    def means_s(self, ranks: int) -> np.ndarray:
+        return np.full(ranks, self.delay_s * self.probability)
+
+    def expected_max_s(self, ranks: int) -> float:
+        return self.delay_s * (1 - (1 - self.probability) ** ranks)
 
 
-def _permanent(rng: np.random.Generator, ranks: int, iterations: int, mean_s: float) -> np.ndarray:
-    delays = np.zeros((ranks, iterations))
-    delays[-1] = ranks * mean_s
-    return delays
+@dataclass(frozen=True)
+class Exponential(_OfMean):
+    """Exponentially distributed."""
+
+    def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        return rng.exponential(self.each_s, shape)
+
+    def expected_max_s(self, ranks: int) -> float:
+        return self.each_s * math.fsum(1 / n for n in range(1, ranks + 1))
 
 
-LAWS: dict[str, Law] = {
-    "none": _none,
-    "bernoulli": _bernoulli,
-    "exponential": _exponential,
-    "rotating": _rotating,
-    "permanent": _permanent,
+@dataclass(frozen=True)
+class Lognormal(_OfMean):
+    """Lognormal: the logarithm has a standard deviation of ``sigma``. Without a closed form of the greatest."""
+
+    sigma: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require(self.each_s > 0, "each_s", self.each_s, "a time > 0")
+        _require(self.sigma >= 0, "sigma", self.sigma, ">= 0")
+
+    def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        return rng.lognormal(math.log(self.each_s) - self.sigma**2 / 2, self.sigma, shape)
+
+
+@dataclass(frozen=True)
+class Pareto(_OfMean):
+    """Pareto, a heavy tail: exceeds x with a probability in proportion to x to the power of -``shape``."""
+
+    shape: float = 2.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self.shape > 1, "shape", self.shape, "> 1, below which there is no mean")
+
+    @property
+    def least_s(self) -> float:
+        """The least value, at which the distribution starts."""
+        return self.each_s * (self.shape - 1) / self.shape
+
+    def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        return self.least_s * (1 + rng.pareto(self.shape, shape))
+
+    def expected_max_s(self, ranks: int) -> float:
+        rest = 1 - 1 / self.shape
+        return self.least_s * math.exp(math.lgamma(ranks + 1) + math.lgamma(rest) - math.lgamma(ranks + rest))
+
+
+@dataclass(frozen=True)
+class Empirical(Law):
+    """Values seen elsewhere, drawn with replacement."""
+
+    values_s: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        _require(len(self.values_s) > 0, "values_s", self.values_s, "at least one time")
+        wrong = [value for value in self.values_s if not 0 <= value < math.inf]
+        _require(not wrong, "values_s", wrong[:3], "times >= 0")
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> Self:
+        """Read a text file with one or more numbers of seconds on each line, ``#`` before comments.
+
+        Raises:
+            ValueError: it holds something else, or nothing.
+        """
+        try:
+            words = [word for line in Path(path).read_text().splitlines() for word in line.partition("#")[0].split()]
+            return cls(tuple(map(float, words)))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+
+    def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        return rng.choice(np.asarray(self.values_s, np.float64), shape)
+
+    def means_s(self, ranks: int) -> np.ndarray:
+        return np.full(ranks, np.mean(self.values_s))
+
+    def expected_max_s(self, ranks: int) -> float:
+        below = (np.arange(len(self.values_s) + 1) / len(self.values_s)) ** ranks
+        return float(np.diff(below) @ np.sort(self.values_s))
+
+
+@dataclass(frozen=True)
+class Bursts(_OfDelay):
+    """A Markov chain per rank: ``delay_s`` in every iteration of a burst, nothing between bursts.
+
+    ``start`` and ``stop`` are the probabilities that a burst begins, or ends, from one iteration to the next: bursts
+    last ``1/stop`` iterations in the mean, and a rank is in one for ``start / (start + stop)`` of the time.
+    """
+
+    start: float = 1 / 90
+    stop: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(0 < self.start <= 1, "start", self.start, "above 0 and up to 1")
+        _require(0 < self.stop <= 1, "stop", self.stop, "above 0 and up to 1")
+
+    def columns(self, rng: np.random.Generator, ranks: int, iterations: int) -> Iterator[np.ndarray]:
+        inside = rng.random(ranks) < self.start / (self.start + self.stop)
+        for _ in range(iterations):
+            yield self.delay_s * inside
+            drawn = rng.random(ranks)
+            inside = np.where(inside, drawn >= self.stop, drawn < self.start)
+
+    def means_s(self, ranks: int) -> np.ndarray:
+        return np.full(ranks, self.delay_s * self.start / (self.start + self.stop))
+
+    def expected_max_s(self, ranks: int) -> float:
+        return Bernoulli(self.delay_s, self.start / (self.start + self.stop)).expected_max_s(ranks)
+
+
+@dataclass(frozen=True)
+class Rotating(_OfDelay):
+    """``delay_s`` on rank i mod P in iteration i: the case that lag masks altogether."""
+
+    def columns(self, rng: np.random.Generator, ranks: int, iterations: int) -> Iterator[np.ndarray]:
+        for i in range(iterations):
+            yield self.delay_s * (np.arange(ranks) == i % ranks)
+
+    def means_s(self, ranks: int) -> np.ndarray:
+        return np.full(ranks, self.delay_s / ranks)
+
+    def expected_max_s(self, ranks: int) -> float:
+        return self.delay_s
+
+
+@dataclass(frozen=True)
+class Permanent(_OfDelay):
+    """``delay_s`` always, on the ranks named alone (-1 is the last): the case that no lag can mask."""
+
+    on: tuple[int, ...] = (-1,)
+    varies = False
+
+    def columns(self, rng: np.random.Generator, ranks: int, iterations: int) -> Iterator[np.ndarray]:
+        for _ in range(iterations):
+            yield self.means_s(ranks)
+
+    def means_s(self, ranks: int) -> np.ndarray:
+        return np.where(_chosen(self.on, ranks), self.delay_s, 0.0)
+
+
+@dataclass(frozen=True)
+class Slow(Law):
+    """A law whose times are multiplied on some ranks (-1 is the last), or on all with ``on=None``."""
+
+    law: Law
+    factor: float
+    on: tuple[int, ...] | None = (-1,)
+
+    def __post_init__(self) -> None:
+        _require(self.factor >= 0, "factor", self.factor, ">= 0")
+
+    @property
+    def varies(self) -> bool:  # type: ignore[override]
+        return self.law.varies
+
+    def columns(self, rng: np.random.Generator, ranks: int, iterations: int) -> Iterator[np.ndarray]:
+        factors = self._factors(ranks)
+        for column in self.law.columns(rng, ranks, iterations):
+            yield factors * column
+
+    def matrix(self, rng: np.random.Generator, ranks: int, iterations: int) -> np.ndarray:
+        return self._factors(ranks)[:, None] * self.law.matrix(rng, ranks, iterations)
+
+    def means_s(self, ranks: int) -> np.ndarray:
+        return self._factors(ranks) * self.law.means_s(ranks)
+
+    def expected_max_s(self, ranks: int) -> float | None:
+        greatest = self.law.expected_max_s(ranks)
+        return super().expected_max_s(ranks) if self.on is not None or greatest is None else self.factor * greatest
+
+    def _factors(self, ranks: int) -> np.ndarray:
+        return np.where(_chosen(self.on, ranks), self.factor, 1.0)
+
+
+@dataclass(frozen=True)
+class Sum(Law):
+    """One after the other."""
+
+    first: Law
+    second: Law
+
+    @property
+    def varies(self) -> bool:  # type: ignore[override]
+        return self.first.varies or self.second.varies
+
+    def columns(self, rng: np.random.Generator, ranks: int, iterations: int) -> Iterator[np.ndarray]:
+        both = (law.columns(rng, ranks, iterations) for law in (self.first, self.second))
+        for first, second in zip(*both, strict=True):
+            yield first + second
+
+    def matrix(self, rng: np.random.Generator, ranks: int, iterations: int) -> np.ndarray:
+        return self.first.matrix(rng, ranks, iterations) + self.second.matrix(rng, ranks, iterations)
+
+    def means_s(self, ranks: int) -> np.ndarray:
+        return self.first.means_s(ranks) + self.second.means_s(ranks)
+
+    def expected_max_s(self, ranks: int) -> float | None:
+        for one, other in ((self.first, self.second), (self.second, self.first)):
+            greatest = other.expected_max_s(ranks)
+            if one.imbalance(ranks) == "none" and greatest is not None:
+                return one.mean_s(ranks) + greatest
+        return super().expected_max_s(ranks)
+
+
+def _chosen(on: tuple[int, ...] | None, ranks: int) -> np.ndarray:
+    """(P,) bool, the ranks named; negative ones count from the end, and None is all of them."""
+    chosen = np.full(ranks, on is None)
+    try:
+        chosen[list(on or ())] = True
+    except IndexError:
+        raise ValueError(
+            f"on names ranks {on}, of which there are {ranks}: choose from {-ranks} to {ranks - 1}"
+        ) from None
+    return chosen
+
+
+def _require(holds: bool, name: str, value: object, rule: str) -> None:
+    if not holds:
+        raise ValueError(f"{name} is {rule}, got {value}")
+
+
+LAWS: dict[str, Callable[[float, int], Law]] = {
+    "none": lambda mean_s, ranks: Constant(0.0),
+    "bernoulli": lambda mean_s, ranks: Bernoulli(10 * mean_s, 0.1),
+    "exponential": lambda mean_s, ranks: Exponential(mean_s),
+    "rotating": lambda mean_s, ranks: Rotating(ranks * mean_s),
+    "permanent": lambda mean_s, ranks: Permanent(ranks * mean_s),
+    "lognormal": lambda mean_s, ranks: Lognormal(mean_s),
+    "pareto": lambda mean_s, ranks: Pareto(mean_s),
+    "bursts": lambda mean_s, ranks: Bursts(10 * mean_s),
 }
-"""By name:
+"""By name, from a mean over all ranks and iterations and the number of ranks P:
 
 ===========  ===================================================================================================
 none         no delay
@@ -44,16 +363,28 @@ bernoulli    ten times the mean, with probability 0.1, else nothing: rare and lo
 exponential  exponentially distributed
 rotating     P times the mean, on rank i mod P in iteration i
 permanent    P times the mean, always on the last rank: the one that no bound can mask
+lognormal    lognormal with sigma 1
+pareto       Pareto with shape 2.5: a heavy tail
+bursts       ten times the mean in bursts of ten iterations in the mean, a tenth of the time
 ===========  ===================================================================================================
 """
 
 
-def delays(law: str, ranks: int, iterations: int, mean_s: float, seed: int) -> np.ndarray:
-    """(P, N) float64 seconds of delay; the mean over all ranks and iterations is ``mean_s`` (or 0 for "none").
+def named(law: str, mean_s: float, ranks: int) -> Law:
+    """The law of a name in ``LAWS``, with a mean over all ranks and iterations of ``mean_s`` (or 0 for "none").
 
     Raises:
         ValueError: no such law.
     """
     if law not in LAWS:
         raise ValueError(f"no delay law {law!r}: choose from {', '.join(LAWS)}")
-    return LAWS[law](np.random.default_rng(seed), ranks, iterations, mean_s)
+    return LAWS[law](mean_s, ranks)
+
+
+def delays(law: str, ranks: int, iterations: int, mean_s: float, seed: int) -> np.ndarray:
+    """(P, N) float64 seconds of delay by a law of ``LAWS``; the mean over all ranks and iterations is ``mean_s``.
+
+    Raises:
+        ValueError: no such law.
+    """
+    return named(law, mean_s, ranks).matrix(np.random.default_rng(seed), ranks, iterations)

@@ -7,10 +7,190 @@ seconds::
     R[r,i] = max(e[r,i], max_s e[s,i-k]) + exchange
 
 Two operations only, max and plus: hence the name. The recurrence is exact in the model and costs P operations an
-iteration. With k = 0 every rank waits for the slowest in every iteration; with k unbounded nobody waits before the end.
+iteration. With k = 0 every rank waits for the slowest in every iteration; with k >= N nobody waits before the end
+(free-running).
+
+Three things may be added. Messages may travel (``Cost``): what a call costs the rank itself is never hidden, what a
+message takes on its way is hidden by lag. Batches may come at times of their own, so that a rank starts no earlier
+than ``release_s``. And the work on an arrival may be charged to the call that delivers it, which is what the DLRM loop
+does with its scores; what has arrived by then depends on the times themselves, so that this part is no longer max-plus.
 """
 
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
 import numpy as np
+
+Seconds = np.ndarray | float
+Watch = Callable[[int, np.ndarray, np.ndarray], None]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What the exchange itself costs.
+
+    Attributes:
+        call_s: () or (P,) seconds of a rank's own time in each call; its blocks leave at the end of them.
+        alpha_s, beta_s: a message of n bytes then travels for ``alpha_s + n * beta_s``, the one to oneself too.
+        pair_bytes: (P, P) bytes from s to r; or else
+        sent_bytes, received_bytes: () or (P,), loads whose sum stands for the bytes from s to r, in O(P).
+    """
+
+    call_s: Seconds = 0.0
+    alpha_s: float = 0.0
+    beta_s: float = 0.0
+    pair_bytes: np.ndarray | None = None
+    sent_bytes: Seconds = 0.0
+    received_bytes: Seconds = 0.0
+
+    def travel_s(self, ranks: int) -> np.ndarray:
+        """(P, P) seconds that a message from s to r is on its way.
+
+        Raises:
+            ValueError: the bytes are not those of so many ranks.
+        """
+        load = np.add.outer(np.broadcast_to(self.sent_bytes, ranks), np.broadcast_to(self.received_bytes, ranks))
+        if self.pair_bytes is not None:
+            load = np.asarray(self.pair_bytes, np.float64)
+        if load.shape != (ranks, ranks):
+            raise ValueError(f"pair_bytes is a {ranks} x {ranks} matrix for {ranks} ranks, got shape {load.shape}")
+        return self.alpha_s + self.beta_s * load
+
+
+class Recurrence:
+    """Runs of the same work at several bounds, advanced iteration by iteration, in O(P + k) memory a bound.
+
+    Every array of times has shape (P, L), L being the number of lanes, one per bound. Lanes may also get work of their
+    own, (P, L) instead of (P,), such as the replicas of a bootstrap. A bound of at least N is free-running.
+
+    Args:
+        ranks: P.
+        bounds: k >= 0 of each lane.
+        cost: what the exchange costs. With loads received or bytes of pairs, memory is O(P k).
+        arrivals: charge the work on arrivals. A call hands out what is complete when it returns.
+        polls: charge it as well, and an idle rank hands out (``collect``) what comes until its next batch is there.
+        watch: called as ``watch(j, turned, turn_s)``: on the ranks and lanes where ``turned`` (P, L) is true, iteration
+            j's arrival had its turn at ``turn_s`` (P, L).
+
+    Attributes:
+        iteration: steps done.
+        entered_s, returned_s: (P, L) float64, of the last step.
+
+    Raises:
+        ValueError: there are no bounds, or one is negative.
+    """
+
+    def __init__(
+        self,
+        ranks: int,
+        bounds: Sequence[int],
+        *,
+        cost: Cost | None = None,
+        arrivals: bool = False,
+        polls: bool = False,
+        watch: Watch | None = None,
+    ) -> None:
+        if not len(bounds) or min(bounds) < 0:
+            raise ValueError(f"bound is a whole number of iterations >= 0, got {min(bounds, default='none')}")
+        cost = cost or Cost()
+        self.iteration = 0
+        self.entered_s = self.returned_s = np.zeros((ranks, len(bounds)))
+        self._bounds, self._lanes = np.asarray(bounds), np.arange(len(bounds))
+        self._call_s = np.reshape(cost.call_s, (-1, 1))
+        self._pairs_s = None if cost.pair_bytes is None else cost.travel_s(ranks)
+        self._out_s = cost.beta_s * np.reshape(cost.sent_bytes, (-1, 1))
+        self._in_s = cost.alpha_s + cost.beta_s * np.reshape(cost.received_bytes, (-1, 1))
+        # When an iteration is complete at r: where that is one instant for all, one row stands for every rank.
+        rows = len(self._in_s) if self._pairs_s is None else ranks
+        self._slots = max(bounds) + 1
+        self._complete_s = np.full((self._slots, rows, len(bounds)), -np.inf)
+        self._arrivals, self._polls, self._watch = arrivals or polls or watch is not None, polls, watch
+        self._arrival_s: list[Seconds] = [0.0] * self._slots
+        self._next = np.zeros((ranks, len(bounds)), np.int64)
+
+    def step(self, work_s: np.ndarray, *, release_s: float = -np.inf, arrival_s: Seconds = 0.0) -> None:
+        """One iteration on all ranks.
+
+        Args:
+            work_s: (P,) or (P, L) seconds of own work before the call.
+            release_s: no rank starts on it earlier.
+            arrival_s: () or (P,) seconds of own work on this iteration's arrival, wherever it is handed out.
+        """
+        slot = self.iteration % self._slots
+        free_s = self._hand_out(release_s)
+        if release_s > -np.inf:
+            free_s = np.maximum(free_s, release_s)
+        self.entered_s = free_s + (work_s[:, None] if work_s.ndim == 1 else work_s)
+        published_s = self.entered_s + self._call_s
+        self._complete_s[slot] = self._arrived(published_s)
+        self._arrival_s[slot] = np.reshape(arrival_s, (-1, 1))
+        awaited_s = self._complete_s[(self.iteration - self._bounds) % self._slots, :, self._lanes].T
+        self.returned_s = np.maximum(published_s, awaited_s)
+        self.iteration += 1
+
+    def finish(self, before_s: Seconds = 0.0, after_s: Seconds = 0.0) -> np.ndarray:
+        """Drain: (L,) seconds from the start until the last rank is done with everything.
+
+        Args:
+            before_s: () or (P,) seconds of own work between the last call and the drain.
+            after_s: () or (P,) seconds of own work after the drain, besides that on arrivals.
+        """
+        free_s = self._hand_out(np.inf)
+        last_s = self._complete_s[(self.iteration - 1) % self._slots]
+        self.returned_s = np.maximum(free_s + np.reshape(before_s, (-1, 1)), last_s)
+        return (self._hand_out(-np.inf) + np.reshape(after_s, (-1, 1))).max(axis=0)
+
+    def _arrived(self, published_s: np.ndarray) -> np.ndarray:
+        """(rows, L) when everybody's blocks, published then, are at r."""
+        if self._pairs_s is None:
+            return (published_s + self._out_s).max(axis=0) + self._in_s
+        latest_s = np.full_like(published_s, -np.inf)
+        for sender_s, travel_s in zip(published_s, self._pairs_s, strict=True):
+            np.maximum(latest_s, sender_s + travel_s[:, None], out=latest_s)
+        return latest_s
+
+    def _hand_out(self, release_s: float) -> np.ndarray:
+        """(P, L) when every rank is done with what it was handed after its last call, in the order of iterations."""
+        free_s = until_s = self.returned_s
+        if not self._arrivals:
+            return free_s
+        for j in range(int(self._next.min()), self.iteration):
+            complete_s = self._complete_s[j % self._slots]
+            if self._polls:
+                until_s = np.maximum(free_s, release_s)
+            turned = (self._next == j) & (complete_s <= until_s)
+            turn_s = np.maximum(free_s, complete_s)
+            free_s = np.where(turned, turn_s + self._arrival_s[j % self._slots], free_s)
+            self._next += turned
+            if self._watch is not None:
+                self._watch(j, turned, turn_s)
+        return free_s
+
+
+def makespans(
+    columns: Iterable[np.ndarray], bounds: Sequence[int], *, cost: Cost | None = None, arrival_s: Seconds = 0.0
+) -> np.ndarray:
+    """(L,) seconds of a whole run at each of the bounds, in one pass over a stream of (P,) columns of own work.
+
+    Args:
+        columns: at least one array (P,) of seconds, or (P, L) if every bound has work of its own.
+        bounds: k >= 0 of each run.
+        cost: what the exchange costs.
+        arrival_s: () or (P,) seconds of work on every arrival, charged to the call that delivers it.
+
+    Raises:
+        ValueError: there are no columns, no bounds, or a bound is negative.
+
+    Cost: O(P N) time and O(P + k) memory for each bound.
+    """
+    run: Recurrence | None = None
+    for work_s in columns:
+        run = run or Recurrence(len(work_s), bounds, cost=cost, arrivals=bool(np.any(arrival_s)))
+        run.step(work_s, arrival_s=arrival_s)
+    if run is None:
+        raise ValueError("a run has at least one iteration, got no columns of work")
+    return run.finish()
 
 
 def makespan(
@@ -18,8 +198,9 @@ def makespan(
     bound: int,
     *,
     exchange_s: float = 0.0,
-    before_drain_s: np.ndarray | float = 0.0,
-    after_drain_s: np.ndarray | float = 0.0,
+    cost: Cost | None = None,
+    before_drain_s: Seconds = 0.0,
+    after_drain_s: Seconds = 0.0,
 ) -> float:
     """Seconds from the start until the last rank is done: N calls, then a drain that waits for everybody's last.
 
@@ -27,6 +208,7 @@ def makespan(
         work_s: (P, N) float, seconds of rank r's own work before its call i.
         bound: k >= 0, iterations that the slowest rank may lag.
         exchange_s: seconds that each call costs by itself.
+        cost: what the exchange costs, where that is more than ``exchange_s`` can tell.
         before_drain_s: (P,) float, own work between the last call and the drain.
         after_drain_s: (P,) float, own work after the drain.
 
@@ -35,23 +217,83 @@ def makespan(
 
     Cost: O(P N) time, O(P + k) memory besides the argument.
     """
-    work_s = np.asarray(work_s, dtype=np.float64)
-    if work_s.ndim != 2 or 0 in work_s.shape:
-        raise ValueError(f"work_s is a P x N matrix with P, N >= 1, got shape {work_s.shape}")
-    if bound < 0:
-        raise ValueError(f"bound is a whole number of iterations >= 0, got {bound}")
+    work_s = matrix(work_s)
+    run = Recurrence(len(work_s), [min(bound, work_s.shape[1])], cost=cost or Cost(exchange_s))
+    for column in work_s.T:
+        run.step(column)
+    return float(run.finish(before_drain_s, after_drain_s)[0])
+
+
+class Times(NamedTuple):
+    """When everything happens in one run, seconds from the start.
+
+    Attributes:
+        entered_s, returned_s: (P, N), of every call.
+        delivered_s: (P, N) when rank r turned to iteration i's arrival, which it was handed then or, with earlier
+            arrivals to work on, before.
+        ended_s: when the last rank is done.
+    """
+
+    entered_s: np.ndarray
+    returned_s: np.ndarray
+    delivered_s: np.ndarray
+    ended_s: float
+
+
+def times(
+    work_s: np.ndarray,
+    bound: int,
+    *,
+    cost: Cost | None = None,
+    release_s: np.ndarray | None = None,
+    arrival_s: Seconds = 0.0,
+    polls: bool = False,
+) -> Times:
+    """The times of all calls and arrivals of one run, for runs whose (P, N) matrices fit into memory.
+
+    Args:
+        work_s: (P, N) float, seconds of rank r's own work before its call i.
+        bound: k >= 0, iterations that the slowest rank may lag.
+        cost: what the exchange costs.
+        release_s: (N,) seconds at which the batches come; no rank starts on one earlier. Default: all are there.
+        arrival_s: (), (P,) or (P, N) seconds of work on each arrival: its end is ``delivered_s + arrival_s``.
+        polls: an idle rank hands out what comes (``collect``) rather than what is there after a call.
+
+    Raises:
+        ValueError: ``work_s`` is no P x N matrix, ``release_s`` has another N, or the bound is negative.
+    """
+    work_s = matrix(work_s)
     ranks, iterations = work_s.shape
-    returned = np.zeros(ranks)
-    all_entered: list[float] = []
+    release_s = np.full(iterations, -np.inf) if release_s is None else np.asarray(release_s, np.float64)
+    if release_s.shape != (iterations,):
+        raise ValueError(f"release_s has one time for each of the {iterations} iterations, got shape {release_s.shape}")
+    on_arrival_s = np.broadcast_to(
+        arrival_s if np.ndim(arrival_s) == 2 else np.reshape(arrival_s, (-1, 1)), work_s.shape
+    )
+    entered_s, returned_s, delivered_s = np.full((3, ranks, iterations), np.nan)
+
+    def watch(j: int, turned: np.ndarray, turn_s: np.ndarray) -> None:
+        delivered_s[turned[:, 0], j] = turn_s[turned]
+
+    run = Recurrence(ranks, [min(bound, iterations)], cost=cost, polls=polls, watch=watch)
     for i in range(iterations):
-        entered = returned + work_s[:, i]
-        all_entered.append(entered.max())
-        returned = entered if i < bound else np.maximum(entered, all_entered[i - bound])
-        returned = returned + exchange_s
-    drained = np.maximum(returned + before_drain_s, all_entered[-1] + exchange_s)
-    return float((drained + after_drain_s).max())
+        run.step(work_s[:, i], release_s=release_s[i], arrival_s=on_arrival_s[:, i])
+        entered_s[:, i], returned_s[:, i] = run.entered_s[:, 0], run.returned_s[:, 0]
+    return Times(entered_s, returned_s, delivered_s, float(run.finish()[0]))
 
 
 def limit(work_s: np.ndarray) -> float:
     """Seconds that no bound can beat: the work of the busiest rank, ``max_r sum_i c[r,i]``."""
     return float(np.asarray(work_s, dtype=np.float64).sum(axis=1).max())
+
+
+def matrix(work_s: np.ndarray) -> np.ndarray:
+    """A (P, N) float64 matrix of work, checked.
+
+    Raises:
+        ValueError: it is none, or is empty.
+    """
+    work_s = np.asarray(work_s, dtype=np.float64)
+    if work_s.ndim != 2 or 0 in work_s.shape:
+        raise ValueError(f"work_s is a P x N matrix with P, N >= 1, got shape {work_s.shape}")
+    return work_s

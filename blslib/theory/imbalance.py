@@ -1,0 +1,228 @@
+"""Where a run's time went, and what lag would win: the four-way split, the time at every bound, a bound to choose.
+
+The split is exact. With ``c[r,i]`` the own work of rank r in iteration i, a run takes
+
+=========  ============================================  =============================================
+useful     ``mean_r sum_i c[r,i]``                       what perfect balance would take
+static     ``max_r sum_i c[r,i]`` less useful            a rank that has more to do: move work
+dynamic    ``sum_i max_r c[r,i]`` less both              waiting for somebody else each time: lag
+exchange   the measured time less all three              what the exchange itself takes
+=========  ============================================  =============================================
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isqrt
+
+import numpy as np
+
+from blslib.theory.maxplus import Cost, Recurrence, makespan, makespans, matrix, times
+
+BOUNDS = range(65)
+TOLERANCE = 0.02
+LATENCY_ITERATIONS = 10_000
+
+
+@dataclass(frozen=True)
+class Split:
+    """The time of a run in four parts, in seconds; they add up to ``total_s``.
+
+    Attributes:
+        useful_s, static_s: as in the table above.
+        dynamic_s: the waiting that the bound of the run left; at bound 0 all of it.
+        exchange_s: what is left. Below 0 if the run was quicker than its bound allows: that much of the waiting was
+            hidden by something else, such as an exchange that was started early.
+        total_s: of the whole run.
+        won_s: dynamic imbalance that the bound of the run had won already: 0 at bound 0.
+        busiest: the rank with the most work.
+    """
+
+    useful_s: float
+    static_s: float
+    dynamic_s: float
+    exchange_s: float
+    total_s: float
+    won_s: float
+    busiest: int
+
+    @property
+    def limit_s(self) -> float:
+        """The busiest rank's work, which no bound can beat."""
+        return self.useful_s + self.static_s
+
+
+def split(work_s: np.ndarray, total_s: float | None = None, *, bound: int = 0) -> Split:
+    """Take a run apart.
+
+    Args:
+        work_s: (P, N) seconds of own work.
+        total_s: measured time of the run; by default what it takes if the exchange costs nothing.
+        bound: the bound that the run had; 0 if it was synchronous. What it won on imbalance is then told apart from
+            what it hid of the exchange: the first is ``won_s``, the second already missing from ``exchange_s``.
+
+    Raises:
+        ValueError: ``work_s`` is no P x N matrix of times >= 0, or ``total_s`` is less than one rank's work.
+    """
+    work_s = _checked(work_s)
+    by_rank = work_s.sum(axis=1)
+    useful_s, limit_s = float(by_rank.mean()), float(by_rank.max())
+    synchronous_s = max(limit_s, float(work_s.max(axis=0).sum()))
+    ideal_s = min(max(limit_s, makespan(work_s, bound)), synchronous_s) if bound else synchronous_s
+    total_s = ideal_s if total_s is None else float(total_s)
+    if not total_s >= limit_s * (1 - 1e-6):
+        raise ValueError(
+            f"total_s is {total_s:g}, but rank {by_rank.argmax()} alone worked for {limit_s:g} s: "
+            "total_s is the time of the whole run, and both must be in seconds"
+        )
+    static_s, dynamic_s = limit_s - useful_s, ideal_s - limit_s
+    won_s = synchronous_s - ideal_s
+    return Split(useful_s, static_s, dynamic_s, total_s - ideal_s, total_s, won_s, int(by_rank.argmax()))
+
+
+def windows(work_s: np.ndarray, width: int) -> list[Split]:
+    """The split of every ``width`` iterations; the last window may be shorter.
+
+    What is dynamic over a run may be static within a window: a rank that is slow for a while is masked only by a bound
+    of about as many iterations.
+
+    Raises:
+        ValueError: the width is below 1, or as for ``split``.
+    """
+    if width < 1:
+        raise ValueError(f"width is a number of iterations >= 1, got {width}")
+    work_s = _checked(work_s)
+    return [split(work_s[:, i : i + width]) for i in range(0, work_s.shape[1], width)]
+
+
+def curve(
+    work_s: np.ndarray, bounds: Sequence[int] = BOUNDS, exchange_s: float = 0.0, *, travels: bool = False
+) -> np.ndarray:
+    """(len(bounds),) predicted seconds of the run at each bound, the exchange taking ``exchange_s`` an iteration.
+
+    Args:
+        work_s: (P, N) seconds of own work.
+        bounds: k >= 0 of each run.
+        exchange_s: of an iteration.
+        travels: False if every rank spends that time itself, in the call; True if the blocks are on their way for so
+            long while the ranks may go on. The truth lies between: the difference is what a bound hides of the
+            exchange, at most, on top of what it wins on imbalance.
+
+    Raises:
+        ValueError: as for ``split``, or a bound is negative.
+    """
+    return makespans(_checked(work_s).T, bounds, cost=Cost(alpha_s=exchange_s) if travels else Cost(exchange_s))
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """The smallest bound that comes close to the limit, and what it wins and costs.
+
+    Attributes:
+        bound: the smallest one within the tolerance of ``limit_s``; if ``enough`` is False none of those tried is, and
+            this is the smallest within the tolerance of the best of them: a greater one may win more.
+        synchronous_s, predicted_s, limit_s: at bound 0, at ``bound``, and at best, exchange included.
+        win: share of ``synchronous_s`` that the bound saves: dynamic imbalance, and what is hidden of ``travel_s``.
+        low, high: 95 % interval of ``win``, from a block bootstrap over iterations.
+        hideable_s: what the bound would save on top, at most, if the exchange needed none of the ranks' own time.
+        memory_bytes: of the slots on each rank, ``P x 2(k+1) x slot``; None if the size of a slot is not known.
+        latency_s: how much longer a batch takes from the start of its work to its arrival, in the mean, when
+            batches follow each other without a pause.
+    """
+
+    bound: int
+    enough: bool
+    synchronous_s: float
+    predicted_s: float
+    limit_s: float
+    win: float
+    low: float
+    high: float
+    hideable_s: float
+    memory_bytes: int | None
+    latency_s: float
+
+
+def recommend(
+    work_s: np.ndarray,
+    *,
+    bounds: Sequence[int] = BOUNDS,
+    exchange_s: float = 0.0,
+    travel_s: float = 0.0,
+    slot_bytes: int | None = None,
+    tolerance: float = TOLERANCE,
+    replicas: int = 200,
+    seed: int = 1,
+) -> Recommendation:
+    """Which bound would help this run?
+
+    Args:
+        work_s: (P, N) seconds of own work.
+        bounds: those to choose from, in ascending order.
+        exchange_s: what each call costs each rank of its own time.
+        travel_s: how long messages are on their way besides, which lag hides.
+        slot_bytes: the largest block.
+        tolerance: how far from the limit is close enough.
+        replicas: of the bootstrap.
+        seed: of the bootstrap.
+
+    Raises:
+        ValueError: as for ``split``, or there are no bounds, or one is negative.
+    """
+    work_s = _checked(work_s)
+    ranks, iterations = work_s.shape
+    cost = Cost(exchange_s, alpha_s=travel_s)
+    predicted = makespans(work_s.T, bounds, cost=cost)
+    limit_s = float(work_s.sum(axis=1).max()) + iterations * exchange_s
+    enough = bool(predicted.min() <= (1 + tolerance) * limit_s)
+    near = predicted <= (1 + tolerance) * (limit_s if enough else predicted.min())
+    at = int(near.argmax())
+    bound, predicted_s = int(bounds[at]), float(predicted[at])
+    synchronous_s = makespan(work_s, 0, cost=cost)
+    win = 1 - predicted_s / synchronous_s if synchronous_s else 0.0
+    wins = _replicas(work_s, bound, cost, replicas, seed)
+    # Where two blocks of iterations meet, a little less is won than in the run itself: the interval is put around that.
+    low, high = np.percentile(wins, [2.5, 97.5]) + win - np.median(wins)
+    travelling_s = makespan(work_s, bound, cost=Cost(alpha_s=exchange_s + travel_s))
+    some = work_s[:, :LATENCY_ITERATIONS]
+    return Recommendation(
+        bound=bound,
+        enough=enough,
+        synchronous_s=synchronous_s,
+        predicted_s=predicted_s,
+        limit_s=limit_s,
+        win=win,
+        low=float(low),
+        high=float(high),
+        hideable_s=predicted_s - travelling_s,
+        memory_bytes=None if slot_bytes is None else ranks * 2 * (bound + 1) * slot_bytes,
+        latency_s=_response_s(some, bound, cost) - _response_s(some, 0, cost),
+    )
+
+
+def _replicas(work_s: np.ndarray, bound: int, cost: Cost, replicas: int, seed: int) -> np.ndarray:
+    """The win of resampled runs: iterations come in blocks, long beside the bound, as they depend on each other."""
+    iterations = work_s.shape[1]
+    length = max(1, min(iterations // 4, max(isqrt(iterations), 8 * (bound + 1))))
+    starts = np.random.default_rng(seed).integers(iterations, size=(-(-iterations // length), replicas))
+    run = Recurrence(len(work_s), [bound] * replicas, cost=cost)
+    synchronous_s = np.full(replicas, iterations * (cost.call_s + cost.alpha_s))
+    for i in range(iterations):
+        drawn = work_s[:, (starts[i // length] + i % length) % iterations]
+        run.step(drawn)
+        synchronous_s += drawn.max(axis=0)
+    return (synchronous_s - run.finish()) / np.where(synchronous_s > 0, synchronous_s, 1.0)
+
+
+def _response_s(work_s: np.ndarray, bound: int, cost: Cost) -> float:
+    """From the start of a batch's work to its arrival on the rank where that takes longest, in the mean."""
+    found = times(work_s, bound, cost=cost)
+    return float((found.delivered_s - found.entered_s + work_s).max(axis=0).mean())
+
+
+def _checked(work_s: np.ndarray) -> np.ndarray:
+    work_s = matrix(work_s)
+    wrong = np.argwhere(~(np.isfinite(work_s) & (work_s >= 0)))
+    if len(wrong):
+        rank, i = wrong[0]
+        raise ValueError(f"work_s holds times >= 0, got {work_s[rank, i]} of rank {rank} in iteration {i}")
+    return work_s

@@ -1,0 +1,154 @@
+"""The four-way split adds up, the curve is the recurrence, and the recommended bound is the smallest that will do."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from blslib.theory.delays import Constant, delays, named
+from blslib.theory.imbalance import curve, recommend, split, windows
+from blslib.theory.maxplus import limit, makespan, times
+
+WORK = hnp.arrays(
+    np.float64, hnp.array_shapes(min_dims=2, max_dims=2, max_side=10), elements=st.floats(0, 1e6, width=32)
+)
+
+
+def made(law: str, ranks: int = 4, iterations: int = 400) -> np.ndarray:
+    """2 ms of work, and 1 ms in the mean of a law."""
+    both = 2e-3 * Constant() + named(law, 1e-3, ranks)
+    return both.matrix(np.random.default_rng(1), ranks, iterations)
+
+
+@given(WORK, st.floats(1, 100), st.integers(0, 12))
+def test_the_parts_add_up(work_s, factor, bound):
+    for total_s in (None, limit(work_s), factor * limit(work_s), factor * makespan(work_s, 0)):
+        found = split(work_s, total_s, bound=bound)
+        parts = [found.useful_s, found.static_s, found.dynamic_s, found.exchange_s]
+        assert sum(parts) == pytest.approx(found.total_s, rel=1e-9, abs=0)
+        assert total_s is None or found.total_s == total_s
+        assert min(parts[:3]) >= -1e-12 * found.total_s and found.won_s >= 0
+        assert found.limit_s == pytest.approx(limit(work_s), rel=1e-12)
+        assert found.dynamic_s + found.won_s == pytest.approx(split(work_s).dynamic_s, rel=1e-9, abs=1e-9)
+
+
+def test_the_parts_by_hand():
+    work_s = np.array([[3.0, 1, 1], [1, 3, 4]])
+    found = split(work_s, 12.0)
+    assert (found.useful_s, found.static_s, found.dynamic_s, found.exchange_s) == (6.5, 1.5, 2.0, 2.0)
+    assert (found.busiest, found.limit_s, found.won_s) == (1, 8.0, 0.0)
+    assert times(work_s, 1).entered_s.tolist() == [[3, 4, 5], [1, 4, 8]]
+
+
+def test_what_lag_won_is_apart_from_what_it_hid():
+    work_s = np.array([[3.0, 1, 1], [1, 3, 1]])  # 7 s in step, 5 s with a bound of 1
+    lagged = split(work_s, 5.5, bound=1)
+    assert (lagged.dynamic_s, lagged.won_s, lagged.exchange_s) == (0, 2, 0.5)
+    untold = split(work_s, 5.5)  # quicker than in step: something hid 1.5 s of the waiting
+    assert (untold.dynamic_s, untold.won_s, untold.exchange_s) == (2, 0, -1.5)
+
+
+def test_where_each_law_ends_up():
+    assert split(made("permanent")).dynamic_s == pytest.approx(0)
+    assert split(made("permanent")).static_s == pytest.approx(0.4 * 3)
+    assert split(made("rotating")).static_s == pytest.approx(0)
+    assert split(made("rotating")).dynamic_s == pytest.approx(0.4 * 3)
+    assert split(made("none")).useful_s == pytest.approx(0.8)
+
+
+def test_windows_cover_the_run():
+    work_s = made("exponential", iterations=45)
+    found = windows(work_s, 10)
+    assert len(found) == 5
+    assert sum(part.total_s for part in found) == pytest.approx(split(work_s).total_s)
+    assert sum(part.useful_s for part in found) == pytest.approx(split(work_s).useful_s)
+    # A delay that goes round slowly is dynamic over the run, and static while it stays.
+    slow = np.kron(np.eye(4), np.ones((1, 10)))
+    assert split(slow).dynamic_s == 30 and split(slow).static_s == 0
+    assert all(part.static_s == 7.5 and part.dynamic_s == 0 for part in windows(slow, 10))
+
+
+@given(WORK, st.lists(st.integers(0, 12), min_size=1, max_size=5), st.floats(0, 2))
+def test_the_curve_is_the_recurrence(work_s, bounds, exchange_s):
+    assert curve(work_s, bounds, exchange_s).tolist() == [makespan(work_s, k, exchange_s=exchange_s) for k in bounds]
+    travelling = curve(work_s, bounds, exchange_s, travels=True)
+    assert (travelling <= curve(work_s, bounds, exchange_s) * (1 + 1e-9) + 1e-9).all()
+    assert curve(work_s, [0], exchange_s, travels=True) == pytest.approx(curve(work_s, [0], exchange_s))
+
+
+@pytest.mark.parametrize("law", ["rotating", "bernoulli", "exponential", "permanent", "none"])
+def test_the_smallest_bound_within_two_percent(law):
+    work_s = made(law)
+    found = recommend(work_s, exchange_s=1e-4, slot_bytes=1000, replicas=20)
+    times_s = [makespan(work_s, k, exchange_s=1e-4) for k in range(65)]
+    limit_s = limit(work_s) + 400 * 1e-4
+    assert found.enough
+    assert found.bound == next(k for k, time_s in enumerate(times_s) if time_s <= 1.02 * limit_s)
+    assert (found.synchronous_s, found.predicted_s) == (times_s[0], times_s[found.bound])
+    assert found.limit_s == pytest.approx(limit_s)
+    assert found.win == pytest.approx(1 - times_s[found.bound] / times_s[0])
+    assert found.memory_bytes == 4 * 2 * (found.bound + 1) * 1000
+    assert found.low <= found.win <= found.high
+    if law in ("permanent", "none"):
+        assert found.bound == found.latency_s == 0 and found.low == pytest.approx(found.high) == pytest.approx(0)
+    elif law != "rotating":
+        assert found.high - found.low > 0.01
+    assert recommend(work_s).memory_bytes is None
+
+
+def test_a_bound_that_is_not_enough_is_called_so():
+    work_s = made("bursts", iterations=2000)
+    found = recommend(work_s, bounds=range(9), replicas=5)
+    assert not found.enough
+    assert found.bound == next(k for k in range(9) if makespan(work_s, k) <= 1.02 * makespan(work_s, 8))
+
+
+def test_the_interval_is_as_wide_as_other_runs_differ():
+    found = recommend(made("bernoulli"), bounds=[4], replicas=100)
+    wins = []
+    for seed in range(40):
+        work_s = 2e-3 + delays("bernoulli", 4, 400, 1e-3, seed=seed)
+        wins.append(1 - makespan(work_s, 4) / makespan(work_s, 0))
+    assert 2.5 * np.std(wins) < found.high - found.low < 5.5 * np.std(wins)  # 95 % are 3.9 for a bell curve
+
+
+def test_the_exchange_that_travels_is_hidden():
+    work_s = made("none")
+    found = recommend(work_s, bounds=[1], exchange_s=2e-4, replicas=1)
+    assert found.win == 0
+    assert found.hideable_s == pytest.approx(399 * 2e-4)  # all but the last, which the drain waits for
+    found = recommend(work_s, bounds=[1], travel_s=2e-4, replicas=1)
+    assert found.synchronous_s == pytest.approx(makespan(work_s, 0) + 400 * 2e-4)
+    assert found.predicted_s == pytest.approx(makespan(work_s, 1) + 2e-4)
+
+
+def test_lag_costs_latency():
+    # Bound 1: the quick rank starts on the next batch at once, and has this one's arrival when the slow one posts.
+    found = recommend(made("rotating", ranks=2), bounds=[1], replicas=1)
+    assert 0 < found.latency_s <= found.predicted_s / 400
+
+
+def test_no_work_at_all_wins_nothing():
+    found = recommend(np.zeros((3, 20)), replicas=3)
+    assert (found.bound, found.win, found.low, found.high) == (0, 0, 0, 0)
+    assert split(np.zeros((3, 20))).total_s == 0
+
+
+@pytest.mark.parametrize("value", [-1.0, np.nan, np.inf])
+def test_what_is_no_time(value):
+    work_s = np.ones((3, 4))
+    work_s[2, 1] = value
+    with pytest.raises(ValueError, match=f"work_s holds times >= 0, got {value} of rank 2 in iteration 1"):
+        split(work_s)
+
+
+def test_what_cannot_be():
+    with pytest.raises(ValueError, match=r"total_s is 3.9, but rank 0 alone worked for 4 s"):
+        split(np.ones((2, 4)), 3.9)
+    with pytest.raises(ValueError, match="rank 0 alone worked"):
+        split(np.ones((2, 4)), np.nan)
+    with pytest.raises(ValueError, match="width is a number of iterations >= 1, got 0"):
+        windows(np.ones((2, 4)), 0)
+    with pytest.raises(ValueError, match="P x N matrix"):
+        curve(np.ones(4))
