@@ -3,12 +3,15 @@
 import argparse
 import json
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from blslib import __version__
-from blslib.lab import bench
+from blslib.lab import bench, diagnose, traces
 from blslib.lab.scenarios import SCENARIOS
+from blslib.lab.tracefile import TraceError
 from blslib.theory.delays import LAWS
 
 
@@ -49,7 +52,13 @@ def parser() -> argparse.ArgumentParser:
     names = benches.add_subparsers(dest="name", required=True, metavar="NAME")
     for name, plan in bench.PLANS.items():
         one = names.add_parser(name, help=plan.about, description=f"Measure {plan.about}.")
-        one.add_argument("--ranks", type=_at_least(1), default=4, metavar="P", help="MPI processes to start (4)")
+        if plan.counts:
+            several, usual = _several(_at_least(1)), ",".join(map(str, plan.counts))
+            one.add_argument(
+                "--ranks", type=several, default=plan.counts, dest="counts", metavar="P,P,...", help=f"ranks ({usual})"
+            )
+        else:
+            one.add_argument("--ranks", type=_at_least(1), default=4, metavar="P", help="MPI processes to start (4)")
         one.add_argument("--bounds", type=_several(_at_least(0)), metavar="K,K,...", help="bounds to try")
         one.add_argument("--repeats", type=_at_least(1), metavar="N", help="runs of every contender, interleaved")
         one.add_argument("--quick", action="store_true", help="under a minute: fewer sizes, bounds and repeats")
@@ -60,15 +69,68 @@ def parser() -> argparse.ArgumentParser:
         if "laws" in plan.options:
             laws = _several(str, tuple(LAWS))
             one.add_argument("--laws", type=laws, metavar="LAW,...", help=f"of {', '.join(LAWS)}")
+        if "minutes" in plan.options:
+            one.add_argument("--minutes", type=float, metavar="M", help="how long (1)")
         if "scenarios" in plan.options:
             scenarios = _several(str, SCENARIOS)
             one.add_argument("--scenarios", type=scenarios, metavar="NAME,...", help=f"of {', '.join(SCENARIOS)}")
+    one = commands.add_parser(
+        "diagnose",
+        help="what would help a recorded run: bounded lag, other placement, or overlap",
+        description="Read a recorded run, take its time apart, and say which bound would win how much.",
+        epilog="The form of a file is told by its content; it may be packed with gzip. docs/diagnose.md tells how to "
+        "record a run.",
+    )
+    one.add_argument(
+        "files",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="all files of one run: traces of torch.profiler, one per rank; or CSV with rank,iteration,compute_s and, "
+        "if known, exchange_s; or what blslib.lab.traces.save wrote",
+    )
+    one.add_argument("--slot-bytes", type=_at_least(1), metavar="N", help="bytes of the largest block, to tell memory")
+    one.add_argument("--json", metavar="FILE", help="write all numbers there as well; - prints them and nothing else")
+    one.add_argument("--html", type=Path, metavar="FILE", help="write a page with figures, which needs no network")
     return top
+
+
+def _diagnose(given: dict[str, Any]) -> int:
+    files, out, page = given["files"], given["json"], given["html"]
+    for file in (Path(out) if out not in (None, "-") else None, page):
+        if file is not None and not file.absolute().parent.is_dir():
+            print(f"cannot write {file}: its folder does not exist", file=sys.stderr)
+            return 2
+    started_s = time.perf_counter()
+    try:
+        trace = traces.read(files)
+    except TraceError as error:
+        print(error, file=sys.stderr)
+        return 2
+    read_s = time.perf_counter() - started_s
+    found = diagnose.diagnose(trace, slot_bytes=given["slot_bytes"])
+    text = json.dumps(found.as_row() | {"read_s": read_s}, indent=1) + "\n"
+    if out == "-":
+        print(text, end="")
+    else:
+        print(diagnose.text(found))
+        print(f"read {sum(file.stat().st_size for file in files) / 1e6:,.1f} MB in {read_s:.1f} s")
+    if out not in (None, "-"):
+        Path(out).write_text(text)
+    if page is not None:
+        page.write_text(diagnose.html(found, ", ".join(file.name for file in files[:4])))
+    return 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; 0 when it did what it says."""
     given = vars(parser().parse_args(arguments))
+    if given["command"] == "diagnose":
+        try:
+            return _diagnose(given)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 130
     name, file = given["name"], given["json"]
     if file is not None and not file.absolute().parent.is_dir():
         print(f"cannot write {file}: its folder does not exist", file=sys.stderr)

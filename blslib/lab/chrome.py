@@ -1,0 +1,164 @@
+"""Traces of ``torch.profiler`` (Chrome's JSON): the work that lies between two all-to-all calls."""
+
+import re
+from array import array
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from blslib.lab.tracefile import Json, TraceError
+
+_LATEST_US = 1e18
+"""Thirty thousand years: JSON as Python reads it knows infinity, and worse."""
+
+_ALL_TO_ALL = re.compile(r"all_?to_?all|SendRecv", re.IGNORECASE)
+
+
+class RankTrace(NamedTuple):
+    """One rank's trace.
+
+    Attributes:
+        path: of the file.
+        rank, world: this rank and their number, where the trace says so.
+        others: collectives that are no all-to-all.
+        work_s: (N,) float64 seconds of work before each of its N + 1 all-to-all calls but the first.
+        total_s: from the end of the first call to that of the last.
+    """
+
+    path: Path
+    rank: int | None
+    world: int | None
+    others: int
+    work_s: np.ndarray
+    total_s: float
+
+
+@dataclass
+class _Timeline:
+    """What one trace holds of the calls and of the work around them; times in microseconds of its own clock."""
+
+    path: Path
+    rank: int | None = None
+    world: int | None = None
+    calls: dict[str, list[tuple[float, float, Any]]] = field(default_factory=lambda: defaultdict(list))
+    """By level: start, end, thread."""
+    operators: dict[Any, array] = field(default_factory=lambda: defaultdict(lambda: array("d")))
+    """By thread, or by device for its kernels: start, end, start, end, ..."""
+    others: int = 0
+
+
+def _level(event: dict[str, Any]) -> str | None:
+    """Where an event of a collective stands, from the caller to the wire; None for all other events."""
+    kind, name, arguments = event.get("cat", ""), event.get("name", ""), event.get("args") or {}
+    said = arguments.get("Collective name")
+    if name == "record_param_comms":
+        return "parameters" if said and _ALL_TO_ALL.search(said) else None
+    if not _ALL_TO_ALL.search(name) or kind == "python_function" or kind.startswith("gpu_"):
+        return None
+    if kind == "kernel":
+        return None if said and not _ALL_TO_ALL.search(said) else "kernel"
+    return "dispatch" if "::" in name else "transport"
+
+
+def rank_trace(path: Path, document: Json) -> RankTrace:
+    """Read one trace to its end.
+
+    Raises:
+        TraceError: the file is damaged, ends too early, or holds fewer than two all-to-all calls.
+    """
+    found, events = _Timeline(path), document.peek() == "["
+    if events:
+        _take(found, document.items())
+    for key in [] if events else document.members():
+        if key == "traceEvents" and document.peek() == "[":
+            events = True
+            _take(found, document.items())
+        elif key == "distributedInfo" and isinstance(value := document.value(), dict):
+            said = value.get("rank"), value.get("world_size")
+            found.rank, found.world = (n if isinstance(n, int) and n >= 0 else None for n in said)
+        elif key != "distributedInfo":
+            document.value()
+    if not events:
+        raise TraceError(f"{path} is JSON without traceEvents: give what torch.profiler's export_chrome_trace writes")
+    return RankTrace(path, found.rank, found.world, found.others, *_work(found))
+
+
+def _take(found: _Timeline, events: Iterator[Any]) -> None:
+    for event in events:
+        try:
+            if isinstance(event, dict) and event.get("ph") == "X":
+                _take_one(found, event)
+        except (AttributeError, KeyError, TypeError):  # of another type than the profiler writes
+            raise TraceError(f"{found.path}: damaged event {str(event)[:80]}: record the run again") from None
+
+
+def _take_one(found: _Timeline, event: dict[str, Any]) -> None:
+    kind, start, duration = event.get("cat"), event["ts"], event.get("dur", 0)
+    if not (abs(start) < _LATEST_US and 0 <= duration < _LATEST_US):
+        raise TraceError(
+            f"{found.path}: event {event.get('name')!r} has ts {start} and dur {duration}: damaged, record it again"
+        )
+    level = _level(event)
+    if level:
+        thread = event.get("pid") if level == "kernel" else (event.get("pid"), event.get("tid"))
+        hash(thread)  # or it is damaged
+        found.calls[level].append((start, start + duration, thread))
+    elif kind == "kernel":
+        found.operators[event.get("pid")].extend((start, start + duration))
+    elif kind == "cpu_op" and "wait" not in event.get("name", ""):
+        found.operators[event.get("pid"), event.get("tid")].extend((start, start + duration))
+        found.others += event.get("name", "").startswith("c10d::")
+
+
+def _outermost(calls: list[tuple[float, float, Any]]) -> list[tuple[float, float, Any]]:
+    """In the order of their starts, without those inside another of the same thread: one call shows up once."""
+    ends: dict[Any, float] = {}
+    kept = []
+    for start, end, thread in sorted(calls, key=lambda call: (call[0], -call[1])):
+        if end > ends.get(thread, -np.inf):
+            kept.append((start, end, thread))
+            ends[thread] = end
+    return kept
+
+
+def _work(found: _Timeline) -> tuple[np.ndarray, float]:
+    levels = {name: _outermost(calls) for name, calls in found.calls.items()}
+    if not levels:
+        raise TraceError(
+            f"no all-to-all in {found.path}: profile the loop that calls it, with ProfilerActivity.CPU at least, "
+            "after init_process_group"
+        )
+    inner = levels.get("kernel") or levels.get("transport") or levels.get("dispatch") or levels["parameters"]
+    outer = inner if "kernel" in levels else levels.get("dispatch") or levels.get("parameters") or inner
+    # The caller hands the exchange to another thread, so the two events of a call need not overlap: they go by order.
+    if len(outer) != len(inner) or any(a[0] > b[1] for a, b in zip(outer, inner, strict=True)):
+        outer = inner
+    if len(inner) < 2:
+        raise TraceError(f"one all-to-all call in {found.path}: work is what lies between two, record more of them")
+    begin, left = np.array([call[0] for call in outer]), np.array([call[1] for call in outer])
+    if outer is inner:
+        left = begin if "kernel" in levels else left
+    end = np.maximum([call[1] for call in inner], left)
+    # An asynchronous call: what its thread (or device) does before the exchange has ended is work, not waiting.
+    until = np.maximum(np.minimum(end[:-1], begin[1:]), left[:-1])
+    operators = np.asarray(found.operators[outer[0][2]]).reshape(-1, 2)
+    left_before = np.searchsorted(left[:-1], operators[:, 1])
+    beneath_one = left_before > np.searchsorted(until, operators[:, 0], "right")
+    if "kernel" not in levels:  # an operator in which a call is made waits as well
+        beneath_one &= left_before <= np.searchsorted(begin, operators[:, 0], "right")
+    operators = operators[beneath_one]
+    beneath = _busy(operators, until) - _busy(operators, left[:-1])
+    return 1e-6 * (np.maximum(begin[1:] - end[:-1], 0) + beneath), 1e-6 * float(end[-1] - end[0])
+
+
+def _busy(operators: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """How long at least one operator had run by then: those that began are counted to their ends, less what follows."""
+    start, end = operators[operators[:, 0].argsort()].T
+    reach = np.maximum.accumulate(np.r_[-np.inf, end])
+    counted = np.cumsum(np.r_[0, np.maximum(end - np.maximum(start, reach[:-1]), 0)])
+    began = np.searchsorted(start, at)
+    return counted[began] - np.maximum(reach[began] - at, 0)

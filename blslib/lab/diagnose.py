@@ -1,0 +1,245 @@
+"""Would bounded lag help this run, with which bound, or is the problem another one? ``python -m blslib diagnose``."""
+
+from dataclasses import asdict, dataclass
+from html import escape
+from math import ceil
+from textwrap import wrap
+
+import numpy as np
+
+from blslib.lab.records import Row
+from blslib.lab.traces import Trace
+from blslib.theory.imbalance import BOUNDS, Recommendation, Split, curve, recommend, split, windows
+
+WINDOWS = 24
+COLUMNS = 100
+FEW = 50
+"""Iterations below which a bootstrap means little."""
+
+SHOWN = (0, 1, 2, 4, 8, 16, 32, 64)
+WORTH = 0.02
+"""Share of the measured time below which a part is not worth anybody's while."""
+
+PARTS = {"useful": "useful work", "static": "static imbalance", "dynamic": "dynamic imbalance",
+         "exchange": "exposed exchange"}  # fmt: skip
+_BLOCKS = " ▏▎▍▌▋▊▉█"
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """A recorded run taken apart, and what a bound would make of it.
+
+    Attributes:
+        trace: what was read.
+        parts: the four-way split of its time.
+        advice: the bound to choose, what it wins and costs.
+        curve_s, travelling_s: by bound from 0 to 64, predicted seconds of the run: if each call takes its own time from
+            its rank, and if the blocks travel meanwhile. The truth lies between them.
+        over_time: the split of each of up to 24 windows.
+    """
+
+    trace: Trace
+    parts: Split
+    advice: Recommendation
+    curve_s: np.ndarray
+    travelling_s: np.ndarray
+    over_time: list[Split]
+
+    def share(self, part: str) -> float:
+        """Share of the measured time, by a name of ``PARTS``."""
+        return getattr(self.parts, f"{part}_s") / self.parts.total_s if self.parts.total_s else 0.0
+
+    @property
+    def width(self) -> int:
+        """Iterations of a window."""
+        return _width(self.trace.work_s)
+
+    @property
+    def verdict(self) -> str:
+        """What to do, in a sentence."""
+        useful, static, dynamic, exchange = (self.share(part) for part in PARTS)
+        said = [self._had()] if self.trace.bound else []
+        if dynamic >= WORTH and not said:
+            said.append(f"{dynamic:.0%} dynamic: {self._lag()}")
+        if static >= WORTH:
+            when = "first" if static > dynamic else "as well"
+            said.append(f"{static:.0%} static on rank {self.parts.busiest}: move tables {when}")
+        if exchange >= WORTH:
+            said.append(f"{exchange:.0%} exchange: a quicker one or finer overlap{self._hidden()}")
+        if not said:
+            return f"nothing to win: {useful:.0%} of the time is useful work"
+        if dynamic < WORTH and not self.trace.bound:
+            said.append(f"bounded lag has nothing to win ({max(dynamic, 0):.1%} dynamic)")
+        return "; ".join(said)
+
+    def _lag(self) -> str:
+        advice = self.advice
+        if not advice.bound or advice.win < WORTH:
+            return f"too little for a bound to be worth it (it would win {max(advice.win, 0):.1%})"
+        sure = f"{100 * advice.low:.0f} to {advice.high:.0%}"
+        chance = "" if advice.low > 0 else ", which may be chance"
+        more = "" if advice.enough else ", larger ones more"
+        return f"a bound of {advice.bound} would win {advice.win:.0%} ({sure}{chance}){more}"
+
+    def _had(self) -> str:
+        """Of a run with a bound: what that has won, and whether another would be better."""
+        had, advice = self.trace.bound, self.advice
+        won = self.parts.won_s / (self.parts.total_s + self.parts.won_s)
+        more = (float(self.curve_s[min(had, BOUNDS[-1])]) - advice.predicted_s) / self.parts.total_s
+        other = f"one of {advice.bound} would win another {more:.0%}" if more >= WORTH else "no other wins more"
+        other = f"one of {advice.bound} would do as well" if advice.bound < had and more < WORTH else other
+        return f"the bound of {had} that the run had has won {won:.0%} on imbalance, {other}"
+
+    def _hidden(self) -> str:
+        most = self.advice.hideable_s / self.parts.total_s
+        return f", of which the same bound hides up to {most:.0%}" if self.advice.bound and most >= 0.005 else ""
+
+    def rows_of_parts(self, case: str = "") -> list[Row]:
+        """A row for each part: case, part, seconds, share."""
+        seconds = {name: getattr(self.parts, f"{part}_s") for part, name in PARTS.items()}
+        return [
+            {"case": case, "part": name, "seconds": each, "share": self.share(part)}
+            for part, (name, each) in zip(PARTS, seconds.items(), strict=True)
+        ]
+
+    def rows_of_bounds(self, case: str = "") -> list[Row]:
+        """A row for each bound from 0 to 64: the predictions, the limit, and whether it is the one to choose."""
+        pairs = zip(BOUNDS, self.curve_s.tolist(), self.travelling_s.tolist(), strict=True)
+        return [
+            {
+                "case": case,
+                "bound": bound,
+                "predicted_s": predicted_s,
+                "travelling_s": travelling_s,
+                "limit_s": self.advice.limit_s,
+                "chosen": bound == self.advice.bound,
+            }
+            for bound, predicted_s, travelling_s in pairs
+        ]
+
+    def rows_of_load(self, case: str = "") -> list[Row]:
+        """A row for each rank and window: mean work of an iteration, and over the mean of all ranks and iterations."""
+        work_s, width = self.trace.work_s, self.width
+        mean_s = float(work_s.mean()) or 1.0
+        return [
+            {"case": case, "rank": rank, "iteration": i, "until": min(i + width, work_s.shape[1]), "work_s": found_s,
+             "over_mean": found_s / mean_s}
+            for rank in range(len(work_s))
+            for i in range(0, work_s.shape[1], width)
+            for found_s in [float(work_s[rank, i : i + width].mean())]
+        ]  # fmt: skip
+
+    def as_row(self) -> Row:
+        """All of it, for JSON."""
+        ranks, iterations = self.trace.work_s.shape
+        about = {"form": self.trace.form, "ranks": ranks, "iterations": iterations, "recorded_bound": self.trace.bound}
+        return {
+            "verdict": self.verdict,
+            **about,
+            "notes": list(self.trace.notes),
+            "split": asdict(self.parts),
+            "shares": {part: self.share(part) for part in PARTS},
+            "recommendation": asdict(self.advice),
+            "work_by_rank_s": self.trace.work_s.sum(axis=1).tolist(),
+            "window_iterations": self.width,
+            "windows": [asdict(each) for each in self.over_time],
+            "bounds": [{key: row[key] for key in list(row)[1:4]} for row in self.rows_of_bounds()],
+        }
+
+
+def diagnose(trace: Trace, *, slot_bytes: int | None = None) -> Diagnosis:
+    """Take a recorded run apart and ask the model for a bound.
+
+    Args:
+        trace: of ``traces.read``.
+        slot_bytes: the largest block, for the memory of a bound; by default what the trace says.
+    """
+    parts = split(trace.work_s, trace.total_s, bound=trace.bound)
+    exchange_s = max(parts.exchange_s, 0) / trace.work_s.shape[1]
+    return Diagnosis(
+        trace,
+        parts,
+        recommend(trace.work_s, exchange_s=exchange_s, slot_bytes=slot_bytes or trace.slot_bytes),
+        curve(trace.work_s, BOUNDS, exchange_s),
+        curve(trace.work_s, BOUNDS, exchange_s, travels=True),
+        windows(trace.work_s, _width(trace.work_s)),
+    )
+
+
+def text(found: Diagnosis) -> str:
+    """The diagnosis as one screen of at most 100 columns, as far as the ranks' numbers allow."""
+    parts, advice, (ranks, iterations) = found.parts, found.advice, found.trace.work_s.shape
+    bound = f", recorded at bound {found.trace.bound}" if found.trace.bound else ""
+    kind = "measured" if found.trace.total_s is not None else "work alone"
+    lines = [f"{ranks} ranks, {iterations} iterations ({found.trace.form}{bound})", ""]
+    remarks = {"static": _busiest(found), "dynamic": "waiting for whoever comes last"}
+    for part, name in PARTS.items():
+        seconds, share = getattr(parts, f"{part}_s"), found.share(part)
+        lines.append(f"  {name:18}{seconds:10.3f} s{share:7.1%}  {_bar(share, 24):24} {remarks.get(part, '')}".rstrip())
+    lines.append(f"  {kind:18}{parts.total_s:10.3f} s{1:7.1%}")
+    if found.trace.bound:
+        lines.append(
+            f"  its bound has won {parts.won_s:10.3f} s of dynamic imbalance already, which is not in this list"
+        )
+    lines += ["", *wrap(_sentence(found.verdict), COLUMNS), "", f"  bound   {'time of this run, predicted':48}  less"]
+    top = max(found.curve_s[0], 1e-300)
+    enough = next(k for k in SHOWN if k >= advice.bound and found.curve_s[k] <= 1.001 * found.curve_s.min())
+    for k in sorted({*(k for k in SHOWN if k <= enough), advice.bound}):
+        less = f"{1 - found.curve_s[k] / top:6.1%}" if k else ""
+        near = "the limit" if advice.enough else "the best tried"
+        mark = f"  <- within 2 % of {near}" if k == advice.bound and k else ""
+        lines.append(f"  {k:5} {found.curve_s[k]:9.3f} s  {_bar(found.curve_s[k] / top, 36):36} {less}{mark}")
+    lines.append(
+        f"  limit {advice.limit_s:9.3f} s  {_bar(advice.limit_s / top, 36):36} {1 - advice.limit_s / top:6.1%}"
+    )
+    lines += ["", *(line for cost in _costs(found) for line in wrap(cost, COLUMNS))]
+    busiest = " ".join(str(each.busiest) for each in found.over_time)
+    lines += wrap(f"busiest rank in each {found.width} iterations: {busiest}", COLUMNS)
+    notes = list(found.trace.notes)
+    if iterations < FEW:
+        notes.append(f"{iterations} iterations are few: record hundreds before you trust the numbers")
+    return "\n".join([*lines, *(line for note in notes for line in wrap(f"note: {note}", COLUMNS))])
+
+
+def html(found: Diagnosis, title: str) -> str:
+    """The diagnosis as one page with its figures, which needs no network."""
+    from blslib.lab import diagnosis_charts as charts
+
+    chart = charts.page(found.rows_of_parts(title), found.rows_of_bounds(title), found.rows_of_load(title))
+    page = chart.to_html(inline=True)
+    words = f"<h1>{escape(_sentence(found.verdict))}</h1><pre>{escape(text(found))}</pre>"
+    style = "<style>body{font-family:sans-serif;margin:2em;max-width:60em}h1{font-size:1.3em}</style>"
+    page = page.replace("<head>", f"<head><title>diagnose {escape(title)}</title>{style}", 1)
+    head, mark, rest = page.partition("\n<body>")  # the same word stands in the scripts before it
+    return f"{head}{mark}{words}{rest}"
+
+
+def _width(work_s: np.ndarray) -> int:
+    return ceil(work_s.shape[1] / WINDOWS)
+
+
+def _busiest(found: Diagnosis) -> str:
+    times = found.parts.limit_s / found.parts.useful_s if found.parts.useful_s else 1.0
+    return f"rank {found.parts.busiest} works {times:.2f} times the mean" if times >= 1.005 else ""
+
+
+def _costs(found: Diagnosis) -> list[str]:
+    advice, slots = found.advice, 2 * (found.advice.bound + 1)
+    if not advice.bound:
+        return []
+    memory = f" = {advice.memory_bytes / 2**20:.1f} MiB" if advice.memory_bytes is not None else " of the largest block"
+    wait = f"a batch waits {1000 * advice.latency_s:.1f} ms longer for its scores (mean)"
+    lines = [f"a bound of {advice.bound} costs {len(found.trace.work_s)} x {slots} slots{memory} on each rank; {wait}"]
+    if advice.hideable_s > 0:
+        hidden = f"hides up to {advice.hideable_s:.3f} s of the exchange itself, if that needs no core"
+        lines.append(f"besides, and not in the table, it {hidden}")
+    return lines
+
+
+def _sentence(verdict: str) -> str:
+    return f"{verdict[0].upper()}{verdict[1:]}."
+
+
+def _bar(share: float, width: int) -> str:
+    eighths = round(8 * width * min(max(share, 0), 1))
+    return (eighths // 8 * "█" + _BLOCKS[eighths % 8]).rstrip()

@@ -1,0 +1,250 @@
+"""From a recorded run to advice: parts that add up, a sentence that says what to do, and the command around it."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import vl_convert
+
+from blslib.lab import diagnosis_charts as charts
+from blslib.lab.cli import main
+from blslib.lab.diagnose import COLUMNS, PARTS, Diagnosis, diagnose, text
+from blslib.lab.traces import Trace
+from blslib.theory.delays import delays
+from blslib.theory.maxplus import makespan
+from tests.conftest import ROOT
+
+RNG = np.random.default_rng(3)
+QUIET_S = 0.01 + np.zeros((4, 200))
+WANDERING_S = QUIET_S + delays("exponential", 4, 200, 5e-3, seed=2)
+STATIC_S = QUIET_S + delays("permanent", 4, 200, 5e-3, seed=2)
+SWITCHING_S = 0.01 * (1.0 + (np.arange(800)[None, :] // 200 == np.arange(4)[:, None]))
+
+
+def of(work_s: np.ndarray, exchange_s: float = 0.0, **more: object) -> Diagnosis:
+    """The diagnosis of a synchronous run of this work, whose every call takes so long by itself."""
+    total_s = makespan(work_s, 0, exchange_s=exchange_s)
+    return diagnose(Trace(work_s, total_s, **more))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("work_s", [QUIET_S, WANDERING_S, STATIC_S, SWITCHING_S, STATIC_S + WANDERING_S])
+@pytest.mark.parametrize("exchange_s", [0.0, 1e-3])
+def test_the_parts_add_up(work_s: np.ndarray, exchange_s: float) -> None:
+    found = of(work_s, exchange_s)
+    rows = found.rows_of_parts("x")
+    assert [row["part"] for row in rows] == list(PARTS.values())
+    assert sum(row["seconds"] for row in rows) == pytest.approx(found.parts.total_s, rel=1e-9)
+    assert sum(row["share"] for row in rows) == pytest.approx(1, rel=1e-9)
+    assert found.curve_s[0] == pytest.approx(found.parts.total_s, rel=1e-9)
+    assert found.curve_s.min() >= found.advice.limit_s * (1 - 1e-9)
+    assert (found.travelling_s <= found.curve_s * (1 + 1e-9)).all()
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (of(QUIET_S), "nothing to win: 100% of the time is useful work"),
+        (of(STATIC_S), "50% static on rank 3: move tables first; bounded lag has nothing to win (0.0% dynamic)"),
+        (of(QUIET_S, 1e-2), "50% exchange: a quicker one or finer overlap; bounded lag has nothing to win"),
+        (of(SWITCHING_S), "38% dynamic: a bound of 60 would win 22% ("),
+        (of(SWITCHING_S), "), larger ones more"),
+        (
+            diagnose(Trace(WANDERING_S, makespan(WANDERING_S, 1), 1)),
+            "the run had has won 19% on imbalance, one of 2 ",
+        ),
+        (diagnose(Trace(WANDERING_S, makespan(WANDERING_S, 1), 1)), "would win another 3%"),
+        (diagnose(Trace(WANDERING_S, makespan(WANDERING_S, 16), 16)), "one of 2 would do as well"),
+        (diagnose(Trace(WANDERING_S, makespan(WANDERING_S, 2), 2)), "no other wins more"),
+        (diagnose(Trace(QUIET_S + 1e-3 * (np.arange(200) == 7)[None, :] * np.eye(4)[:, :1], None)), "nothing to win"),
+    ],
+)
+def test_verdicts(found: Diagnosis, said: str) -> None:
+    assert said in found.verdict
+
+
+def test_the_verdict_names_what_each_remedy_wins() -> None:
+    """The example that everybody quotes: some of both, and an exchange that lag hides as well."""
+    found = of(WANDERING_S + STATIC_S / 9, 1e-3)
+    dynamic, static = found.share("dynamic"), found.share("static")
+    bound, advice = found.advice.bound, found.advice
+    lag, tables, exchange = found.verdict.split("; ")
+    assert lag == (
+        f"{dynamic:.0%} dynamic: a bound of {bound} would win {advice.win:.0%} "
+        f"({100 * advice.low:.0f} to {advice.high:.0%})"
+    )
+    assert tables == f"{static:.0%} static on rank 3: move tables as well"
+    assert exchange.startswith("5% exchange: a quicker one or finer overlap, of which the same bound hides up to ")
+    assert advice.win == pytest.approx(1 - found.curve_s[bound] / found.curve_s[0])
+    # What is hidden of the exchange is no part of what is won on imbalance.
+    assert advice.win <= dynamic + 1e-9
+    assert found.curve_s[bound] - advice.hideable_s == pytest.approx(found.travelling_s[bound])
+
+
+def test_the_screen() -> None:
+    work_s = STATIC_S / 9 + WANDERING_S
+    found = of(work_s, 1e-3, slot_bytes=1 << 16, form="records", notes=("mind the gap",))
+    lines = text(found).splitlines()
+    assert max(map(len, lines)) <= COLUMNS
+    assert len(lines) <= 36
+    assert lines[0] == "4 ranks, 200 iterations (records)"
+    rows = {line[2:20].strip(): line for line in lines[2:7]}
+    seconds = [float(re.findall(r"([\d.]+) s ", rows[name])[0]) for name in PARTS.values()]
+    assert sum(seconds) == pytest.approx(found.parts.total_s, abs=2e-3)
+    assert f"{found.parts.total_s:.3f} s 100.0%" in rows["measured"]
+    bars = [rows[name].count("█") for name in PARTS.values()]
+    np.testing.assert_allclose(bars, [24 * found.share(part) for part in PARTS], atol=1)
+    assert f"rank 3 works {work_s[3].sum() / work_s.sum(axis=1).mean():.2f} times the mean" in rows["static imbalance"]
+    (mark,) = [line for line in lines if "<- within 2 % of the limit" in line]
+    bound = found.advice.bound
+    assert mark.split()[0] == str(bound)
+    slots = 2 * (bound + 1)
+    memory = 4 * slots * 65536 / 2**20
+    assert f"a bound of {bound} costs 4 x {slots} slots = {memory:.1f} MiB on each rank; a batch waits" in text(found)
+    assert "\nbusiest rank in each 9 iterations: " in text(found)
+    assert lines[-1] == "note: mind the gap"
+
+
+def test_the_screen_of_special_runs() -> None:
+    assert "slots of the largest block on each rank" in text(of(WANDERING_S))
+    assert "costs" not in text(of(QUIET_S))
+    assert "\n  work alone " in text(diagnose(Trace(WANDERING_S, None)))
+    assert "<- within 2 % of the best tried" in text(of(SWITCHING_S))
+    assert "note: 20 iterations are few" in text(of(WANDERING_S[:, :20]))
+    lagging = diagnose(Trace(WANDERING_S, makespan(WANDERING_S, 2), bound=2))
+    won_s = makespan(WANDERING_S, 0) - makespan(WANDERING_S, 2)
+    assert f"its bound has won      {won_s:.3f} s of dynamic imbalance already" in text(lagging)
+    assert lagging.share("exchange") == pytest.approx(0, abs=1e-12)
+    idle = text(diagnose(Trace(np.zeros((2, 60)), None)))
+    assert "nothing to win" in idle.lower()
+
+
+def test_rows_of_load() -> None:
+    rows = of(STATIC_S).rows_of_load("x")
+    assert len(rows) == 4 * 23  # windows of 9 iterations, the last one shorter
+    assert rows[-1] == {"case": "x", "rank": 3, "iteration": 198, "until": 200, "work_s": pytest.approx(0.03),
+                        "over_mean": pytest.approx(2)}  # fmt: skip
+
+
+# --- charts ----------------------------------------------------------------------------------------------------------
+
+
+def test_charts_draw_and_describe_themselves() -> None:
+    runs = {"static": of(STATIC_S, 1e-3), "wandering": of(WANDERING_S, 1e-3)}
+    measured = [
+        {"case": case, "contender": "bls", "bound": k, "speedups": "1 1 1" if k == 0 else "2.0 2.5 1.25"}
+        for case in runs
+        for k in (0, 4)
+    ] + [{"case": "static", "contender": "mpi", "bound": 0, "speedups": "1 1 1"}]
+    parts = charts.parts([row for case, found in runs.items() for row in found.rows_of_parts(case)])
+    bounds = charts.bounds([row for case, found in runs.items() for row in found.rows_of_bounds(case)], measured)
+    load = charts.load([row for case, found in runs.items() for row in found.rows_of_load(case)])
+    for chart in (parts, bounds, load):
+        assert len(vl_convert.vegalite_to_svg(chart.to_dict())) > 2000
+    static = runs["static"]
+    assert f"static {static.share('static'):.0%} static, 0% dynamic" in parts.to_dict()["description"]
+    chosen = runs["wandering"].advice
+    share = chosen.predicted_s / chosen.synchronous_s
+    assert f"wandering bound {chosen.bound} to {share:.0%}" in bounds.to_dict()["description"]
+    assert "static rank 3 at 2.00" in load.to_dict()["description"]
+    rows = next(iter(bounds.to_dict()["datasets"].values()))
+    points = {(row["case"], row["bound"]): row for row in rows if row.get("measured") is not None}
+    point = points["static", 4]
+    assert (point["measured"], point["measured_min"], point["measured_max"]) == (0.5, 0.4, 0.8)
+    assert points["wandering", 0]["measured"] == 1
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+def recorded(folder: Path, work_s: np.ndarray, name: str = "run") -> Path:
+    path = folder / name
+    wait_s = work_s.max(axis=0) - work_s + 1e-3
+    rows = [f"{r},{i},{work_s[r, i]},{wait_s[r, i]}" for r in range(len(work_s)) for i in range(work_s.shape[1])]
+    path.write_text("\n".join(["rank,iteration,compute_s,exchange_s", *rows]))
+    return path
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, numbers, page = recorded(tmp_path, WANDERING_S), tmp_path / "numbers.json", tmp_path / "page.html"
+    options = ["--slot-bytes", "1024", "--json", str(numbers), "--html", str(page)]
+    assert main(["diagnose", str(path), *options]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("4 ranks, 200 iterations (CSV)\n")
+    assert "\nread 0.0 MB in 0." in shown
+    found = json.loads(numbers.read_text())
+    parts = [found["split"][f"{part}_s"] for part in PARTS]
+    assert sum(parts) == pytest.approx(found["split"]["total_s"], rel=1e-9)
+    assert found["split"]["total_s"] == pytest.approx(WANDERING_S.max(axis=0).sum() + 0.2)
+    assert [row["bound"] for row in found["bounds"]] == list(range(65))
+    bound = found["recommendation"]["bound"]
+    assert found["recommendation"]["memory_bytes"] == 4 * 2 * (bound + 1) * 1024
+    assert found["work_by_rank_s"] == pytest.approx(WANDERING_S.sum(axis=1).tolist())
+    assert len(found["windows"]) == 23
+    assert found["read_s"] > 0
+    written = page.read_text()
+    assert found["verdict"][1:] in written
+    assert "vegaEmbed" in written and "<script src" not in written and "cdn" not in written
+    assert main(["diagnose", str(path), "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out)["verdict"] == found["verdict"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nowhere.csv"], "cannot read nowhere.csv: No such file or directory\n"),
+        (["empty"], "empty is empty: record the run again\n"),
+        (["half"], "half is only half written (19 characters and no end): wait until its rank has ended"),
+        (["run", "--json", "no/folder/x"], "cannot write no/folder/x: its folder does not exist\n"),
+        (["run", "--html", "no/folder/x"], "cannot write no/folder/x: its folder does not exist\n"),
+    ],
+)
+def test_errors_are_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    recorded(tmp_path, QUIET_S)
+    (tmp_path / "empty").touch()
+    (tmp_path / "half").write_text('{"traceEvents": [{}')
+    assert main(["diagnose", *arguments]) == 2
+    shown = capsys.readouterr()
+    assert shown.err.startswith(said) and shown.err.count("\n") == 1
+    assert not shown.out
+
+
+def test_help_and_no_mpi(tmp_path: Path) -> None:
+    """The command explains itself, and a diagnosis starts no MPI and loads no chart that nobody asked for."""
+    done = subprocess.run(
+        [sys.executable, "-m", "blslib", "diagnose", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    for word in ("rank,iteration,compute_s", "--json", "--html", "--slot-bytes", "docs/diagnose.md"):
+        assert word in done.stdout
+    script = (
+        "import sys\nfrom blslib.lab.cli import main\n"
+        f"assert main(['diagnose', {str(recorded(tmp_path, QUIET_S))!r}]) == 0\n"
+        "print([name for name in ('mpi4py.MPI', 'altair') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_documentation_shows_what_is_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = (ROOT / "docs" / "diagnose.md").read_text()
+    script, output = (
+        re.search(rf"<!-- {name} -->\n```\w+\n(.*?)```", said, re.DOTALL)[1]  # type: ignore[index]
+        for name in ("example", "output")
+    )
+    monkeypatch.chdir(tmp_path)
+    exec(script, {})
+    assert main(["diagnose", "run.csv"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.partition("read ")[0] == output

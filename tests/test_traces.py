@@ -1,0 +1,421 @@
+"""Readers of recorded runs: every form, every fault named, and large files in little memory."""
+
+import gzip
+import json
+import resource
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from blslib.lab import tracefile
+from blslib.lab.launch import run_ranks
+from blslib.lab.traces import RECORD_COLUMNS, TraceError, read, save
+
+WORK_S = np.array([[0.010, 0.002, 0.003], [0.004, 0.020, 0.005]])
+
+Event = dict[str, Any]
+
+
+def event(name: str, start_ms: float, ms: float, *, tid: int = 1, cat: str = "cpu_op", **more: Any) -> Event:
+    return {"ph": "X", "cat": cat, "name": name, "pid": 7, "tid": tid, "ts": 1e3 * start_ms, "dur": 1e3 * ms, **more}
+
+
+def gloo(start_ms: float, ms: float) -> Iterator[Event]:
+    """One call as torch 2.13 records it: handed over by the caller's thread, done on another one a little later."""
+    yield event("c10d::alltoall_base_", start_ms, 0.1)
+    yield event("gloo:all_to_all", start_ms + 0.2, ms - 0.2, tid=2, cat="user_annotation")
+
+
+def run_of(work_s: np.ndarray, call: Callable[[float, float], Iterator[Event]] = gloo, clock_ms: float = 0) -> list:
+    """The events of one rank of a synchronous run whose exchange takes 1 ms; work is on the thread of the calls."""
+    events = list(call(clock_ms, 1))
+    for seconds in work_s:
+        events += [event("aten::embedding_bag", clock_ms + 1, 1000 * seconds)]
+        clock_ms += 1 + 1000 * seconds
+        events += call(clock_ms, 1)
+    return events
+
+
+def document(events: list[Event], rank: int = 0, world: int = 2) -> dict[str, Any]:
+    info = {"backend": "gloo", "rank": rank, "world_size": world}
+    return {"schemaVersion": 1, "distributedInfo": info, "traceEvents": events, "traceName": "x"}
+
+
+def traces(folder: Path, *documents: Any) -> list[Path]:
+    paths = [folder / f"trace-{i}" for i in range(len(documents))]
+    for path, each in zip(paths, documents, strict=True):
+        path.write_text(json.dumps(each, indent=1))
+    return paths
+
+
+def table(folder: Path, text: str, name: str = "run") -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def lines(columns: str = "rank,iteration,compute_s", rows: str = "0,0,1\n0,1,2\n1,0,3\n1,1,4\n") -> str:
+    return f"{columns}\n{rows}"
+
+
+# --- the forms -------------------------------------------------------------------------------------------------------
+
+
+def test_csv(tmp_path: Path) -> None:
+    found = read([table(tmp_path, lines("rank, iteration, exchange_s, compute_s, host",
+                                        "1,4,.5,3,a\n0,4,.5,1,b\n0,5,.25,2,b\n1,5,.25,4,a\n"))])  # fmt: skip
+    np.testing.assert_array_equal(found.work_s, [[1, 2], [3, 4]])
+    assert found.total_s == 7.75
+    assert not found.notes
+
+
+def test_csv_without_the_exchange_in_a_file_per_rank(tmp_path: Path) -> None:
+    header = "\ufeffrank,iteration,compute_s\n"
+    packed = tmp_path / "b"
+    packed.write_bytes(gzip.compress(f"{header}1,0,3\n1,1,4\n".encode()))
+    found = read([packed, table(tmp_path, f"{header}0,0,1\n0,1,2\n", "a")])
+    np.testing.assert_array_equal(found.work_s, [[1, 2], [3, 4]])
+    assert found.total_s is None
+    assert found.notes == ("no exchange_s in the file: the exchange counts as nothing",)
+
+
+def test_records_are_saved_and_read(tmp_path: Path) -> None:
+    script = tmp_path / "program.py"
+    script.write_text(
+        "import sys, time\n"
+        "import numpy as np\n"
+        "from mpi4py import MPI\n"
+        "from blslib.collective.alltoallv import BoundedLagAlltoallv\n"
+        "from blslib.lab.traces import save\n"
+        "comm = MPI.COMM_WORLD\n"
+        "with BoundedLagAlltoallv(comm, bound=1, slot_bytes=100, record=True) as exchange:\n"
+        "    for i in range(6):\n"
+        "        time.sleep(0.02 if i % 2 == comm.rank else 0.005)\n"
+        "        exchange.post([np.zeros(5, np.float32)] * comm.size)\n"
+        "    exchange.drain()\n"
+        "save(sys.argv[1], comm, exchange)\n"
+    )
+    run = tmp_path / "run"
+    done = run_ranks(2, [str(script), str(run)], timeout_s=60)
+    assert done.returncode == 0, done.stdout
+    found = read([run])
+    assert found.work_s.shape == (2, 5)
+    assert (found.bound, found.slot_bytes) == (1, 128)
+    heavy = np.arange(1, 6) % 2 == np.arange(2)[:, None]
+    assert (found.work_s[heavy] >= 0.02).all()
+    assert (found.work_s[~heavy] >= 0.005).all()
+    assert np.median(found.work_s[~heavy]) < 0.015
+    assert found.total_s is not None
+    assert found.total_s >= found.work_s.sum(axis=1).max() - 1e-9
+
+
+def test_nothing_recorded_is_not_saved(tmp_path: Path) -> None:
+    comm: Any = SimpleNamespace(rank=0, allgather=lambda mine: [[(0, 0, 64, 0.0, 1.0)], mine])
+    with pytest.raises(ValueError, match="rank 1 recorded no calls: build the exchange with record=True"):
+        save(tmp_path / "run", comm, SimpleNamespace(calls=[], bound=0, slot_bytes=64))  # type: ignore[arg-type]
+    assert not (tmp_path / "run").exists()
+
+
+def nested(start_ms: float, ms: float) -> Iterator[Event]:
+    """Everything on one thread, one event inside the other, as with a backend that blocks."""
+    yield event("c10d::alltoall_", start_ms, ms)
+    yield event("record_param_comms", start_ms + 0.1, ms - 0.2, args={"Collective name": "all_to_allv"})
+    yield event("mpi:all_to_all", start_ms + 0.2, ms - 0.3, cat="user_annotation")
+
+
+def kernel(start_ms: float, ms: float) -> Iterator[Event]:
+    """NCCL: launched long before, done by the device, where the annotation is repeated."""
+    yield event("c10d::alltoall_base_", start_ms - 0.5, 0.1)
+    yield event("record_param_comms", start_ms - 0.5, 0.05, args={"Collective name": "all_to_all"})
+    yield event("nccl:all_to_all", start_ms - 0.5, 0.1, cat="user_annotation")
+    yield event("nccl:all_to_all", start_ms, ms, tid=3, cat="gpu_user_annotation")
+    yield event("ncclDevKernel_SendRecv(ncclDevKernelArgs)", start_ms, ms, tid=3, cat="kernel")
+    yield event("ncclDevKernel_AllReduce", start_ms + ms, 0.1, tid=3, cat="kernel")
+
+
+def parameters(start_ms: float, ms: float) -> Iterator[Event]:
+    yield event("record_param_comms", start_ms, ms, args={"Collective name": "all_to_all"})
+    yield event("record_param_comms", start_ms, ms, args={"Collective name": "allreduce"})
+
+
+def by_hand(start_ms: float, ms: float) -> Iterator[Event]:
+    """Annotated by the user, around mpi4py."""
+    yield event("MPI_Alltoallv", start_ms, ms, cat="user_annotation")
+    yield event("torch/distributed/x.py(1): all_to_all_single", start_ms - 1, ms + 2, cat="python_function")
+
+
+@pytest.mark.parametrize("call", [gloo, nested, kernel, parameters, by_hand])
+def test_every_spelling_of_a_call_counts_once(tmp_path: Path, call: Any) -> None:
+    """Clocks of ranks differ by hours; only durations count."""
+    documents = [document(run_of(WORK_S[r], call, clock_ms=r * 1e7), rank=r) for r in (1, 0)]
+    found = read(traces(tmp_path, *documents))
+    np.testing.assert_allclose(found.work_s, WORK_S, rtol=1e-6)
+    assert found.total_s == pytest.approx((WORK_S + 0.001).sum(axis=1).max(), rel=1e-6)
+    assert not found.notes
+
+
+PROFILED = """
+import os, sys, time
+os.environ["KINETO_LOG_LEVEL"] = "9"
+import torch
+import torch.distributed as dist
+from blslib.collective import process_group
+dist.init_process_group("gloo")
+rank, sent = dist.get_rank(), torch.ones(64)
+with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+    for i in range(9):
+        time.sleep(0.03 if i % 2 == rank else 0.01)
+        work = dist.all_to_all_single(torch.empty(64), sent, async_op=sys.argv[2] == "async")
+        if work:
+            work.wait()
+profiler.export_chrome_trace(f"{sys.argv[1]}/{rank}.json.gz")
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.parametrize("how", ["sync", "async"])
+def test_what_torch_writes_today(tmp_path: Path, how: str) -> None:
+    """A real trace of real ranks: sleeps alternate between 10 and 30 ms, and the shorter one waits for the other."""
+    script, folder = tmp_path / "program.py", tmp_path / "traces"
+    script.write_text(PROFILED)
+    folder.mkdir()
+    done = run_ranks(2, [str(script), str(folder), how], timeout_s=100)
+    assert done.returncode == 0, done.stdout
+    found = read(sorted(folder.iterdir(), reverse=True))
+    heavy = np.arange(1, 9) % 2 == np.arange(2)[:, None]
+    assert found.work_s.shape == (2, 8)
+    assert (found.work_s[heavy] >= 0.03).all() and (found.work_s[~heavy] >= 0.01).all()
+    assert np.median(found.work_s[heavy]) < 0.04 and np.median(found.work_s[~heavy]) < 0.02
+    assert found.total_s == pytest.approx(8 * 0.031, rel=0.4)
+    assert not found.notes
+
+
+def test_work_beneath_an_asynchronous_call_is_work(tmp_path: Path) -> None:
+    """The exchange takes 9 ms; its caller computes for the first 3 of them and waits for the rest."""
+
+    def rank(beneath_ms: float) -> list[Event]:
+        events: list[Event] = []
+        for start_ms in (0, 20, 40):
+            events += [*gloo(start_ms, 9), event("aten::mm", start_ms + 0.1, beneath_ms)]
+            events += [event("aten::relu", start_ms + 0.2, 0.1), event("c10d::wait_tensor", start_ms + 4, 5)]
+            events += [event("All2All", start_ms - 1, 9.9), event("aten::mm", start_ms + 8.9999, 2)]
+        return events
+
+    found = read(traces(tmp_path, document(rank(3.0), 0), document(rank(15.0), 1)))
+    np.testing.assert_allclose(found.work_s, [[0.014, 0.014], [0.0199, 0.0199]], rtol=1e-4)
+
+
+def test_calls_that_are_out_at_the_same_time(tmp_path: Path) -> None:
+    """A window of two: a call is entered before the last one has ended, and only operators tell of work."""
+    events = [each for start_ms in (0, 5, 10) for each in gloo(start_ms, 9)]
+    found = read(traces(tmp_path, document([*events, event("aten::mm", 5.1, 2)], 0), document(events, 1)))
+    np.testing.assert_allclose(found.work_s, [[0, 0.002], [0, 0]], atol=1e-9)
+
+
+def test_an_exchange_without_its_call_stands_for_itself(tmp_path: Path) -> None:
+    """Where profiling began between a call and its exchange, the two kinds of event cannot be paired."""
+    found = read(traces(tmp_path, *(document(run_of(WORK_S[r])[1:], r) for r in (0, 1))))
+    np.testing.assert_allclose(found.work_s, WORK_S + 0.0002, rtol=1e-6)
+
+
+def test_other_collectives_are_told(tmp_path: Path) -> None:
+    found = read(
+        traces(tmp_path, *(document([*run_of(WORK_S[r]), event("c10d::allreduce_", 2, 1)], r) for r in (0, 1)))
+    )
+    assert found.notes == ("2 other collectives lie between the calls: what they waited for counts as work",)
+
+
+def test_ranks_without_a_name_go_by_order(tmp_path: Path) -> None:
+    """Chrome's other form, a bare array, has no place for a rank."""
+    found = read(traces(tmp_path, *(run_of(WORK_S[r]) for r in (1, 0))))
+    np.testing.assert_allclose(found.work_s, WORK_S[::-1], rtol=1e-6)
+    assert found.notes == ("no trace says its rank: numbered in the order given",)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 1000])
+@pytest.mark.parametrize("separators", [(",", ":"), (" ,\n", " : ")])
+def test_any_layout_of_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int, separators: Any) -> None:
+    """Keys in any order, numbers and strings cut anywhere, events that are none, packed or not."""
+    monkeypatch.setattr(tracefile, "CHUNK", chunk)
+    paths = []
+    for rank in (0, 1):
+        events = [*run_of(WORK_S[rank]), {"ph": "M", "name": 'all_to_all \u20ac "}]{['}, 3, None]
+        whole = {"a": [{}], "n": 12.5e-3, "traceEvents": events, "deep": {"traceEvents": []}, **document([], rank)}
+        whole["traceEvents"] = events
+        paths.append(tmp_path / f"{rank}")
+        text = json.dumps(whole, separators=separators, ensure_ascii=rank == 0)
+        paths[rank].write_bytes(gzip.compress(text.encode()) if rank else text.encode())
+    np.testing.assert_allclose(read(paths).work_s, WORK_S, rtol=1e-6)
+
+
+# --- the faults ------------------------------------------------------------------------------------------------------
+
+TABLES = {
+    "": "is empty: record the run again",
+    " \n\n": "is empty: record the run again",
+    "rank,iteration,compute_s\n": "has no lines below its header",
+    "hello\nworld": "is neither CSV nor a trace, it begins with 'hello': give a CSV with rank,iteration,compute_s",
+    lines("rank,step,seconds"): "has the columns rank, step, seconds and lacks iteration, compute_s: add them",
+    lines("rank,iteration,entered_s"): "and lacks bound, slot_bytes, returned_s: add them",
+    lines(rows="0,0,1\n0,1,\n"): "run, line 3: compute_s is nan, must be a number >= 0",
+    lines(rows="0,0,1\n0,1,-2\n"): "run, line 3: compute_s is -2, must be a number >= 0",
+    lines(rows="0,0,1\n0,1,inf\n"): "run, line 3: compute_s is inf, must be a number >= 0",
+    lines(rows="0,0,1\n0.5,1,1\n"): "run, line 3: rank is 0.5, must be a whole number",
+    lines(rows="0,0,1\n0,1,fast\n"): "has something other than numbers in rank, iteration, compute_s",
+    lines(rows="0,0,1\n1,0,1\n3,0,1\n"): r"1 of 4 ranks missing \(2\) in .*run: give the files of all ranks",
+    lines(rows="0,0,1\n0,1,1\n"): "only one rank in .*run: imbalance is between ranks, give the files of all of them",
+    lines(rows="0,0,1\n1,0,1\n1,0,2\n"): "run: rank 1 has iteration 0 twice: give every call one line, once",
+    lines(rows="0,0,1\n0,1,1\n1,0,1\n"): "rank 1 has 1 iterations in .*run, rank 0 has 2 in .*run: record the same",
+    lines(rows="0,0,1\n0,1,1\n1,1,1\n1,2,1\n"): "run: rank 1 lacks iteration 0: record the same iterations on every",
+    lines(rows="0,0,1\n0,2,1\n1,0,1\n1,2,1\n"): "run: no rank has iteration 1: record every call",
+}
+
+
+@pytest.mark.parametrize("text", TABLES)
+def test_faults_of_csv(tmp_path: Path, text: str) -> None:
+    with pytest.raises(TraceError, match=TABLES[text]):
+        read([table(tmp_path, text)])
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ("0,0,0,64,1,2\n1,0,0,64,1,2\n", "one call a rank in .*run: work is what lies between two"),
+        ("0,0,0,64,1,2\n0,1,0,64,1,4\n1,0,0,64,1,2\n1,1,0,64,3,4\n", "clock of rank 0 goes back before or in call 1"),
+        ("0,0,0,64,1,2\n0,1,0,64,3,4\n1,0,0,64,1,2\n1,1,2,64,3,4\n", "2 different bounds or slots: give the records"),
+    ],
+)
+def test_faults_of_records(tmp_path: Path, rows: str, said: str) -> None:
+    with pytest.raises(TraceError, match=said):
+        read([table(tmp_path, lines(",".join(RECORD_COLUMNS), rows))])
+
+
+def test_files_that_do_not_belong_together(tmp_path: Path) -> None:
+    csv, other = table(tmp_path, lines(), "csv"), table(tmp_path, lines("rank,iteration,compute_s,exchange_s",
+                                                                        "2,0,1,1\n"), "other")  # fmt: skip
+    trace = traces(tmp_path, document(run_of(WORK_S[0])))
+    with pytest.raises(TraceError, match="csv is CSV and .*trace-0 is JSON: give the files of one run in one form"):
+        read([csv, *trace])
+    with pytest.raises(TraceError, match="other has rank, iteration, compute_s, exchange_s: give them the same"):
+        read([csv, other])
+    with pytest.raises(TraceError, match="cannot read .*nowhere: No such file or directory"):
+        read([tmp_path / "nowhere"])
+    with pytest.raises(TraceError, match="cannot read .*: Is a directory"):
+        read([tmp_path])
+    with pytest.raises(TraceError, match="no files given"):
+        read([])
+
+
+def of_ranks(*ranks: int, world: int = 4) -> list[Any]:
+    return [document(run_of(WORK_S[0]), rank, world) for rank in ranks]
+
+
+@pytest.mark.parametrize(
+    ("documents", "said"),
+    [
+        (of_ranks(0, 1, 3), r"1 of 4 ranks missing \(2\) in .*trace-0, .*: give the files of all ranks"),
+        (of_ranks(1, world=1), r"1 of 1 ranks missing \(0\)"),
+        (of_ranks(0, 1, 2, world=2), "rank 2 of a run with 2 ranks"),
+        (of_ranks(0, 1, 1), "rank 1 is in .*trace-1 and in .*trace-2: give each rank once"),
+        ([*of_ranks(0), run_of(WORK_S[1])], "trace-1 does not say its rank, others do: record it again after init"),
+        ([*of_ranks(0), *of_ranks(1, world=2)], "different numbers of ranks, 4 in .*trace-0 and 2 in .*trace-1"),
+        ([run_of(WORK_S[0])], "only one rank in .*trace-0"),
+        ([document([event("aten::mm", 0, 1)], 0, 2), document([], 1, 2)], "no all-to-all in .*trace-0: profile"),
+        ([document(list(gloo(0, 1)), 0), document(list(gloo(0, 1)), 1)], "one all-to-all call in .*trace-0"),
+        ([document(run_of(WORK_S[0]), 0), document(run_of(WORK_S[1][:1]), 1)],
+         "rank 1 has 2 all-to-all calls in .*trace-1, rank 0 has 4 in .*trace-0: record the same iterations"),
+        ([document([event("c10d::alltoall_", 0, -1)])], "event 'c10d::alltoall_' has ts 0.0 and dur -1000.0: damaged"),
+        ([{"name": "no trace"}], "trace-0 is JSON without traceEvents: give what torch.profiler's export_chrome"),
+    ],
+)  # fmt: skip
+def test_faults_of_traces(tmp_path: Path, documents: list[Any], said: str) -> None:
+    with pytest.raises(TraceError, match=said):
+        read(traces(tmp_path, *documents))
+
+
+def test_half_written_and_damaged(tmp_path: Path) -> None:
+    """A trace may end anywhere; it is damaged where something stands that cannot stand there."""
+    text = json.dumps(document(run_of(WORK_S[0])), indent=1).encode()
+    path = tmp_path / "trace"
+    for size in [1, 2, 12, 60, *range(200, len(text) - 1, 37), len(text) - 1]:
+        path.write_bytes(text[:size])
+        with pytest.raises(
+            TraceError, match=r"trace is only half written \([\d,]+ characters and no end\): wait until"
+        ):
+            read([path])
+    packed = gzip.compress(text)
+    path.write_bytes(packed[: len(packed) // 2])
+    with pytest.raises(TraceError, match=r"half written \(the packed data have no end\)"):
+        read([path])
+    path.write_bytes(packed[:2] + b"x" * 30)
+    with pytest.raises(TraceError, match="is damaged .*: copy it again"):
+        read([path])
+    path.write_bytes(packed[:100] + b"xxxx" + packed[104:])
+    with pytest.raises(TraceError, match="is damaged .*: copy it again"):
+        read([path])
+    place = text.index(b'"dur"', len(text) // 2)
+    path.write_bytes(text[:place] + b"!" + text[place:])
+    with pytest.raises(TraceError, match=f"is no JSON at character {place:,}: record the run again"):
+        read([path])
+    path.write_text('{"a" 1}')
+    with pytest.raises(TraceError, match="is no JSON at character 5"):
+        read([path])
+
+
+# --- size ------------------------------------------------------------------------------------------------------------
+
+
+def large(folder: Path, megabytes: float) -> list[Path]:
+    """Traces of two ranks as large as asked, about 400 bytes an event, as torch writes them."""
+    filler = {
+        "External id": 5,
+        "Input Dims": [[512, 128], [], []],
+        "Input type": ["float", "ScalarList"],
+        "x": "y" * 99,
+    }
+    paths = [folder / f"large-{rank}" for rank in (0, 1)]
+    for rank, path in enumerate(paths):
+        head, tail = json.dumps(document([], rank)).split("[]", 1)
+        with path.open("w") as file:
+            file.write(head + "[{}")
+            start_ms = 0.0
+            while file.tell() < 1e6 * megabytes:
+                lookups = (event("aten::embedding_bag", start_ms + 1 + j, 1 + rank, args=filler) for j in range(50))
+                for each in (*gloo(start_ms, 1), *lookups):
+                    file.write(",\n" + json.dumps(each, indent=2))
+                start_ms += 51 + rank
+            file.write(f"]{tail}")
+    return paths
+
+
+def test_large_traces_need_little_memory_and_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Held to the promised rate, 100 MB in 15 s, at a smaller size; memory is a few chunks, whatever the size."""
+    paths = large(tmp_path, 2.5)
+    started_s = time.process_time()
+    found = read(paths)
+    assert time.process_time() - started_s < 15 * 5 / 100
+    np.testing.assert_allclose(found.work_s, np.broadcast_to([[0.050], [0.051]], found.work_s.shape), rtol=1e-6)
+    monkeypatch.setattr(tracefile, "CHUNK", 1 << 16)
+    tracemalloc.start()
+    try:
+        read(paths)
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 1.5e6
+
+
+@pytest.mark.long
+def test_a_hundred_megabytes_in_fifteen_seconds(tmp_path: Path) -> None:
+    paths = large(tmp_path, 100)
+    before_bytes = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    started_s = time.perf_counter()
+    read(paths)
+    assert time.perf_counter() - started_s < 30  # two of them
+    assert 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_bytes < 100e6
