@@ -102,7 +102,7 @@ def timeline(rows: Table, *, cores: int) -> alt.FacetChart:
         .properties(width=WIDTH, height=34 * ranks)
         .facet(row=alt.Row("panel:N", sort=list(names.values()), header=alt.Header(orient="top", labelAnchor="start")))
         .properties(
-            title=_title(f"What {ranks} ranks do when", lines),
+            title=heading(f"What {ranks} ranks do when", lines),
             description="Timeline with own work, delay and waiting as bars, a row per rank, one panel above the other: "
             + "; ".join(f"{name}, {done[name]}" for name in names.values()),
         )
@@ -124,12 +124,12 @@ def speedup_by_bound(rows: Table, *, cores: int, panel: str = "scenario") -> alt
             y=y, shape=_series(shown, "shape"), tooltip=["series", "bound", "speedup_over_mpi", "batches_per_s"]
         ),
     ]
-    return _panels(
+    return panels(
         layers,
         shown,
         panel,
         "Does bounded lag raise the throughput?",
-        [_setting(table, cores), "Black line: MPI_Alltoallv. Points are medians, bars least and greatest."],
+        [setting(table, cores), "Black line: MPI_Alltoallv. Points are medians, bars least and greatest."],
         f"throughput over MPI_Alltoallv against the bound; bounded lag: {_ranges(table, panel, 'speedup_over_mpi')}",
     )
 
@@ -156,12 +156,12 @@ def measured_and_predicted(rows: Table, *, cores: int, panel: str = "law") -> al
     told = (
         "Points are medians, bars least and greatest. The prediction takes the realised work of bounded lag's own runs."
     )
-    return _panels(
+    return panels(
         layers,
         shown,
         panel,
         "Time of a run, measured and predicted",
-        [_setting(table, cores), told],
+        [setting(table, cores), told],
         f"time of a run against the bound; bounded lag over its prediction: {_ranges(table, panel, 'ratio')}",
     )
 
@@ -184,12 +184,12 @@ def response_times(rows: Table, *, cores: int, panel: str = "scenario") -> alt.F
         base.mark_point(filled=True, size=42, opacity=1).encode(y=y, shape=alt.Shape("percentile:N", scale=shapes)),
     ]
     closed = "Closed loop: a batch starts when the loop gets to it, so this is no latency of a service under load."
-    return _panels(
+    return panels(
         layers,
         long,
         panel,
         "From a batch's lookup to its scores",
-        [_setting(table, cores), closed],
+        [setting(table, cores), closed],
         "response times against the bound; median with bounded lag in seconds: "
         + _ranges(table, panel, "response_p50_s", ".3f"),
     )
@@ -217,12 +217,12 @@ def waiting(rows: Table, *, cores: int, panel: str = "scenario") -> alt.FacetCha
             text=alt.Text("waited_s:Q", format=".2f"), color=ink.otherwise(alt.value("black"))
         ),
     ]
-    return _panels(
+    return panels(
         layers,
         long,
         panel,
         "Who waits, and for how long?",
-        [_setting(table, cores), "Seconds of a run inside the exchange, its transfers included; medians."],
+        [setting(table, cores), "Seconds of a run inside the exchange, its transfers included; medians."],
         "seconds of waiting by rank and bound; mean of the ranks with bounded lag: "
         + _ranges(table, panel, "waiting_s"),
         height=110,
@@ -307,7 +307,8 @@ def _ranges(table: pd.DataFrame, panel: str, column: str, form: str = ".2f") -> 
     return "; ".join(f"{name} {low:{form}} to {high:{form}}" for name, low, high in found.itertuples())
 
 
-def _setting(table: pd.DataFrame, cores: int) -> str:
+def setting(table: pd.DataFrame, cores: int) -> str:
+    """For a caption: ranks, cores, sizes, repeats."""
     first = table.iloc[0]
     batches = "batch_size" in table
     size = f"batches of {first['batch_size']}" if batches else f"blocks of {first['bytes_per_block']:,} bytes"
@@ -325,11 +326,12 @@ def _sources(table: pd.DataFrame, panel: str) -> list[str]:
     return lines + [f"{names}: {source}." for source, names in sources.items()]
 
 
-def _title(text: str, lines: Sequence[str]) -> alt.Title:
+def heading(text: str, lines: Sequence[str]) -> alt.Title:
+    """A title with a caption, whose lines are wrapped."""
     return alt.Title(text, subtitle=[part for line in lines for part in textwrap.wrap(line, WIDTH * 9 // 50)])
 
 
-def _panels(
+def panels(
     layers: Sequence[alt.Chart],
     table: pd.DataFrame,
     panel: str,
@@ -338,6 +340,7 @@ def _panels(
     description: str,
     height: int = 190,
 ) -> alt.FacetChart:
+    """Layers over a table, a panel for each value of its column ``panel``."""
     names = list(dict.fromkeys(table[panel]))
     columns = len(names) if len(names) < 4 else 2 if len(names) == 4 else 3
     return (
@@ -346,7 +349,7 @@ def _panels(
         .facet(alt.Facet(f"{panel}:N", sort=names), columns=columns, spacing=22)
         .resolve_axis(x="independent")  # or the place of a panel that is not there would show an axis
         .properties(
-            title=_title(title, [*lines, *_sources(table, panel)]),
+            title=heading(title, [*lines, *_sources(table, panel)]),
             description=f"A panel per {panel}: {description}.",
         )
     )

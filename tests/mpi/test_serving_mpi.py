@@ -1,0 +1,42 @@
+"""Serving on real ranks: all batches are scored alike, no sooner than the model says, and polling is what helps."""
+
+import pytest
+import torch
+
+from blslib.lab import serving
+
+SMALL = {"batch_size": 32, "max_rows": 500, "repeats": 1, "mean_delay_s": 1e-3}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_every_contender_serves_every_batch(comm):
+    config = serving.ServingConfig(rate_per_s=300.0, bounds=(0, 2), iterations=20, idle=("polls", "sleeps"), **SMALL)
+    rows = serving.run(comm, config)
+    assert [(row["contender"], row["bound"], row["idle"]) for row in rows] == [
+        (contender, bound, idle)
+        for contender, bound in (("mpi", 0), ("bls", 0), ("bls", 2))
+        for idle in ("polls", "sleeps")
+    ]
+    for row in rows:
+        assert row["identical_scores"] is True
+        assert row["lag"] <= row["bound"]
+        assert 0 < row["latency_p50_s"] <= row["latency_p95_s"] <= row["latency_p99_s"]
+        assert 0 < row["predicted_p50_s"] <= row["predicted_p99_s"]
+        assert 0 < row["batches_per_s"] <= 20 / serving.arrivals(300.0, 20, config.seed)[-1]
+    assert rows[0]["gains_p99"] == "1.000000"
+
+
+def test_an_idle_rank_that_polls_does_not_wait_for_the_next_batch(comm):
+    if comm.size == 1:
+        pytest.skip("one rank waits for nobody")
+    late = {"law": "permanent", "rate_per_s": 15.0, "iterations": 12}  # the last rank is: it has what others wait for
+    config = serving.ServingConfig(names=("bls",), bounds=(8,), idle=("polls", "sleeps"), **late, **SMALL)
+    polls, sleeps = serving.run(comm, config)
+    assert polls["latency_p50_s"] < sleeps["latency_p50_s"] / 1.5
