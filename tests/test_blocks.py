@@ -47,6 +47,7 @@ def test_any_array(a, flipped):
         (array.array("f", [1, 2, 3]), True),
         (bytearray(8), True),
         (b"12345678", True),
+        (np.frombuffer(b"12345678", F4), True),  # nobody may write to it, and nobody needs to
         (memoryview(bytes(range(16)))[::2], False),
         (memoryview(bytearray(12)).cast("f"), True),
     ],

@@ -50,6 +50,12 @@ def die_on_one() -> None:
         os._exit(3)
 
 
+def process_id() -> int:
+    import os
+
+    return os.getpid()
+
+
 def work(steps: int) -> None:
     import time
 
@@ -173,6 +179,23 @@ def test_a_dead_engine_is_named_and_the_cluster_comes_again(capsys: pytest.Captu
         folder = Path(own.folder)
         assert folder.exists()
     assert not folder.exists()
+
+
+def test_an_engine_killed_in_mid_cell(capsys: pytest.CaptureFixture[str]) -> None:
+    """What runs is ended with a message, nothing of the cluster is left, and the next call has a new one."""
+    with engines(2) as own:
+        first = psutil.Process().children(recursive=True)
+        victim = own.run(process_id)[1]
+        killer = threading.Timer(0.5, os.kill, (victim, signal.SIGKILL))
+        killer.start()
+        started_s = time.monotonic()
+        with pytest.raises(RankError, match=r"rank.* 1 died: the next call starts a new cluster"):
+            own.run(work, 100)
+        assert time.monotonic() - started_s < 15
+        killer.join()
+        assert own.run(rank_plus, 0) == [0, 1]
+        assert "the cluster lost" in capsys.readouterr().out
+        assert not alive(first)
 
 
 def test_a_cluster_that_does_not_come_up_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,13 +7,16 @@ Lag Synchronous Collectives", arXiv 2512.19342; the protocol is this project's o
 
 import math
 import secrets
+import threading
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Self
+from contextlib import suppress
+from typing import NamedTuple, Self
 
 import numpy as np
 from mpi4py import MPI
 
+from blslib.collective.agreement import DEFAULT_TIMEOUT_S, agree, same_host
 from blslib.collective.blocks import as_bytes
 from blslib.collective.errors import BlockError, ExchangeError, LateError, PeerError
 from blslib.collective.exchange import Arrival, Block
@@ -22,9 +25,12 @@ from blslib.collective.protocol import BoundedLag, Steps
 from blslib.collective.ring import CLOSED, FAILED, LATE, LINE_BYTES, Layout, Notice, Ring, UnexpectedSize
 from blslib.collective.waiting import Policy, complete, yield_then_sleep
 
-CHANNELS = ("auto", "ring", "messages")
-DEFAULT_TIMEOUT_S = 60.0
 _LOOKS_PER_CLOCK = 16
+_NOTHING = object()
+"""No tuple of blocks that anybody could post."""
+
+_PULSE_S = 0.1
+"""How often a rank that waits asks whether those it waits for are alive."""
 
 
 class Call(NamedTuple):
@@ -49,10 +55,9 @@ class BoundedLagAlltoallv:
     entered its (i - bound)-th; with bound 0 this is the ordinary synchronous collective.
 
     Completes: blocks are copied out before ``post`` returns, so the caller may reuse them at once. What a call returns
-    are views that stay valid until the next call on the exchange; copy what is to be kept (after ``close`` they point
-    to nothing, and reading them may end the process). Arrivals come in iteration order, each exactly once, bytes
-    identical to ``MPI_Alltoallv``. A *tuple* of blocks is looked at once and recognised when it is posted again with
-    new contents, which saves about a microsecond.
+    are views that stay valid until the next call on the exchange; copy what is to be kept. Arrivals come in iteration
+    order, each exactly once, bytes identical to ``MPI_Alltoallv``. A *tuple* of blocks is looked at once and recognised
+    when it is posted again with new contents, which saves about a microsecond.
 
     Args:
         comm: any intra-communicator; duplicated once here, freed by ``close``.
@@ -95,25 +100,25 @@ class BoundedLagAlltoallv:
     ) -> None:
         self.rank, self.size, self.bound, self.timeout_s = comm.rank, comm.size, bound, timeout_s
         self._waiting = waiting
-        self.dtype, expected = _agree(comm, bound, slot_bytes, dtype, recv_counts, timeout_s, channel)
+        self.dtype, expected = agree(comm, bound, slot_bytes, dtype, recv_counts, timeout_s, channel)
         self._comm = comm.Dup()
-        node, ranks = _same_host(self._comm, channel)
+        ranks = same_host(self._comm, channel)
         self._layout = Layout(self.size, bound, -(-slot_bytes // LINE_BYTES) * LINE_BYTES)
         token = self._comm.bcast(secrets.token_hex(6) if self.rank == 0 else None)
         try:
-            ring = Ring(self._comm, node, ranks, self._layout, self.dtype, token, expected)
+            self._ring = Ring(self._comm, ranks, self._layout, self.dtype, token, expected)
         except MemoryError:  # on every rank, so that all can try again with less
-            node.Free()
             self._comm.Free()
             raise
-        self._memory = ring if len(ranks) == self.size else Messages(self._comm, ring)
+        self._memory = self._ring if len(ranks) == self.size else Messages(self._comm, self._ring)
         self._core = BoundedLag(bound, self._memory)
-        self._node = node
         self._failure: str | None = None
         self._news: Notice | None = None
         self._closed = False
+        self._turn = threading.Lock()
+        self._felt_s = 0.0
         self._end = math.inf  # iterations of the rank that is known to have closed after the fewest
-        self._known: tuple[Block, ...] | None = None
+        self._known: object = _NOTHING
         self._views: list[memoryview] = []
         self.calls: list[Call] = []
         self._record = record
@@ -149,6 +154,8 @@ class BoundedLagAlltoallv:
             LateError: ``timeout_s`` passed; the text lists every rank that is behind.
             BlockError: a block has another size than ``recv_counts`` says.
             ExchangeError: the exchange is closed, or has failed before.
+            MemoryError: no room for a block larger than its slot.
+            RuntimeError: another thread is in a call; nothing was sent, and the exchange can go on.
         """
         entered_s = time.perf_counter() if self._record else 0.0
         if self._failure is not None or self._closed or self._memory.alarmed():
@@ -157,7 +164,7 @@ class BoundedLagAlltoallv:
             views = self._views
         else:
             views, own = as_bytes(blocks, self.size, self.dtype)
-            self._known, self._views = (blocks, views) if own and type(blocks) is tuple else (None, [])
+            self._known, self._views = (blocks, views) if own and type(blocks) is tuple else (_NOTHING, [])
         waited_s = self.waited_s
         arrivals = self._run(self._core.post(views))
         if self._record:
@@ -177,12 +184,12 @@ class BoundedLagAlltoallv:
 
         Raises:
             ValueError: ``through`` was not posted yet.
-            PeerError, LateError, BlockError, ExchangeError: as for ``post``.
+            PeerError, LateError, BlockError, ExchangeError, MemoryError, RuntimeError: as for ``post``.
         """
-        if through is not None and through >= self._core.posted:
-            raise ValueError(f"iteration {through} was not posted yet: the next one is {self._core.posted}")
         if self._failure is not None or self._closed or self._memory.alarmed():
             self._check()
+        if through is not None and through >= self._core.posted:
+            raise ValueError(f"iteration {through} was not posted yet: the next one is {self._core.posted}")
         return self._run(self._core.wait(0 if through is None else through + 1))
 
     def drain(self) -> list[Arrival]:
@@ -198,8 +205,16 @@ class BoundedLagAlltoallv:
         while not self._memory.flushed():
             yield posted
 
+    def _take_turn(self) -> None:
+        if not self._turn.acquire(blocking=False):
+            raise RuntimeError(
+                "another call on this exchange is under way: it serves one thread at a time, so take turns, or build "
+                "one for each thread"
+            )
+
     def _run(self, steps: Steps) -> list[Arrival]:
         attempt, started_s = 0, 0.0
+        self._take_turn()
         try:
             for need in steps:
                 if need:
@@ -212,36 +227,54 @@ class BoundedLagAlltoallv:
             return self._core.deliver()
         except UnexpectedSize as found:
             source, sent, expected = found.args
-            error = BlockError(
+            error: ExchangeError = BlockError(
                 f"rank {source} -> rank {self.rank} sent {sent} bytes in iteration {self._core.delivered}, "
                 f"rank {self.rank} expected {expected}"
             )
             self._fail(error)
             raise error from None
-        except FileNotFoundError as error:
-            self._check()  # a rank that has failed takes its large blocks with it: then that is the news
+        except MPI.Exception as failure:
+            error = self._lost(failure)
             self._fail(error)
-            raise
+            raise error from failure
         except BaseException as error:
             self._fail(error)
             raise
+        finally:
+            self._turn.release()
+
+    def _lost(self, failure: MPI.Exception) -> PeerError:
+        behind = [r for r, n in enumerate(self._ring.counts()) if n < self._core.posted]
+        said = str(failure).strip().splitlines()[-1]
+        return PeerError(f"MPI cannot go on, a rank among {behind} or the way to it may be gone; it says: {said}")
 
     def _pause(self, attempt: int, need: int, started_s: float) -> None:
         self._waiting(attempt)
         if need > self._end or self._memory.alarmed():
             self._hear(need)
-        if attempt % _LOOKS_PER_CLOCK == 0 and time.perf_counter() - started_s > self.timeout_s:
-            raise LateError(self._late(need))
+        if attempt % _LOOKS_PER_CLOCK == 0:
+            now_s = time.perf_counter()
+            if now_s - started_s > self.timeout_s:
+                raise LateError(self._late(need))
+            if now_s - self._felt_s > _PULSE_S:
+                self._feel(now_s, [rank for rank, n in enumerate(self._memory.counts()) if n < need])
+
+    def _feel(self, now_s: float, ranks: list[int]) -> None:
+        """Raise if one of these ranks, for which this one waits, is on this host and not alive."""
+        self._felt_s = now_s
+        for rank in ranks:
+            if rank != self.rank and rank in self._ring.segments and self._ring.segments[rank].ended():
+                self._hear(0)  # it may have said why
+                raise PeerError(
+                    f"rank {rank} is gone: its process ended without a word after posting "
+                    f"{self._memory.counts()[rank]} iterations; its launcher or the system's log may say why"
+                )
 
     def _late(self, need: int) -> str:
         posted = self._core.posted
-        behind = [(r, n) for r, n in enumerate(self._counts()) if n < need]
+        behind = [(r, n) for r, n in enumerate(self._memory.counts()) if n < need]
         names = ", ".join(f"rank {r} (posted {n}, {posted - n} behind)" for r, n in behind) or "its own sends"
         return f"rank {self.rank} posted {posted} and waited {self.timeout_s:g} s for {names}"
-
-    def _counts(self) -> list[int]:
-        ring = self._memory if isinstance(self._memory, Ring) else self._memory.ring
-        return ring.counters.tolist()
 
     # --- failure and end ---------------------------------------------------------------------------------------------
 
@@ -290,31 +323,46 @@ class BoundedLagAlltoallv:
         """Give everything back. Waits for the other ranks to close as well; does not if a failure came before.
 
         Raises:
-            PeerError: another rank failed meanwhile.
+            PeerError: another rank failed meanwhile, or ranks did not post equally often.
             LateError: another rank did not close within ``timeout_s``.
+            RuntimeError: another thread is in a call; the exchange stays open.
         """
         if self._closed:
             return
+        self._take_turn()
         self._closed = True
+        ended: dict[int, int] = {}
         try:
             if self._failure is None:
                 self._memory.tell(Notice(CLOSED, self._core.posted, ""))
-                self._meet()
+                ended = self._meet()
         except BaseException as error:
             self._fail(error)
             raise
         finally:
-            together = self._failure is None
-            self._views, self._known = [], None
-            self._memory.free(collective=together)
-            if together:
-                self._node.Free()
+            self._views, self._known = [], _NOTHING
+            if self._failure is not None and isinstance(self._memory, Messages):
+                self._memory.keep()
+            with suppress(*[MPI.Exception] * bool(self._failure)):
+                self._memory.free()
+            if self._failure is None:
                 self._comm.Free()
+            del self._memory, self._ring, self._core  # the memory goes with the last view of it
+            self._turn.release()
+        for rank, posted in ended.items():
+            if posted != ended[0]:
+                raise PeerError(
+                    f"rank 0 closed after {ended[0]} iterations, rank {rank} after {posted}: every rank must post "
+                    "equally often"
+                )
 
-    def _meet(self) -> None:
+    def _meet(self) -> dict[int, int]:
         """Wait until every rank has closed and received all that was sent; the frees that follow then cannot block.
 
         A message left behind would be received by the next exchange, since MPI uses the communicator's number again.
+
+        Returns:
+            How many iterations each rank has posted.
         """
         request, attempt, started_s = None, 0, time.perf_counter()
         while request is None or not request.Test():
@@ -324,14 +372,22 @@ class BoundedLagAlltoallv:
             self._waiting(attempt)
             self._memory.alarmed()  # lets messages in
             self._hear(0)
-            if time.perf_counter() - started_s > self.timeout_s:
+            now_s = time.perf_counter()
+            if now_s - started_s > self.timeout_s:
                 names = self._open_ranks() or "its own messages to leave"
                 raise LateError(f"rank {self.rank} waited {self.timeout_s:g} s in close for ranks {names}")
+            if now_s - self._felt_s > _PULSE_S:
+                self._feel(now_s, self._open_ranks())
+        return self._ended()
+
+    def _ended(self) -> dict[int, int]:
+        """How many iterations each rank has posted that has closed."""
+        return {r: notice.posted for r, notice in sorted(self._memory.notices().items()) if notice.state == CLOSED}
 
     def _open_ranks(self) -> list[int]:
         """The ranks that have not closed, or have sent blocks which are not here yet."""
-        ended = {r: notice.posted for r, notice in self._memory.notices().items() if notice.state == CLOSED}
-        return [r for r, n in enumerate(self._counts()) if r not in ended or n < ended[r]]
+        ended = self._ended()
+        return [r for r, n in enumerate(self._memory.counts()) if r not in ended or n < ended[r]]
 
     def __enter__(self) -> Self:
         return self
@@ -340,58 +396,3 @@ class BoundedLagAlltoallv:
         if error is not None and not self._closed:
             self._fail(error)
         self.close()
-
-
-def _agree(
-    comm: MPI.Intracomm,
-    bound: int,
-    slot_bytes: int,
-    dtype: np.typing.DTypeLike,
-    recv_counts: Sequence[int] | None,
-    timeout_s: float,
-    channel: str,
-) -> tuple[np.dtype, list[int] | None]:
-    """Check every rank's arguments on every rank, so that all of them raise together."""
-    kind: np.dtype = np.dtype(np.uint8)
-    counts = np.zeros(comm.size, np.int64)
-    problem = None
-    try:
-        kind = np.dtype(dtype)
-        counts = counts if recv_counts is None else np.asarray(recv_counts)
-    except (TypeError, ValueError) as error:
-        problem = str(error)
-    if kind.hasobject or not kind.itemsize:
-        problem = f"dtype {kind} has no bytes to send: choose one of fixed size, without python objects"
-    elif not isinstance(bound, int | np.integer) or bound < 0:
-        problem = f"bound is a whole number of iterations >= 0, got {bound!r}"
-    elif not isinstance(slot_bytes, int | np.integer) or slot_bytes < 1:
-        problem = f"slot_bytes is a whole number >= 1, got {slot_bytes!r}"
-    elif not isinstance(timeout_s, int | float | np.number) or not timeout_s > 0:
-        problem = f"timeout_s is a time > 0, got {timeout_s!r}"
-    elif channel not in CHANNELS:
-        problem = f"channel is one of {', '.join(CHANNELS)}, got {channel!r}"
-    elif counts.shape != (comm.size,) or counts.dtype.kind not in "iu" or counts.min() < 0:
-        problem = f"recv_counts is one whole number >= 0 per rank ({comm.size}), got {recv_counts!r}"
-    # Twice, so that a rank which comes too late to the first does not go on alone to calls that block in C.
-    for _ in range(2):
-        complete(comm.Ibarrier(), "building the exchange", DEFAULT_TIMEOUT_S if problem else timeout_s)
-    settings = {"bound": bound, "slot_bytes": slot_bytes, "dtype": str(kind), "channel": channel}
-    everybody = comm.allgather((problem, settings))
-    for rank, (wrong, _) in enumerate(everybody):
-        if wrong:
-            raise ValueError(f"rank {rank}: {wrong}")
-    for rank, (_, theirs) in enumerate(everybody):
-        for name, value in everybody[0][1].items():
-            if theirs[name] != value:
-                raise ValueError(f"ranks differ in {name}: rank 0 has {value}, rank {rank} has {theirs[name]}")
-    return kind, None if recv_counts is None else (counts * kind.itemsize).tolist()
-
-
-def _same_host(comm: MPI.Intracomm, channel: str) -> tuple[MPI.Intracomm, list[int]]:
-    """The communicator of the ranks that share memory with this one, and their ranks in ``comm``."""
-    alone = channel == "messages"
-    node: Any = comm.Split(comm.rank) if alone else comm.Split_type(MPI.COMM_TYPE_SHARED)
-    ranks = node.allgather(comm.rank)
-    if channel == "ring" and len(ranks) < comm.size:
-        raise ValueError(f"channel 'ring' needs all {comm.size} ranks on one host, only ranks {ranks} share this one")
-    return node, ranks

@@ -15,8 +15,10 @@ def as_bytes(blocks: Sequence[Block], size: int, dtype: np.dtype) -> tuple[list[
 
     Raises:
         ValueError: not P blocks, or one of another dtype than the exchange's, or not a whole number of its items.
-        TypeError: a block is no array, no CPU tensor and offers no buffer.
+        TypeError: no sequence; or a block is no array, no CPU tensor and offers no buffer.
     """
+    if not hasattr(blocks, "__len__"):
+        raise TypeError(f"post takes a sequence of one block per rank, got {type(blocks).__name__}")
     if len(blocks) != size:
         raise ValueError(f"post takes one block per rank: expected {size}, got {len(blocks)}")
     views, own = [], True

@@ -5,14 +5,15 @@ receives posted through iteration m + bound + 1, the furthest that a peer can ha
 slot waiting. The sender copies a block to one of 2 (bound + 1) staging slots and uses that one again when its send has
 completed. A counter counts the messages that were received, in order.
 
+Beyond the network, what a call costs is its calls into MPI, so these are few: every slot keeps its requests, which are
+started again and again, and one look at an iteration asks for the blocks of all peers at once.
+
 Small messages travel by themselves. Large ones (MPI's rendezvous) move only while both sides are inside MPI: every wait
 here also moves them, but a sender that goes away to compute may hold such a block back until its next call. For those
 the lag that is sure to be masked is bound - 1.
 """
 
 import struct
-from collections import deque
-from itertools import product
 
 import numpy as np
 from mpi4py import MPI
@@ -26,76 +27,133 @@ _BLOCK, _LARGE, _NOTICE = 1, 2, 3
 _NOTICE_HEAD = struct.Struct("=qq")
 
 _abandoned: list["Messages"] = []
-"""After a failure sends and receives may be under way until the process ends, and MPI needs their buffers so long."""
+
+
+class _Stage:
+    """Where a block for one peer waits in one slot, with the request that sends it."""
+
+    def __init__(self, stride: int) -> None:
+        self.whole = memoryview(bytearray(stride))
+        self.size, self.room = self.whole[:8].cast("q"), self.whole[HEADER_BYTES:]
+        self.size[0] = -1
 
 
 class Messages:
     """A rank's memory where some peers are behind messages; those of its own host stay behind ``ring``."""
 
     def __init__(self, comm: MPI.Comm, ring: Ring) -> None:
-        self._comm, self.ring, self._layout = comm, ring, ring.layout
-        self._slots = slots(self._layout.bound)
+        self._comm, self.ring, layout = comm, ring, ring.layout
+        self._slots, self._ahead, self._slot_bytes = slots(layout.bound), layout.bound + 1, layout.slot_bytes
         self._remote = [r for r in range(comm.size) if r not in ring.peers]
-        pairs = list(product(self._remote, range(self._slots)))
-        self._staging = {pair: memoryview(bytearray(self._layout.stride)) for pair in pairs}
-        self._large: dict[tuple[int, int], bytes] = {}
-        self._sends: dict[tuple[int, int], list[MPI.Request]] = {pair: [] for pair in pairs}
-        self._receives: dict[int, deque[tuple[int, MPI.Request]]] = {r: deque() for r in self._remote}
+        self._place = {peer: n for n, peer in enumerate(self._remote)}
+        every_slot = range(self._slots)
+        # By slot, then by remote peer.
+        self._stages = [[_Stage(layout.stride) for _ in self._remote] for _ in every_slot]
+        self._sends: list[list[MPI.Prequest]] = [[MPI.Prequest() for _ in self._remote] for _ in every_slot]
+        rooms = [[ring.slot(slot, peer) for peer in self._remote] for slot in every_slot]
+        self._sizes = [[room[:8].cast("q") for room in row] for row in rooms]
+        self._receives = [
+            [
+                comm.Recv_init([room, MPI.BYTE], source=peer, tag=_BLOCK)
+                for peer, room in zip(self._remote, row, strict=True)
+            ]
+            for row in rooms
+        ]
+        self._started = self._complete = 0  # iterations: receives posted; here from all remote peers
+        self._large_sends: dict[tuple[int, int], tuple[bytes, MPI.Request]] = {}
+        self._large_receives: dict[int, MPI.Request] = {}
         self._heard: dict[int, Notice] = {}
         self._alarm = False
-        self._news = bytearray(_NOTICE_HEAD.size + TEXT_BYTES)
-        self._listening = comm.Irecv([self._news, MPI.BYTE], source=MPI.ANY_SOURCE, tag=_NOTICE)
+        self._status = MPI.Status()
+        self._hearing: tuple[int, bytearray, MPI.Request] | None = None
         self._told: list[tuple[bytes, MPI.Request]] = []
+        self._kept = False
         self.fence, self.read = ring.fence, ring.read
-        for iteration in range(self._layout.bound + 1):
-            self._receive(iteration)
+        for _ in range(self._ahead):
+            self._receive()
 
-    def _receive(self, iteration: int) -> None:
-        slot = iteration % self._slots
-        for peer, queue in self._receives.items():
-            room = [self.ring.slot(slot, peer), MPI.BYTE]
-            queue.append((slot, self._comm.Irecv(room, source=peer, tag=_BLOCK)))
+    def _receive(self) -> None:
+        MPI.Prequest.Startall(self._receives[self._started % self._slots])
+        self._started += 1
 
     def enter(self, iteration: int) -> bool:
         slot = iteration % self._slots
-        if not all(request.Test() for peer in self._remote for request in self._sends[peer, slot]):
+        if not MPI.Request.Testall(self._sends[slot]):
             return False
-        self._receive(iteration + self._layout.bound + 1)
+        if self._large_sends:
+            mine = [key for key in self._large_sends if key[0] == slot]
+            if not MPI.Request.Testall([self._large_sends[key][1] for key in mine]):
+                return False
+            for key in mine:
+                del self._large_sends[key]
+        self._receive()
         return True
 
     def write(self, peer: int, slot: int, block: memoryview) -> None:
         if peer in self.ring.peers:
             self.ring.write(peer, slot, block)
             return
-        room, size = self._staging[peer, slot], len(block)
-        room[:8].cast("q")[0] = size
-        if size <= self._layout.slot_bytes:
-            room[HEADER_BYTES : HEADER_BYTES + size] = block
+        n, size = self._place[peer], len(block)
+        stage = self._stages[slot][n]
+        length = HEADER_BYTES
+        if size <= self._slot_bytes:
+            stage.room[:size] = block
+            length += size
         else:
-            self._large[peer, slot] = bytes(block)
+            self._large_sends[slot, peer] = bytes(block), MPI.REQUEST_NULL
+        if size != stage.size[0]:
+            if stage.size[0] >= 0:
+                self._sends[slot][n].Free()
+            stage.size[0] = size
+            self._sends[slot][n] = self._comm.Send_init([stage.whole[:length], MPI.BYTE], dest=peer, tag=_BLOCK)
 
     def publish(self, peer: int, count: int) -> None:
         if peer in self.ring.peers:
             self.ring.publish(peer, count)
             return
         slot = (count - 1) % self._slots
-        large, room = self._large.pop((peer, slot), None), self._staging[peer, slot]
-        size = HEADER_BYTES + (0 if large is not None else room[:8].cast("q")[0])
-        self._sends[peer, slot] = [self._comm.Isend([room[:size], MPI.BYTE], dest=peer, tag=_BLOCK)]
-        if large is not None:
-            self._sends[peer, slot].append(self._comm.Isend([large, MPI.BYTE], dest=peer, tag=_LARGE))
+        self._sends[slot][self._place[peer]].Start()
+        if self._large_sends and (slot, peer) in self._large_sends:
+            block, _ = self._large_sends[slot, peer]
+            self._large_sends[slot, peer] = block, self._comm.Isend([block, MPI.BYTE], dest=peer, tag=_LARGE)
 
     def arrived(self) -> int:
-        for peer, queue in self._receives.items():
-            while queue and queue[0][1].Test():
-                slot, _ = queue.popleft()
-                size = self.ring.slot(slot, peer)[:8].cast("q")[0]
-                if size > self._layout.slot_bytes and (slot, peer) not in self.ring.large:
-                    room = self.ring.large[slot, peer] = np.empty(size, np.uint8)
-                    queue.appendleft((slot, self._comm.Irecv([room, MPI.BYTE], source=peer, tag=_LARGE)))
-                else:
-                    self.ring.count(peer)
+        counters = self.ring.counters
+        while self._complete < self._started and MPI.Request.Testall(self._receives[self._complete % self._slots]):
+            if any(size[0] > self._slot_bytes for size in self._sizes[self._complete % self._slots]):
+                self._count()
+                if self._complete == (complete := min(counters[peer] for peer in self._remote)):
+                    break
+                self._complete = complete
+            else:
+                self._complete += 1
+                for peer in self._remote:
+                    counters[peer] = max(counters[peer], self._complete)
         return self.ring.arrived()
+
+    def counts(self) -> list[int]:
+        """How many blocks of each source are here, those included that a look at whole iterations leaves out."""
+        self._count()
+        return self.ring.counts()
+
+    def _count(self) -> None:
+        """Count what is here peer by peer; large blocks, too, are asked for in the order in which they were sent."""
+        for n, peer in enumerate(self._remote):
+            while (count := self.ring.counters[peer]) < self._started and self._is_here(n, peer, count % self._slots):
+                self.ring.counters[peer] = count + 1
+
+    def _is_here(self, n: int, peer: int, slot: int) -> bool:
+        if not self._receives[slot][n].Test():
+            return False
+        if (size := self._sizes[slot][n][0]) <= self._slot_bytes:
+            return True
+        if peer not in self._large_receives:
+            room = self.ring.large[slot, peer] = np.empty(size, np.uint8)
+            self._large_receives[peer] = self._comm.Irecv([room, MPI.BYTE], source=peer, tag=_LARGE)
+        if not self._large_receives[peer].Test():
+            return False
+        del self._large_receives[peer]
+        return True
 
     # --- news --------------------------------------------------------------------------------------------------------
 
@@ -107,14 +165,16 @@ class Messages:
             self._told.append((words, self._comm.Isend([words, MPI.BYTE], dest=peer, tag=_NOTICE)))
 
     def alarmed(self) -> bool:
-        status = MPI.Status()
-        if self._listening.Test(status):
-            words = bytes(self._news[: status.Get_count(MPI.BYTE)])
-            text = words[_NOTICE_HEAD.size :].decode(errors="replace")
+        # Asked for by name once one is there: a receive from any source, left open while blocks arrive over both shared
+        # memory and a network, has been seen to lose messages (MPICH 5.0).
+        if self._hearing is None and self._comm.Iprobe(MPI.ANY_SOURCE, _NOTICE, self._status):
+            source, words = self._status.Get_source(), bytearray(self._status.Get_count(MPI.BYTE))
+            self._hearing = source, words, self._comm.Irecv([words, MPI.BYTE], source=source, tag=_NOTICE)
+        if self._hearing is not None and self._hearing[2].Test():
+            source, words, _ = self._hearing
             state, posted = _NOTICE_HEAD.unpack_from(words)
-            self._heard[status.Get_source()] = Notice(state, posted, text)
-            self._listening = self._comm.Irecv([self._news, MPI.BYTE], source=MPI.ANY_SOURCE, tag=_NOTICE)
-            self._alarm = True
+            self._heard[source] = Notice(state, posted, words[_NOTICE_HEAD.size :].decode(errors="replace"))
+            self._hearing, self._alarm = None, True
         return self._alarm or self.ring.alarmed()
 
     def notices(self) -> dict[int, Notice]:
@@ -124,15 +184,26 @@ class Messages:
 
     def flushed(self) -> bool:
         """Whether everything that was sent has left this rank. Receives meanwhile: the peers may be asking the same."""
+        self._count()
         self.arrived()
-        waiting = [request for requests in self._sends.values() for request in requests]
-        return all(request.Test() for request in waiting + [request for _, request in self._told])
+        sends = [request for row in self._sends for request in row]
+        others = [request for _, request in [*self._large_sends.values(), *self._told]]
+        return MPI.Request.Testall(sends + others)
 
-    def free(self, collective: bool) -> None:
-        """Take back the receives that nobody will answer; where everybody takes part, give the window back as well."""
-        if not collective:
-            _abandoned.append(self)
-        for request in [self._listening] + [request for queue in self._receives.values() for _, request in queue]:
-            request.Cancel()
-            request.Free()
-        self.ring.free(collective)
+    def keep(self) -> None:
+        """Never give the buffers back: after a failure, MPI may use them until the process ends."""
+        self._kept = True
+        _abandoned.append(self)
+
+    def free(self) -> None:
+        """Take back the receives that nobody will answer, and all requests."""
+        for receive in [receive for row in self._receives for receive in row]:
+            if not receive.Test():
+                receive.Cancel()
+                if not self._kept:
+                    receive.Wait()
+            receive.Free()
+        for send in [send for row in self._sends for send in row]:
+            if send and not self._kept:
+                send.Free()
+        self.ring.free()

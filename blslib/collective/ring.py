@@ -1,31 +1,28 @@
 """Shared rings: how a rank reaches the peers of its own host.
 
-Every rank owns one segment of a shared MPI window: a control page, then its rings, 2 (bound + 1) x P slots for the
-blocks that others write to it. Writing is a plain store into the receiver's segment: the sender completes the transfer
-alone, while the receiver may be asleep, and the sender may fall asleep right afterwards.
+Every rank owns one segment of shared memory: a control page, then its rings, 2 (bound + 1) x P slots for the blocks
+that others write to it. Writing is a plain store into the receiver's segment: the sender completes the transfer alone,
+while the receiver may be asleep, and the sender may fall asleep right afterwards.
 
 ====================  ==================================================================================
 control page          P counters of arrivals, a cache line each; an alarm; this rank's notice to the others
 slot s of source r    a header of one cache line (the block's size in bytes), then ``slot_bytes`` of room
 ====================  ==================================================================================
 
-A block larger than its slot goes into a file of its own in shared memory, mapped by both sides. Its name follows from
-sender, receiver and slot, and it is removed when the slot is used again, so the proof of the protocol covers it as
-well.
+A block larger than its slot goes to a place beside the rings that belongs to the slot, so the proof of the protocol
+covers it as well. Its memory is used again by the next large block of that slot, and given back at the end.
 """
 
 import mmap
 import os
-import tempfile
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from mpi4py import MPI
 
 from blslib.collective.protocol import slots
+from blslib.collective.segments import SHARED_DIR, share
 
 LINE_BYTES = 64
 """A cache line: headers, counters and alarms keep this distance, so that no two writers share one."""
@@ -34,8 +31,6 @@ HEADER_BYTES = LINE_BYTES
 TEXT_BYTES = 1920
 _PAGE_BYTES = 4096
 _WORDS = LINE_BYTES // 8
-
-SHARED_DIR = "/dev/shm" if os.path.isdir("/dev/shm") else tempfile.gettempdir()
 
 RUNNING, CLOSED, FAILED, LATE = range(4)
 
@@ -50,10 +45,6 @@ class Notice(NamedTuple):
     state: int
     posted: int
     text: str
-
-
-def _view(memory: Any) -> memoryview:
-    return memoryview(memory).cast("B")
 
 
 def _round_up(n: int, unit: int) -> int:
@@ -119,27 +110,29 @@ class Ring:
     def __init__(
         self,
         comm: MPI.Intracomm,
-        node: MPI.Intracomm,
         ranks: list[int],
         layout: Layout,
         dtype: np.dtype,
         token: str,
         expected: list[int] | None,
     ) -> None:
-        """Collective over ``comm``, whose rank ``ranks[n]`` is rank n of ``node``, the ranks on this host.
+        """Collective over ``comm``, of which ``ranks`` are on this host.
 
-        ``token`` names this exchange's files; ``expected`` are the bytes from each source, where that is known.
+        ``token`` names this exchange; ``expected`` are the bytes from each source, where that is known.
 
         Raises:
-            MemoryError: on every rank, before anything is allocated, if a host has too little shared memory.
+            MemoryError: on every rank, if a host has too little shared memory; if it is known to have too little,
+                before anything is allocated.
         """
         rank = comm.rank
         self.rank, self.layout, self.dtype = rank, layout, dtype
-        self._check_room(comm, node.size)
-        self._window = MPI.Win.Allocate_shared(layout.segment_bytes, 1, comm=node)
+        self._check_room(comm, len(ranks))
+        self.segments = share(comm, ranks, layout.segment_bytes, token)
+        # Nobody stores to this window: MPI's full fence, which Python has no other name for, needs one.
+        self._window = MPI.Win.Allocate_shared(LINE_BYTES, 1, comm=MPI.COMM_SELF)
         self._window.Lock_all(MPI.MODE_NOCHECK)
         self.fence = self._window.Sync
-        segments = {r: _view(self._window.Shared_query(n)[0]) for n, r in enumerate(ranks)}
+        segments = {r: segment.memory for r, segment in self.segments.items()}
         self.peers = {r: Control(segment, layout.size) for r, segment in segments.items()}
         self.own = segments[rank]
         np.frombuffer(self.own, np.uint8).fill(0)  # all pages are there from the first call on
@@ -158,8 +151,6 @@ class Ring:
         self._seen: list[tuple[list[int], list[np.ndarray]]] = [([], []) for _ in range(slots(layout.bound))]
         self.large: dict[tuple[int, int], np.ndarray] = {}  # (slot, source): came as a message, larger than its slot
         self._expected = expected
-        self._files = Path(SHARED_DIR, f"bls-{token}")
-        self._written: set[tuple[int, int]] = set()
 
     def _check_room(self, comm: MPI.Intracomm, ranks_here: int) -> None:
         need = room = self.layout.segment_bytes * ranks_here
@@ -194,12 +185,10 @@ class Ring:
     def write(self, peer: int, slot: int, block: memoryview) -> None:
         header, room = self._room[peer][slot]
         size = len(block)
-        if self._written and (peer, slot) in self._written:
-            self._remove(peer, slot)
         if size <= self.layout.slot_bytes:
             room[:size] = block
         else:
-            self._write_file(peer, slot, block)
+            self._write_beside(peer, slot, block)
         header[0] = size
 
     def publish(self, peer: int, count: int) -> None:
@@ -212,6 +201,10 @@ class Ring:
     def arrived(self) -> int:
         return min(self.counters.tolist())
 
+    def counts(self) -> list[int]:
+        """How many blocks of each source are here."""
+        return self.counters.tolist()
+
     def read(self, slot: int) -> list[np.ndarray]:
         sizes = self._sizes[slot].tolist()
         seen, blocks = self._seen[slot]
@@ -220,8 +213,8 @@ class Ring:
                 pairs = enumerate(zip(sizes, self._expected, strict=True))
                 raise UnexpectedSize(*next((source, *pair) for source, pair in pairs if pair[0] != pair[1]))
             blocks = [self._array(slot, source, size) for source, size in enumerate(sizes)]
-            # Views of one slot are the same for equal sizes. Files are mapped anew for every block and not kept: each
-            # mapping holds memory and a file descriptor.
+            # Views of one slot are the same for equal sizes. Large blocks are mapped anew every time and not kept: each
+            # mapping holds a file descriptor.
             self._seen[slot] = (sizes, blocks) if max(sizes) <= self.layout.slot_bytes else ([], [])
         return list(blocks)
 
@@ -230,44 +223,26 @@ class Ring:
             return np.frombuffer(self._arrays[slot][source][:size], dtype=self.dtype)
         if (slot, source) in self.large:
             return self.large.pop((slot, source)).view(self.dtype)
-        return np.frombuffer(self._map_file(slot, source, size), dtype=self.dtype)
+        return np.frombuffer(self._map_beside(slot, source, size), dtype=self.dtype)
 
     # --- blocks larger than their slot -------------------------------------------------------------------------------
 
-    def _file(self, sender: int, receiver: int, slot: int) -> str:
-        return f"{self._files}-{sender}-{receiver}-{slot}"
-
-    def _write_file(self, peer: int, slot: int, block: memoryview) -> None:
-        path = self._file(self.rank, peer, slot)
-        self._written.add((peer, slot))  # first, so that a signal in between leaves no file behind
-        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+    def _write_beside(self, peer: int, slot: int, block: memoryview) -> None:
         try:
-            if hasattr(os, "posix_fallocate"):  # without it a full file system would be a crash at the first store
-                os.posix_fallocate(descriptor, 0, len(block))
-            else:
-                os.ftruncate(descriptor, len(block))
-            with mmap.mmap(descriptor, len(block)) as room:
-                room[:] = block
+            self.segments[peer].write_beside(slot * self.layout.size + self.rank, block)
         except OSError as error:
             raise MemoryError(
                 f"no room in {SHARED_DIR} for a block of {len(block)} bytes from rank {self.rank} to rank {peer}: "
                 f"{error.strerror}"
             ) from error
-        finally:
-            os.close(descriptor)
 
-    def _map_file(self, slot: int, source: int, size: int) -> mmap.mmap:
-        """The mapping lives as long as the arrays made from it."""
-        descriptor = os.open(self._file(source, self.rank, slot), os.O_RDWR)
+    def _map_beside(self, slot: int, source: int, size: int) -> mmap.mmap:
         try:
-            return mmap.mmap(descriptor, size)
-        finally:
-            os.close(descriptor)
-
-    def _remove(self, peer: int, slot: int) -> None:
-        self._written.discard((peer, slot))
-        with suppress(FileNotFoundError):
-            os.unlink(self._file(self.rank, peer, slot))
+            return self.segments[self.rank].map_beside(slot * self.layout.size + source, size)
+        except OSError as error:
+            raise MemoryError(
+                f"rank {self.rank} cannot map a block of {size} bytes from rank {source}: {error.strerror}"
+            ) from error
 
     # --- news --------------------------------------------------------------------------------------------------------
 
@@ -291,10 +266,9 @@ class Ring:
     def flushed(self) -> bool:
         return True
 
-    def free(self, collective: bool) -> None:
-        """Remove this rank's files; where everybody takes part, give the window back as well."""
-        for peer, slot in list(self._written):
-            self._remove(peer, slot)
-        if collective:
-            self._window.Unlock_all()
-            self._window.Free()
+    def free(self) -> None:
+        """Give back what is this rank's own; the memory goes with the last view of it."""
+        for segment in self.segments.values():
+            segment.close()
+        self._window.Unlock_all()
+        self._window.Free()

@@ -11,6 +11,7 @@ import os
 import platform
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -72,11 +73,24 @@ def provenance() -> Row:
     }
 
 
+def columns_of(path: Path) -> list[str]:
+    """The columns of a CSV file; none if it is empty.
+
+    Raises:
+        ValueError: it is no CSV file.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return next(csv.reader(iter(partial(file.readline, 1 << 16), "")), [])
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} is no CSV file ({error}): move it away") from error
+
+
 def write(stem: str, name: str, rows: Sequence[Row], configs: Sequence[Any]) -> Path:
     """Write rows to ``data/stem/name.csv``, and configurations and provenance to ``name.json`` beside it.
 
     Raises:
-        ValueError: there are no rows, they differ in their columns, or the file at hand has others.
+        ValueError: there are no rows, they differ in their columns, or the file at hand has others or is no CSV.
     """
     if not rows:
         raise ValueError(f"nothing to write to {name}.csv: the experiment returned no rows")
@@ -86,8 +100,7 @@ def write(stem: str, name: str, rows: Sequence[Row], configs: Sequence[Any]) -> 
             raise ValueError(f"rows of {name}.csv differ in their columns: {columns} and {list(row)}")
     path = data_folder(stem) / f"{name}.csv"
     if path.exists():
-        with path.open(newline="") as file:
-            found = next(csv.reader(file), columns)
+        found = columns_of(path) or columns
         if found != columns:
             raise ValueError(
                 f"{path} has columns {found}, the new rows have {columns}: remove the file if this is meant"

@@ -10,7 +10,17 @@ from typing import Any
 import numpy as np
 
 from blslib.workloads.batch import Batch
-from blslib.workloads.files import DataError, Loader, RowError, existing, is_gzip, parsed_lines, show
+from blslib.workloads.files import (
+    DataError,
+    Loader,
+    RowError,
+    check_length,
+    existing,
+    is_gzip,
+    lines_of,
+    parsed_lines,
+    show,
+)
 from blslib.workloads.published import ALICCP_FIELDS, ALICCP_ROWS
 
 DENSE_FIELDS = ("109_14", "110_14", "127_14", "150_14", "508", "509", "702", "853")
@@ -79,16 +89,17 @@ class CommonFeatures:
 
     def index(self, report: Callable[[Path, int, RowError], None]) -> None:
         """Read the file once; ``report`` is told each fault with its line, and if it returns, the line is left out."""
-        position = number = 0
-        for number, line in enumerate(self._file, 1):
+        number = 0
+        for number, line in enumerate(lines_of(self._file), 1):
+            position = self._file.tell() - len(line)
             try:
+                check_length(line)
                 key = _split(line, "common_feature_index,n_feat,feat_list")[0]
                 entry = (key, position, number)
                 if not self._index.execute("INSERT OR IGNORE INTO entry VALUES (?, ?, ?)", entry).rowcount:
                     raise RowError("repeated index", f"expected each common_feature_index once, got {show(key)} again")
             except RowError as error:
                 report(self.path, number, error)
-            position += len(line)
         if not number:
             report(self.path, 1, RowError("empty file", "expected at least one row of data, got none"))
 

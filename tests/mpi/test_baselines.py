@@ -137,7 +137,7 @@ def test_the_window_lets_nobody_run_further_than_its_bound(comm, bound):
         for _ in range(bound + 1):
             exchange.post([np.zeros(1, np.float32)] * comm.size)
             took_s.append(time.monotonic() - started_s)
-        assert took_s[-1] >= away_s
+        assert took_s[-1] >= 0.9 * away_s  # its clock starts when this rank is done with the barrier
         assert comm.rank == 0 or took_s[0] < away_s
         exchange.drain()
 
