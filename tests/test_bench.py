@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from blslib.lab import cli, records
+from blslib.collective.exchange import Arrival
+from blslib.lab import cli, records, soak
 from blslib.lab.bench import PLANS
 from blslib.lab.measure import Contender, Run, contenders, interleaved
 
@@ -20,6 +21,7 @@ SMALL = {
     "alltoallv": ["--bytes", "256,4096", "--bounds", "0,1", "--repeats", "2"],
     "delayed": ["--laws", "rotating", "--bounds", "0,4", "--repeats", "1", "--quick"],
     "dlrm": ["--scenarios", "rotating", "--bounds", "0,2", "--repeats", "2", "--quick"],
+    "soak": ["--minutes", "0.05", "--bounds", "0,3"],
 }
 
 
@@ -67,6 +69,18 @@ def test_no_run_is_quicker_than_its_prediction(measured: dict[str, Rows]) -> Non
 
 def test_scores_are_the_same_to_the_bit(measured: dict[str, Rows]) -> None:
     assert all(row["identical_scores"] is True for row in measured["dlrm"])
+
+
+def test_a_soak_checks_every_byte(measured: dict[str, Rows]) -> None:
+    (row,) = measured["soak"]
+    assert row["wrong"] == 0 and row["fds"] == row["fds_start"]
+    assert row["blocks"] > row["exchanges"] > 0 and row["bytes"] > row["blocks"]
+    sizes = np.full((3, 2, 2), 5)
+    text = np.arange(100, dtype=np.uint8)
+    check = soak.Check(0, text, sizes, np.full((3, 2, 2), 7))
+    right, wrong = text[7:12], text[8:13]
+    check.take([Arrival(0, [right, right]), Arrival(2, [right, right]), Arrival(2, [right, wrong])])
+    assert (check.due, check.wrong) == (3, 2)  # one out of order, one with other bytes
 
 
 def test_memory_is_slots_and_headers(measured: dict[str, Rows]) -> None:

@@ -128,11 +128,14 @@ def test_scripts(script: str) -> None:
 def test_help_names_every_command() -> None:
     done = reproduce("--help")
     assert done.returncode == 0
-    for word in ("--quick", "NN-name", "test", "--long", "setup", "lab", "BLS_TORCH_INDEX", "BLS_CRITEO", "BLS_ALICCP"):
+    options = ("--quick", "NN-name", "test", "--long", "--mpi openmpi", "setup", "lab")
+    for word in (*options, "BLS_TORCH_INDEX", "BLS_CRITEO", "BLS_ALICCP"):
         assert word in done.stdout
 
 
-@pytest.mark.parametrize("arguments", [["--quik"], ["99-nowhere"], ["--quick", "99-nowhere"], ["setup", "now"]])
+@pytest.mark.parametrize(
+    "arguments", [["--quik"], ["99-nowhere"], ["--quick", "99-nowhere"], ["setup", "now"], ["test", "--mpi", "msmpi"]]
+)
 def test_bad_arguments_are_named(arguments: list[str]) -> None:
     done = reproduce(*arguments)
     assert done.returncode == 1

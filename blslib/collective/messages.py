@@ -13,6 +13,7 @@ here also moves them, but a sender that goes away to compute may hold such a blo
 the lag that is sure to be masked is bound - 1.
 """
 
+import ctypes
 import struct
 
 import numpy as np
@@ -25,8 +26,6 @@ _BLOCK, _LARGE, _NOTICE = 1, 2, 3
 """Tags. Messages of one pair and tag are received in the order in which they were sent."""
 
 _NOTICE_HEAD = struct.Struct("=qq")
-
-_abandoned: list["Messages"] = []
 
 
 class _Stage:
@@ -193,7 +192,7 @@ class Messages:
     def keep(self) -> None:
         """Never give the buffers back: after a failure, MPI may use them until the process ends."""
         self._kept = True
-        _abandoned.append(self)
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self))  # for good: MPI ends after Python has cleaned up
 
     def free(self) -> None:
         """Take back the receives that nobody will answer, and all requests."""

@@ -6,6 +6,7 @@ To add one, put its experiment and the way it is laid out over the options into 
 import importlib
 import json
 import os
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from blslib.lab.hosts import run_on_two
 from blslib.lab.launch import run_ranks
 from blslib.lab.records import Row, provenance
 
@@ -26,20 +28,23 @@ class Options:
     """What a bench can be asked; None leaves it to the bench."""
 
     ranks: int = 4
+    counts: tuple[int, ...] = ()
     bounds: tuple[int, ...] | None = None
     repeats: int | None = None
     bytes: tuple[int, ...] | None = None
     laws: tuple[str, ...] | None = None
     scenarios: tuple[str, ...] | None = None
+    minutes: float | None = None
     quick: bool = False
 
 
 class Step(NamedTuple):
-    """One experiment: ``blslib.lab.MODULE.run(comm, MODULE.CONFIG(**arguments))``."""
+    """One experiment: ``blslib.lab.MODULE.run(comm, MODULE.CONFIG(**arguments))``, on so many ranks if it is told."""
 
     module: str
     config: str
     arguments: Row
+    ranks: int | None = None
 
 
 def _given(**arguments: Any) -> Row:
@@ -95,13 +100,61 @@ def _torch(options: Options) -> list[Step]:
     ]
 
 
+def _hosts(options: Options) -> list[Step]:
+    bounds = options.bounds or ((0, 4) if options.quick else None)
+    repeats = options.repeats or (3 if options.quick else None)
+    arguments = _given(ranks=options.ranks, bounds=bounds, repeats=repeats, iterations=60 if options.quick else None)
+    return [
+        Step("hosts_bench", "HostsConfig", {"bytes_per_block": size, **arguments}) for size in options.bytes or (16384,)
+    ]
+
+
+def _predict(options: Options) -> list[Step]:
+    bounds = options.bounds or ((0, 4, 16) if options.quick else None)
+    arguments = _given(bounds=bounds, repeats=options.repeats or (3 if options.quick else None))
+    laws = options.laws or ("exponential", *(() if options.quick else ("bernoulli", "rotating", "lognormal")))
+    scenarios = options.scenarios or (("rotating",) if options.quick else ("balanced", "rotating", "wandering"))
+    iterations = _given(iterations=80 if options.quick else None)
+    sleeps = [
+        Step("predict", "PredictConfig", {"law": law, **iterations, **arguments}, ranks)
+        for ranks in options.counts
+        for law in laws
+    ]
+    # Real compute only where every rank has a core: elsewhere a waiting rank lends its own to a working one.
+    return sleeps + [
+        Step("predict", "PredictConfig", {"law": name, "loop": True, "iterations": 64, **arguments}, ranks)
+        for ranks in options.counts
+        if ranks <= (os.cpu_count() or 1)
+        for name in scenarios
+    ]
+
+
+def _simulate(options: Options) -> list[Step]:
+    lengths = (100, 1000) if options.quick else (100, 300, 1000)
+    repeats = _given(repeats=options.repeats or (1 if options.quick else None))
+    return [
+        Step("predict", "SimulateConfig", {"ranks": ranks, "iterations": n, "bound": bound, **repeats}, 1)
+        for bound in options.bounds or (4,)
+        for ranks in options.counts
+        for n in lengths
+    ]
+
+
+def _soak(options: Options) -> list[Step]:
+    minutes = options.minutes or (0.1 if options.quick else 1.0)
+    return [Step("soak", "SoakConfig", {"minutes": minutes, **_given(bounds=options.bounds)})]
+
+
 class Plan(NamedTuple):
-    """A bench: what it measures, the options that fit it, its steps, and the columns of its printed table."""
+    """A bench: what it measures, the options that fit it, its steps, the columns of its printed table, how its ranks
+    are started and, if ``--ranks`` takes several numbers, which ones by default."""
 
     about: str
     options: tuple[str, ...]
     steps: Callable[[Options], list[Step]]
     columns: tuple[str, ...]
+    start: Callable[..., subprocess.CompletedProcess[str]] = run_ranks
+    counts: tuple[int, ...] = ()
 
 
 PLANS = {
@@ -149,6 +202,33 @@ PLANS = {
         _torch,
         ("what", "contender", "bound", "ranks", "bytes_per_block", "even", "time_us", "speedup_over_gloo"),
     ),
+    "hosts": Plan(
+        "the channels on one host and on two, which are made of network namespaces (needs root), and with delays",
+        ("bytes",),
+        _hosts,
+        ("hosts", "contender", "bound", "ranks", "bytes_per_block", "time_us", "share_of_mpi", "delayed_ratio"),
+        run_on_two,
+    ),
+    "soak": Plan(
+        "endurance: exchanges of every kind for so many minutes, every byte checked; running totals",
+        ("minutes",),
+        _soak,
+        ("minutes", "ranks", "exchanges", "blocks", "bytes", "wrong", "rss_slope_bytes_per_s", "fds_start", "fds"),
+    ),
+    "predict": Plan(
+        "runs with delays, and the DLRM loop where ranks have cores, against what was predicted; the recommended bound",
+        ("laws", "scenarios"),
+        _predict,
+        ("law", "ranks", "bound", "measured_s", "predicted_s", "error", "over_best", "recommended"),
+        counts=(2, 4, 8),
+    ),
+    "simulate": Plan(
+        "the max-plus recurrence by itself, in one process: what simulating many ranks costs",
+        (),
+        _simulate,
+        ("ranks", "iterations", "bound", "seconds", "ns_each", "peak_bytes"),
+        counts=(1000, 10_000, 100_000),
+    ),
 }
 
 
@@ -157,19 +237,22 @@ def bench(name: str, options: Options) -> list[Row]:
 
     Raises:
         RuntimeError: the ranks failed; the text holds the end of what they printed.
-        TimeoutError: they did not end within an hour.
+        TimeoutError: they did not end within an hour, or an hour more than was asked for.
     """
     steps = PLANS[name].steps(options)
-    with tempfile.TemporaryDirectory(prefix="bls-") as folder:
-        rows = Path(folder, "rows.json")
-        plan = Path(folder, "plan.json")
-        plan.write_text(json.dumps(steps))
-        done = run_ranks(
-            options.ranks, ["-m", "blslib.lab.bench", str(plan), str(rows)], timeout_s=TIMEOUT_S, capture=False
-        )
-        if done.returncode or not rows.exists():
-            raise RuntimeError(f"the ranks of bench {name} ended with code {done.returncode}, see above")
-        return json.loads(rows.read_text())
+    timeout_s = TIMEOUT_S + 60 * (options.minutes or 0)
+    found: list[Row] = []
+    for ranks in dict.fromkeys(step.ranks or options.ranks for step in steps):
+        with tempfile.TemporaryDirectory(prefix="bls-") as folder:
+            rows = Path(folder, "rows.json")
+            plan = Path(folder, "plan.json")
+            plan.write_text(json.dumps([step for step in steps if (step.ranks or options.ranks) == ranks]))
+            arguments = ["-m", "blslib.lab.bench", str(plan), str(rows)]
+            done = PLANS[name].start(ranks, arguments, timeout_s=timeout_s, capture=False)
+            if done.returncode or not rows.exists():
+                raise RuntimeError(f"the ranks of bench {name} ended with code {done.returncode}, see above")
+            found += json.loads(rows.read_text())
+    return found
 
 
 def on_ranks(plan: str, out: str) -> None:
@@ -204,10 +287,11 @@ def _cell(row: Row, column: str) -> str:
 def heading(name: str, options: Options) -> str:
     """What a reader of the table must know: what, where, with which settings."""
     about = provenance()
+    ranks = ", ".join(map(str, options.counts)) or options.ranks
     settings = " ".join(f"{key}={value}" for key, value in about["mpi_settings"].items() if key.startswith("MPIR"))
     return (
         f"bench {name}: {PLANS[name].about}\n"
-        f"{options.ranks} ranks on {about['cores']} cores ({about['processor']}), {about['mpi']}, {settings}\n"
+        f"{ranks} ranks on {about['cores']} cores ({about['processor']}), {about['mpi']}, {settings}\n"
         "median [least-greatest] over the repeats, contenders interleaved in one run"
     )
 

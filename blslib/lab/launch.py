@@ -28,6 +28,8 @@ _SETTINGS = {
     "MPIR_CVAR_CH4_PROGRESS_THROTTLE_NO_PROGRESS_COUNT": "1",
     "MPIR_CVAR_CH3_INTERFACE_HOSTNAME": "127.0.0.1",
     "UCX_TLS": "tcp,sm,self",
+    # For networks that register memory UCX notes all that is unmapped; here nobody asks, and its list only grows.
+    "UCX_MEM_EVENTS": "no",
     "FI_PROVIDER": "tcp",
     "HYDRA_LAUNCHER": "fork",
     # Open MPI: the same, and leave to run as root and with many ranks. Variables, as MPICH knows no such flags.
@@ -189,6 +191,7 @@ def run_ranks(
     env: Mapping[str, str] | None = None,
     cwd: str | Path | None = None,
     capture: bool = True,
+    launcher: Sequence[str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run ``mpiexec -n ranks python *arguments`` as ``run_guarded`` does.
 
@@ -198,10 +201,13 @@ def run_ranks(
         timeout_s: seconds after which the ranks are ended.
         env: variables added to ``rank_environment()``; they win.
         cwd, capture: as in ``run_guarded``.
+        launcher: ``mpiexec`` with options of its own, or in another place; by default ``[mpiexec()]``.
     """
     # The launcher's own stop comes after ours: it serves should everything else here have failed.
     environment = {**rank_environment(), "MPIEXEC_TIMEOUT": str(math.ceil(timeout_s) + 15), **(env or {})}
-    command = [mpiexec(), "-n", str(ranks), sys.executable, *arguments]
+    if capture:
+        environment.setdefault("NO_COLOR", "1")  # Open MPI's ranks take what we collect for a terminal
+    command = [*(launcher or [mpiexec()]), "-n", str(ranks), sys.executable, *arguments]
     return run_guarded(command, timeout_s=timeout_s, env=environment, cwd=cwd, capture=capture)
 
 
