@@ -183,8 +183,9 @@ def test_a_dead_engine_is_named_and_the_cluster_comes_again(capsys: pytest.Captu
 
 def test_an_engine_killed_in_mid_cell(capsys: pytest.CaptureFixture[str]) -> None:
     """What runs is ended with a message, nothing of the cluster is left, and the next call has a new one."""
+    before = set(psutil.Process().children(recursive=True))  # of the cluster that other tests share
     with engines(2) as own:
-        first = psutil.Process().children(recursive=True)
+        first = list(set(psutil.Process().children(recursive=True)) - before)
         victim = own.run(process_id)[1]
         killer = threading.Timer(0.5, os.kill, (victim, signal.SIGKILL))
         killer.start()

@@ -30,7 +30,8 @@ def parts(rows: Table, lines: tuple[str, ...] = ()) -> alt.TopLevelMixin:
     table["rank"] = table["part"].map(list(COLORS).index)
     base = alt.Chart(table).encode(y=y)
     bars = base.mark_bar(stroke="white").encode(
-        x=alt.X("share:Q", title="share of the measured time", axis=axis), color=color, order=order,
+        x=alt.X("share:Q", title="share of the measured time", axis=axis, scale=alt.Scale(nice=False)),
+        color=color, order=order,
         tooltip=["case", "part", "seconds", "share"],
     )  # fmt: skip
     ink = alt.when(alt.FieldOneOfPredicate("part", list(COLORS)[:2])).then(alt.value("white"))
