@@ -79,9 +79,19 @@ class Baseline:
         """Buffers of this rank, to send and to receive."""
         return (sum(self._send_sizes) + sum(self._recv_sizes)) * (self.bound + 2 if self.bound else 1)
 
-    def _check_posted(self, through: int | None) -> None:
+    def collect(self, through: int | None = None) -> list[Arrival]:
+        """Wait for everything up to iteration ``through``; without it, return what is complete."""
         if through is not None and through >= self._posted:
             raise ValueError(f"iteration {through} was not posted yet: the next one is {self._posted}")
+        return self._take(0 if through is None else through + 1)
+
+    def drain(self) -> list[Arrival]:
+        """Wait for all that was posted."""
+        return self._take(self._posted)
+
+    def _take(self, count: int) -> list[Arrival]:
+        """The arrivals before iteration ``count`` and those that are there; none where ``post`` returns its own."""
+        return []
 
     def close(self) -> None:
         """Free the communicator. Collective."""
@@ -149,15 +159,6 @@ class MpiAlltoallv(Baseline):
         self._posted += 1
         return [Arrival(self._posted - 1, list(self._received))]
 
-    def collect(self, through: int | None = None) -> list[Arrival]:
-        """Nothing: every call of ``post`` has returned its own iteration."""
-        self._check_posted(through)
-        return []
-
-    def drain(self) -> list[Arrival]:
-        """Nothing: every call of ``post`` has returned its own iteration."""
-        return []
-
 
 class IalltoallvWindow(Baseline):
     """A window of ``bound`` outstanding ``MPI_Ialltoallv``: bounded lag as an expert writes it today, with what MPI
@@ -199,15 +200,6 @@ class IalltoallvWindow(Baseline):
         self._outstanding.append(self._comm.Ialltoallv(self._send_specs[slot], self._receive[slot][0]))
         self._posted += 1
         return self._take(self._posted - self.bound)
-
-    def collect(self, through: int | None = None) -> list[Arrival]:
-        """Wait for everything up to iteration ``through``; without it, return what is complete."""
-        self._check_posted(through)
-        return self._take(0 if through is None else through + 1)
-
-    def drain(self) -> list[Arrival]:
-        """Wait for all that was posted."""
-        return self._take(self._posted)
 
     def _take(self, count: int) -> list[Arrival]:
         arrivals: list[Arrival] = []

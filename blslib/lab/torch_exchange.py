@@ -78,15 +78,6 @@ class TorchAlltoallv(Baseline):
         self._posted += 1
         return self._take(self._posted - self.bound)
 
-    def collect(self, through: int | None = None) -> list[Arrival]:
-        """Wait for everything up to iteration ``through``; without it, return what is complete."""
-        self._check_posted(through)
-        return self._take(0 if through is None else through + 1)
-
-    def drain(self) -> list[Arrival]:
-        """Wait for all that was posted."""
-        return self._take(self._posted)
-
     def _take(self, count: int) -> list[Arrival]:
         arrivals = []
         started_s = time.perf_counter()
