@@ -40,6 +40,7 @@ _SETTINGS = {
     "OMPI_MCA_mpi_yield_when_idle": "true",
     "OMPI_MCA_pml": "ob1",
     "OMPI_MCA_btl": "tcp,self",
+    "OMPI_MCA_osc": "^ucx",  # it says that it cannot be used, once per rank
     "OMPI_MCA_plm_ssh_agent": "false",
 }
 
