@@ -176,6 +176,9 @@ with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as
             work.wait()
 profiler.export_chrome_trace(f"{sys.argv[1]}/{rank}.json.gz")
 dist.destroy_process_group()
+from mpi4py import MPI
+MPI.Finalize()
+os._exit(0)  # on its ordinary way out torch now and then aborts over a thread of its own
 """
 
 
