@@ -34,6 +34,11 @@ class LimitsConfig:
     work_s: float = 2e-3
     seed: int = 1
 
+    @property
+    def law(self) -> Law:
+        """Of a rank's whole time in an iteration: the work, then the delay."""
+        return Constant(self.work_s) + self.delay
+
 
 def run(config: LimitsConfig) -> list[Row]:
     """Run the model: all bounds at once, the work drawn as it is needed, in O(P) memory for each bound.
@@ -42,9 +47,8 @@ def run(config: LimitsConfig) -> list[Row]:
         A row for each number of ranks and bound; ``limit_s`` is the time of a run in which nobody ever waits.
     """
     rows = []
-    law = Constant(config.work_s) + config.delay
     for ranks in config.ranks:
-        columns = law.columns(np.random.default_rng(config.seed), ranks, config.iterations)
+        columns = config.law.columns(np.random.default_rng(config.seed), ranks, config.iterations)
         *predicted_s, limit_s = makespans(columns, (*config.bounds, config.iterations))
         common = {"law": config.name, "ranks": ranks, "iterations": config.iterations, "limit_s": float(limit_s)}
         rows += [
@@ -61,7 +65,7 @@ def saved(config: LimitsConfig) -> list[Row]:
         A row for each iteration and bound above 0.
     """
     rng = np.random.default_rng(config.seed)
-    work_s = (Constant(config.work_s) + config.delay).matrix(rng, config.ranks[0], config.iterations)
+    work_s = config.law.matrix(rng, config.ranks[0], config.iterations)
     complete_s = {bound: times(work_s, bound).entered_s.max(axis=0) for bound in (0, *config.bounds)}
     return [
         {"law": config.name, "ranks": config.ranks[0], "bound": bound, "iteration": i, "saved_s": float(seconds)}
@@ -99,9 +103,7 @@ def balance(calls: Sequence[Row], config: LimitsConfig) -> list[Row]:
         config: the work and its delays; ranks and bounds are those of the calls.
     """
     bounds, ranks = [int(row["bound"]) for row in calls], int(calls[0]["ranks"])
-    columns = (Constant(config.work_s) + config.delay).columns(
-        np.random.default_rng(config.seed), ranks, config.iterations
-    )
+    columns = config.law.columns(np.random.default_rng(config.seed), ranks, config.iterations)
     free_us = 1e6 * makespans(columns, bounds) / config.iterations
     return [
         {

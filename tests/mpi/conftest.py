@@ -31,6 +31,17 @@ def comm() -> Iterator[MPI.Intracomm]:
     duplicate.Free()
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Torch computes in this thread alone, as ranks do."""
+    import torch  # here, since most of these tests do without
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
     """End all ranks when a test fails on one: the others may be waiting for it inside MPI and would not hear of it."""

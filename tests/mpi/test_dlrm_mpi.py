@@ -7,7 +7,6 @@ from functools import partial
 
 import numpy as np
 import pytest
-import torch
 from mpi4py import MPI
 
 from blslib.collective.alltoallv import BoundedLagAlltoallv
@@ -24,12 +23,7 @@ CONFIG = ModelConfig(rows=(400, 30, 1000, 7, 90, 1), dim=16, bottom=(13, 32, 16)
 BATCHES = 20
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def make_batches(size: int, tables: Sequence[int] | None = None) -> list[Batch]:

@@ -1,19 +1,13 @@
 """Serving on real ranks: all batches are scored alike, no sooner than the model says, and polling is what helps."""
 
 import pytest
-import torch
 
 from blslib.lab import serving
 
 SMALL = {"batch_size": 32, "max_rows": 500, "repeats": 1, "mean_delay_s": 1e-3}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_every_contender_serves_every_batch(comm):
