@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from blslib.lab.launch import is_alive
+from blslib.lab.ranks.launch import is_alive
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 from blslib.collective.exchange import Arrival
-from blslib.lab import cli, records, soak
+from blslib.lab import cli
 from blslib.lab.bench import PLANS
-from blslib.lab.measure import Contender, Run, contenders, interleaved
+from blslib.lab.experiments import soak
+from blslib.lab.experiments.measure import Contender, Run, contenders, interleaved
+from blslib.lab.results import records
 
 Rows = list[dict[str, Any]]
 

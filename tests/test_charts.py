@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import vl_convert
 
-from blslib.lab import charts
+from blslib.lab.results import charts
 
 BOUNDS = (0, 1, 4)
 PANELS = ("rotating", "static")

@@ -13,10 +13,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from blslib.lab import cluster, progress
-from blslib.lab.cluster import CLUSTER_VARIABLE, Engines, RankError, engines
-from blslib.lab.launch import Guard, mpi_environment, mpiexec, run_guarded, run_ranks
-from blslib.lab.progress import report
+from blslib.lab.ranks import cluster, progress
+from blslib.lab.ranks.cluster import CLUSTER_VARIABLE, Engines, RankError, engines
+from blslib.lab.ranks.launch import Guard, mpi_environment, mpiexec, run_guarded, run_ranks
+from blslib.lab.ranks.progress import report
 from tests.conftest import ROOT, alive
 
 RANKS = 3
@@ -59,7 +59,7 @@ def process_id() -> int:
 def work(steps: int) -> None:
     import time
 
-    from blslib.lab.progress import report
+    from blslib.lab.ranks.progress import report
 
     for step in range(steps):
         time.sleep(0.3)
@@ -217,7 +217,8 @@ def test_a_cluster_that_does_not_come_up_says_why(tmp_path: Path, monkeypatch: p
 
 
 def test_engines_do_not_outlive_a_killed_owner() -> None:
-    code = "from blslib.lab.cluster import engines\nranks = engines(2)\nprint('up', ranks.folder, flush=True)\ninput()"
+    code = "from blslib.lab.ranks.cluster import engines\nranks = engines(2)\n"
+    code += "print('up', ranks.folder, flush=True)\ninput()"
     owner = subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import vl_convert
 
-from blslib.lab import diagnosis_charts as charts
 from blslib.lab.cli import main
-from blslib.lab.diagnose import COLUMNS, PARTS, Diagnosis, diagnose, text
-from blslib.lab.traces import Trace
+from blslib.lab.diagnosis.diagnose import COLUMNS, PARTS, Diagnosis, diagnose, text
+from blslib.lab.diagnosis.traces import Trace
+from blslib.lab.results import diagnosis_charts as charts
 from blslib.theory.delays import delays
 from blslib.theory.maxplus import makespan
 from tests.conftest import ROOT

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from blslib.lab.launch import mpiexec, rank_environment, run_ranks
+from blslib.lab.ranks.launch import mpiexec, rank_environment, run_ranks
 from tests.faults import FAULTS
 
 RANKS = 4

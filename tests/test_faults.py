@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from blslib.collective.segments import SHARED_DIR
-from blslib.lab.launch import mpiexec, rank_environment, run_guarded
+from blslib.lab.ranks.launch import mpiexec, rank_environment, run_guarded
 from tests.conftest import ROOT
 from tests.faults import FAULTS, table
 from tests.test_failures import BUILD_S, CHANNELS, LIMIT_S, RANKS, build, post

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from mpi4py import MPI
 
-from blslib.lab import hosts
-from blslib.lab.launch import rank_environment, run_guarded
+from blslib.lab.ranks import hosts
+from blslib.lab.ranks.launch import rank_environment, run_guarded
 from tests.conftest import ROOT
 
 if reason := hosts.why_not() or ("" if MPI.get_vendor()[0] == "MPICH" else "hosts are reached by MPICH's launcher"):
@@ -122,7 +122,7 @@ def engines_are_borrowed(folder: Path, *launcher: str) -> None:
     from ipyparallel import Cluster
     from traitlets.config import Config
 
-    from blslib.lab.cluster import Engines
+    from blslib.lab.ranks.cluster import Engines
 
     settings = Config()
     settings.MPILauncher.mpi_cmd = list(launcher)

@@ -61,7 +61,7 @@ def test_rooms_import_only_from_rooms_above() -> None:
 @pytest.mark.parametrize(
     ("room", "line"),
     [
-        ("theory", "from blslib.lab import records"),
+        ("theory", "from blslib.lab.results import records"),
         ("workloads", "import torch"),
         ("collective", "from blslib.dlrm.model import Model"),
         ("dlrm", "from blslib.collective.alltoallv import BoundedLagAlltoallv"),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from blslib.lab.launch import run_ranks
+from blslib.lab.ranks.launch import run_ranks
 from tests.conftest import ROOT
 
 TIMEOUT_S = 240

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from blslib.lab import driver
-from blslib.lab.launch import run_guarded
+from blslib.lab.ranks.launch import run_guarded
 from tests.conftest import ROOT, alive
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]-*.ipynb"))
@@ -98,9 +98,9 @@ def notebook(folder: Path, stem: str, *code: str, tagged: str = "quick = True") 
     return path
 
 
-BORROW = "from blslib.lab.cluster import engines\nranks = engines(4)\nassert not ranks.owned"
+BORROW = "from blslib.lab.ranks.cluster import engines\nranks = engines(4)\nassert not ranks.owned"
 
-REPORT = "from blslib.lab.progress import report\nreport(1, 2)"
+REPORT = "from blslib.lab.ranks.progress import report\nreport(1, 2)"
 
 
 def run_driver(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from blslib.lab import bench, cli
-from blslib.lab.measure import Contender, Run
-from blslib.lab.predict import exchange_cost
+from blslib.lab.experiments.measure import Contender, Run
+from blslib.lab.experiments.predict import exchange_cost
 from blslib.theory.delays import delays
 from blslib.theory.maxplus import Cost, times
 

@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 import vl_convert
 
-from blslib.lab import charts, claims, model_charts, serving
-from blslib.lab.measure import Run
+from blslib.lab.experiments import serving
+from blslib.lab.experiments.measure import Run
+from blslib.lab.results import charts, claims, model_charts
 
 RATES = (40.0, 80.0, 160.0)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from blslib.lab.launch import rank_environment, run_guarded, run_ranks
+from blslib.lab.ranks.launch import rank_environment, run_guarded, run_ranks
 from tests.conftest import ROOT
 
 NOT_OURS = r"(?!.*(_cuda|_nccl|_timeout|_profiler))"

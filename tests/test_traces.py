@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from blslib.lab import tracefile
-from blslib.lab.launch import run_ranks
-from blslib.lab.traces import RECORD_COLUMNS, TraceError, read, save
+from blslib.lab.diagnosis import tracefile
+from blslib.lab.diagnosis.traces import RECORD_COLUMNS, TraceError, read, save
+from blslib.lab.ranks.launch import run_ranks
 
 WORK_S = np.array([[0.010, 0.002, 0.003], [0.004, 0.020, 0.005]])
 
@@ -92,7 +92,7 @@ def test_records_are_saved_and_read(tmp_path: Path) -> None:
         "import numpy as np\n"
         "from mpi4py import MPI\n"
         "from blslib.collective.alltoallv import BoundedLagAlltoallv\n"
-        "from blslib.lab.traces import save\n"
+        "from blslib.lab.diagnosis.traces import save\n"
         "comm = MPI.COMM_WORLD\n"
         "with BoundedLagAlltoallv(comm, bound=1, slot_bytes=100, record=True) as exchange:\n"
         "    for i in range(6):\n"

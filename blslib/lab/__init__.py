@@ -1,1 +1,1 @@
-"""Scenarios, experiments, engines, records, charts, claims and the command line."""
+"""Live ranks, experiments, results, diagnosis, and the commands that start them."""

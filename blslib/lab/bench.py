@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from blslib.lab.hosts import run_on_two
-from blslib.lab.launch import run_ranks
-from blslib.lab.records import Row, provenance
+from blslib.lab.ranks.hosts import run_on_two
+from blslib.lab.ranks.launch import run_ranks
+from blslib.lab.results.records import Row, provenance
 
 TIMEOUT_S = 3600.0
 
@@ -39,7 +39,7 @@ class Options:
 
 
 class Step(NamedTuple):
-    """One experiment: ``blslib.lab.MODULE.run(comm, MODULE.CONFIG(**arguments))``, on so many ranks if it is told."""
+    """``run(comm, CONFIG(**arguments))`` of a module of ``blslib.lab.experiments``, on so many ranks if it is told."""
 
     module: str
     config: str
@@ -264,7 +264,7 @@ def on_ranks(plan: str, out: str) -> None:
     rows: list[Row] = []
     steps = [Step(*step) for step in json.loads(Path(plan).read_text())]
     for step in tqdm.tqdm(steps, disable=comm.rank > 0 or not sys.stderr.isatty(), unit="step", leave=False):
-        module = importlib.import_module(f"blslib.lab.{step.module}")
+        module = importlib.import_module(f"blslib.lab.experiments.{step.module}")
         arguments = {key: tuple(value) if isinstance(value, list) else value for key, value in step.arguments.items()}
         rows += module.run(comm, getattr(module, step.config)(**arguments))
     if comm.rank == 0:

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from blslib import __version__
-from blslib.lab import bench, diagnose, traces
-from blslib.lab.scenarios import SCENARIOS
-from blslib.lab.tracefile import TraceError
+from blslib.lab import bench
+from blslib.lab.diagnosis import diagnose, traces
+from blslib.lab.diagnosis.tracefile import TraceError
+from blslib.lab.experiments.scenarios import SCENARIOS
 from blslib.theory.delays import LAWS
 
 
@@ -87,7 +88,7 @@ def parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="FILE",
         help="all files of one run: traces of torch.profiler, one per rank; or CSV with rank,iteration,compute_s and, "
-        "if known, exchange_s; or what blslib.lab.traces.save wrote",
+        "if known, exchange_s; or what blslib.lab.diagnosis.traces.save wrote",
     )
     one.add_argument("--slot-bytes", type=_at_least(1), metavar="N", help="bytes of the largest block, to tell memory")
     one.add_argument("--json", metavar="FILE", help="write all numbers there as well; - prints them and nothing else")

@@ -18,9 +18,9 @@ from typing import Any, NoReturn
 
 import psutil
 
-from blslib.lab.launch import end_trees, is_alive, rank_environment
-from blslib.lab.progress import TERMINAL_VARIABLE
-from blslib.lab.records import OUT_VARIABLE
+from blslib.lab.ranks.launch import end_trees, is_alive, rank_environment
+from blslib.lab.ranks.progress import TERMINAL_VARIABLE
+from blslib.lab.results.records import OUT_VARIABLE
 
 RANKS = 4
 CELL_TIMEOUT_S = 1800
@@ -100,7 +100,7 @@ def run(notebooks: Sequence[Path], out: Path, quick: bool) -> None:
     Raises:
         StopError: the cluster did not come up, or a notebook failed; those after it are not run.
     """
-    from blslib.lab.cluster import CLUSTER_VARIABLE, Engines
+    from blslib.lab.ranks.cluster import CLUSTER_VARIABLE, Engines
 
     try:
         ranks = Engines(RANKS)
@@ -177,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\ninterrupted", file=sys.stderr)
         code = 128 + signal.SIGINT
     if code == 0:
-        from blslib.lab.claims import markdown, table
+        from blslib.lab.results.claims import markdown, table
 
         if found := claims(root, notebooks):
             print(table(found))

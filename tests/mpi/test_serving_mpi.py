@@ -2,7 +2,7 @@
 
 import pytest
 
-from blslib.lab import serving
+from blslib.lab.experiments import serving
 
 SMALL = {"batch_size": 32, "max_rows": 500, "repeats": 1, "mean_delay_s": 1e-3}
 

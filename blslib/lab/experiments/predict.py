@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
-from blslib.lab import delayed, recommend
-from blslib.lab.measure import Contender, Run, contenders, interleaved
-from blslib.lab.records import Row, spread
+from blslib.lab.experiments import delayed, recommend
+from blslib.lab.experiments.measure import Contender, Run, contenders, interleaved
+from blslib.lab.results.records import Row, spread
 from blslib.theory import imbalance
 from blslib.theory.delays import Constant, named
 from blslib.theory.maxplus import Cost, makespans

@@ -16,11 +16,11 @@ from mpi4py import MPI
 from blslib.dlrm.inference import Inference, Scored
 from blslib.dlrm.model import DLRM
 from blslib.dlrm.sharding import own_rows
-from blslib.lab.measure import Contender, Run, Timed, contenders, gather, interleaved
-from blslib.lab.progress import report
-from blslib.lab.recommend import RecommendConfig, prepare
-from blslib.lab.records import Row, spread
-from blslib.lab.scenarios import Scenario
+from blslib.lab.experiments.measure import Contender, Run, Timed, contenders, gather, interleaved
+from blslib.lab.experiments.recommend import RecommendConfig, prepare
+from blslib.lab.experiments.scenarios import Scenario
+from blslib.lab.ranks.progress import report
+from blslib.lab.results.records import Row, spread
 from blslib.theory.delays import delays
 from blslib.theory.maxplus import times
 

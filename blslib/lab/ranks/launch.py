@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-_ROOT = Path(__file__).resolve().parents[2]
+_ROOT = Path(__file__).resolve().parents[3]
 
 _SETTINGS = {
     # One thread per rank: ranks already outnumber the cores of a small machine.

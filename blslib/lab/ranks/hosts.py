@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from blslib.lab.launch import mpiexec, run_ranks
+from blslib.lab.ranks.launch import mpiexec, run_ranks
 
 LAUNCHER_ADDRESS = "10.77.2.254"
 _NEEDED = ("ip", "tc", "unshare", "nsenter", "mount", "hostname")

@@ -13,12 +13,12 @@ from mpi4py import MPI
 
 from blslib.collective.alltoallv import BoundedLagAlltoallv
 from blslib.collective.exchange import Arrival
-from blslib.lab import recommend
-from blslib.lab.measure import Contender, interleaved
-from blslib.lab.micro import LEAST_CALLS, MOST_CALLS, TARGET_S
-from blslib.lab.progress import report
-from blslib.lab.records import Row, spread
-from blslib.lab.torch_exchange import torch_group
+from blslib.lab.experiments import recommend
+from blslib.lab.experiments.measure import Contender, interleaved
+from blslib.lab.experiments.micro import LEAST_CALLS, MOST_CALLS, TARGET_S
+from blslib.lab.experiments.torch_exchange import torch_group
+from blslib.lab.ranks.progress import report
+from blslib.lab.results.records import Row, spread
 
 
 @dataclass(frozen=True)

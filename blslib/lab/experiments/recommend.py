@@ -11,11 +11,11 @@ from mpi4py import MPI
 from blslib.dlrm.inference import Inference
 from blslib.dlrm.model import DLRM
 from blslib.dlrm.sharding import largest_block_bytes, own_rows, recv_counts, send_counts
-from blslib.lab import scenarios
-from blslib.lab.measure import Contender, Run, Timed, contenders, gather, interleaved
-from blslib.lab.progress import report
-from blslib.lab.records import Row, spread
-from blslib.lab.traces import RECORD_COLUMNS
+from blslib.lab.diagnosis.traces import RECORD_COLUMNS
+from blslib.lab.experiments import scenarios
+from blslib.lab.experiments.measure import Contender, Run, Timed, contenders, gather, interleaved
+from blslib.lab.ranks.progress import report
+from blslib.lab.results.records import Row, spread
 from blslib.theory.delays import delays
 from blslib.theory.maxplus import limit
 

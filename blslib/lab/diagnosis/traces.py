@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from blslib.lab.chrome import RankTrace, rank_trace
-from blslib.lab.tracefile import Json, Text, TraceError, opened
+from blslib.lab.diagnosis.chrome import RankTrace, rank_trace
+from blslib.lab.diagnosis.tracefile import Json, Text, TraceError, opened
 
 if TYPE_CHECKING:  # a diagnosis needs no MPI
     from mpi4py import MPI

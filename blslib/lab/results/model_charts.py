@@ -9,7 +9,7 @@ from typing import Any
 import altair as alt
 import pandas as pd
 
-from blslib.lab.charts import MPI, WIDTH, Table, heading, panels, setting
+from blslib.lab.results.charts import MPI, WIDTH, Table, heading, panels, setting
 
 SERVERS = ("#000000", "#D55E00", "#E69F00", "#56B4E9", "#0072B2", "#009E73", "#CC79A7", "#737373")
 SHAPES = ("square", "diamond", "triangle-up", "circle", "triangle-down", "cross", "triangle-right", "stroke")

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from blslib.lab.records import Row, data_folder
+from blslib.lab.results.records import Row, data_folder
 
 Claim = dict[str, Any]
 

@@ -10,8 +10,8 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from blslib.lab.charts import BLS, LIMIT, LOOKS, WIDTH, Table, heading, panels
-from blslib.lab.diagnose import PARTS, SHOWN
+from blslib.lab.diagnosis.diagnose import PARTS, SHOWN
+from blslib.lab.results.charts import BLS, LIMIT, LOOKS, WIDTH, Table, heading, panels
 
 COLORS = dict(zip(PARTS.values(), ("#0072B2", "#D55E00", "#F0C04C", "#BBBBBB"), strict=True))
 PREDICTED, HIDDEN = "predicted", "if the blocks travel meanwhile"

@@ -15,8 +15,8 @@ from mpi4py import MPI
 
 from blslib.collective.alltoallv import BoundedLagAlltoallv
 from blslib.collective.exchange import Arrival
-from blslib.lab.progress import report
-from blslib.lab.records import Row
+from blslib.lab.ranks.progress import report
+from blslib.lab.results.records import Row
 
 _TEXT_BYTES = 1 << 16
 _WARM_UP = 0.25

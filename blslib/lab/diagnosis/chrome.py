@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from blslib.lab.tracefile import Json, TraceError
+from blslib.lab.diagnosis.tracefile import Json, TraceError
 
 _LATEST_US = 1e18
 """Thirty thousand years: JSON as Python reads it knows infinity, and worse."""

@@ -8,8 +8,8 @@ import numpy as np
 from mpi4py import MPI
 
 from blslib.collective.alltoallv import BoundedLagAlltoallv
-from blslib.lab.measure import Run
-from blslib.lab.records import Row
+from blslib.lab.experiments.measure import Run
+from blslib.lab.results.records import Row
 from blslib.theory.delays import delays
 
 
@@ -99,8 +99,8 @@ def control(ranks: Any, *, cores: int) -> Any:
     """
     import ipywidgets as widgets
 
-    from blslib.lab import charts
-    from blslib.lab.cluster import experiment
+    from blslib.lab.ranks.cluster import experiment
+    from blslib.lab.results import charts
 
     def redraw(bound: int, delay_ms: int, law: str) -> None:
         config = TimelineConfig(bounds=(0, bound) if bound else (0,), law=law, mean_delay_s=delay_ms / 1000)

@@ -44,7 +44,9 @@ class Contender(NamedTuple):
         if self.name == "window":
             return IalltoallvWindow(comm, bound=self.bound, send_counts=send_counts, recv_counts=recv_counts)
         if self.name in ("gloo", "torch"):
-            from blslib.lab.torch_exchange import TorchAlltoallv  # here, since not every rank has need of torch
+            from blslib.lab.experiments.torch_exchange import (
+                TorchAlltoallv,  # here, since not every rank has need of torch
+            )
 
             backend = "bls" if self.name == "torch" else self.name
             counts = {"send_counts": send_counts, "recv_counts": recv_counts}

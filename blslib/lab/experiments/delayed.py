@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from mpi4py import MPI
 
-from blslib.lab.measure import Contender, Run, Timed, contenders, gather, interleaved, warm_up
-from blslib.lab.progress import report
-from blslib.lab.records import Row, spread
+from blslib.lab.experiments.measure import Contender, Run, Timed, contenders, gather, interleaved, warm_up
+from blslib.lab.ranks.progress import report
+from blslib.lab.results.records import Row, spread
 from blslib.theory.delays import delays
 from blslib.theory.maxplus import limit
 

@@ -18,7 +18,7 @@ import altair as alt
 import pandas as pd
 import vl_convert
 
-from blslib.lab.records import Row, root
+from blslib.lab.results.records import Row, root
 
 Table: TypeAlias = "pd.DataFrame | Sequence[Row]"
 

@@ -7,8 +7,8 @@ from textwrap import wrap
 
 import numpy as np
 
-from blslib.lab.records import Row
-from blslib.lab.traces import Trace
+from blslib.lab.diagnosis.traces import Trace
+from blslib.lab.results.records import Row
 from blslib.theory.imbalance import BOUNDS, Recommendation, Split, curve, recommend, split, windows
 
 WINDOWS = 24
@@ -203,7 +203,7 @@ def text(found: Diagnosis) -> str:
 
 def html(found: Diagnosis, title: str) -> str:
     """The diagnosis as one page with its figures, which needs no network."""
-    from blslib.lab import diagnosis_charts as charts
+    from blslib.lab.results import diagnosis_charts as charts
 
     chart = charts.page(found.rows_of_parts(title), found.rows_of_bounds(title), found.rows_of_load(title))
     page = chart.to_html(inline=True)

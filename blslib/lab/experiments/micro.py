@@ -10,9 +10,9 @@ from mpi4py import MPI
 
 from blslib.collective.baselines import MpiAlltoallv
 from blslib.collective.exchange import Arrival
-from blslib.lab.measure import Contender, contenders, interleaved, warm_up
-from blslib.lab.progress import report
-from blslib.lab.records import Row, spread
+from blslib.lab.experiments.measure import Contender, contenders, interleaved, warm_up
+from blslib.lab.ranks.progress import report
+from blslib.lab.results.records import Row, spread
 
 TARGET_S = 0.02
 """Seconds that one loop should last: long against the clock and the scheduler, short enough to interleave often."""

@@ -24,8 +24,8 @@ import ipyparallel
 from IPython import get_ipython
 from traitlets.config import Config
 
-from blslib.lab.launch import Guard, mpiexec, rank_environment
-from blslib.lab.progress import Bar
+from blslib.lab.ranks.launch import Guard, mpiexec, rank_environment
+from blslib.lab.ranks.progress import Bar
 
 CLUSTER_VARIABLE = "BLS_CLUSTER_FILE"
 """Environment variable with the path of the connection file of a cluster to borrow."""

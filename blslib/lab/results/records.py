@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from blslib import __version__
-from blslib.lab.launch import mpi_environment
+from blslib.lab.ranks.launch import mpi_environment
 
 Row = dict[str, Any]
 
@@ -36,7 +36,7 @@ def spread(name: str, values: Iterable[float]) -> Row:
 def root() -> Path:
     """The folder that holds ``data/`` and ``figures/``: ``BLS_OUT`` if set, else the repository."""
     chosen = os.environ.get(OUT_VARIABLE)
-    return Path(chosen) if chosen else Path(__file__).resolve().parents[2]
+    return Path(chosen) if chosen else Path(__file__).resolve().parents[3]
 
 
 def data_folder(stem: str) -> Path:

@@ -1,0 +1,1 @@
+"""Telling from a recorded run what would help it: readers of traces, and the verdict."""

@@ -1,0 +1,1 @@
+"""What is measured: scenarios, and experiments that take a configuration and return rows."""

@@ -1,0 +1,1 @@
+"""Live MPI ranks: starting them, lending them to notebooks, and never leaving one behind."""

@@ -1,0 +1,1 @@
+"""What becomes of rows: files, claims with a verdict, figures."""
