@@ -43,21 +43,19 @@ def by_loops(model: DLRM, batch: Batch) -> np.ndarray:
         for layer in range(len(config.top)):
             values = state[f"top_l.{2 * layer}.weight"] @ values + state[f"top_l.{2 * layer}.bias"]
             values = np.maximum(0, values) if layer < len(config.top) - 1 else 1 / (1 + np.exp(-values))
-        threshold = config.loss_threshold
-        scores.append(np.clip(values[0], threshold, 1 - threshold) if threshold else values[0])
+        scores.append(values[0])
     return np.array(scores)
 
 
 @pytest.mark.parametrize("interaction", ["dot", "cat"])
-@pytest.mark.parametrize("loss_threshold", [0.0, 0.45])
-def test_one_process_model_equals_loops(interaction, loss_threshold):
-    config = replace(SMALL, interaction=interaction, loss_threshold=loss_threshold)
+def test_one_process_model_equals_loops(interaction):
+    config = replace(SMALL, interaction=interaction)
     model = DLRM(config, seed=3)
     batch = make_batch(config, 13)
     scores = model(batch)
     assert scores.dtype == np.float32
     assert scores.shape == (13,)
-    assert loss_threshold in scores if loss_threshold else np.ptp(scores) > 1e-3  # clamped, or samples differ
+    assert np.ptp(scores) > 1e-3  # samples differ
     np.testing.assert_allclose(scores, by_loops(model, batch), rtol=1e-5, atol=1e-6)
 
 
@@ -83,7 +81,6 @@ def test_widths_of_the_published_models():
     assert widths == {"kaggle": 367, "random": 100, "mlperf-v2": 479}
     assert sum(CONFIGS["kaggle"].rows) == 33_762_577
     assert sum(MLPERF_V2.rows) == 204_184_588
-    assert CONFIGS["random"].table_bytes == 8 * 1_000_000 * 64 * 4
     assert replace(SMALL, interaction="cat").interaction_width == 6 * 4
 
 
@@ -95,7 +92,7 @@ def test_scaled_caps_rows_and_says_so():
     assert scaled.name == "mlperf-v2, at most 1,000 rows per table"
     assert scaled.scaled(max_rows=10).name == "mlperf-v2, at most 10 rows per table"
     assert scaled.scaled(max_rows=1000) is scaled
-    assert CONFIGS["mlperf-v2"].table_bytes < 1e9
+    assert 4 * CONFIGS["mlperf-v2"].dim * sum(CONFIGS["mlperf-v2"].rows) < 1e9
 
 
 @pytest.mark.parametrize(
@@ -108,7 +105,6 @@ def test_scaled_caps_rows_and_says_so():
         ({"top": (9, 2)}, "last top width must be 1"),
         ({"top": ()}, "last top width must be 1"),
         ({"interaction": "sum"}, "interaction must be one of"),
-        ({"loss_threshold": 0.5}, "loss_threshold must lie in"),
     ],
 )
 def test_a_config_that_does_not_fit_is_refused(change, message):

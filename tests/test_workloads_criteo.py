@@ -72,9 +72,8 @@ def test_ids_are_taken_modulo_the_rows_of_their_table(tmp_path):
     assert Criteo(write(tmp_path, tabs(1)), 1).rows.tolist() == list(CRITEO_ROWS)
 
 
-def test_drop_last_samples_and_repetition(tmp_path):
+def test_samples_and_repetition(tmp_path):
     path = write(tmp_path, headed(7))
-    assert samples(path, drop_last=True) == 6
     assert samples(path, samples=5) == 5
     loader = Criteo(path, 3, rows=HUGE, samples=17)
     first = list(loader)

@@ -18,7 +18,6 @@ class ModelConfig:
         bottom: widths of the bottom MLP, its input F first; the last is D.
         top: widths of the top MLP without its input, which follows from the interaction; the last is 1.
         interaction: ``dot`` (pairwise products of the T + 1 vectors, after the dense one) or ``cat``.
-        loss_threshold: scores are clamped to [t, 1 - t] if t > 0.
         name: for tables and captions.
 
     Raises:
@@ -30,7 +29,6 @@ class ModelConfig:
     bottom: tuple[int, ...]
     top: tuple[int, ...]
     interaction: Interaction = "dot"
-    loss_threshold: float = 0.0
     name: str = "custom"
 
     def __post_init__(self) -> None:
@@ -50,8 +48,6 @@ class ModelConfig:
             raise ValueError(f"last top width must be 1, one score per sample, got {self.top}")
         if self.interaction not in get_args(Interaction):
             raise ValueError(f"interaction must be one of {get_args(Interaction)}, got {self.interaction!r}")
-        if not 0.0 <= self.loss_threshold < 0.5:
-            raise ValueError(f"loss_threshold must lie in [0, 0.5), got {self.loss_threshold}")
 
     @property
     def tables(self) -> int:
@@ -68,11 +64,6 @@ class ModelConfig:
         """Values per sample that enter the top MLP."""
         vectors = self.tables + 1
         return vectors * self.dim if self.interaction == "cat" else self.dim + vectors * (vectors - 1) // 2
-
-    @property
-    def table_bytes(self) -> int:
-        """Memory of all tables together, float32."""
-        return 4 * self.dim * sum(self.rows)
 
     def scaled(self, *, max_rows: int) -> "ModelConfig":
         """The same model with no table longer than ``max_rows``; its name says so if that changed anything."""

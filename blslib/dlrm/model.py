@@ -114,10 +114,7 @@ class DLRM:
         *hidden, (weight, bias) = self.top_layers
         for hidden_weight, hidden_bias in hidden:
             values = linear(values, hidden_weight, hidden_bias).relu_()
-        scores = linear(values, weight, bias).sigmoid_().flatten()
-        if threshold := self.config.loss_threshold:
-            scores.clamp_(threshold, 1 - threshold)
-        return scores.numpy()
+        return linear(values, weight, bias).sigmoid_().flatten().numpy()
 
     @torch.inference_mode()
     def __call__(self, batch: Batch) -> np.ndarray:

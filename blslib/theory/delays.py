@@ -9,6 +9,7 @@ mask) or dynamic (it changes, which lag can).
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import Self
 
@@ -16,29 +17,24 @@ import numpy as np
 
 
 class Law:
-    """A law of time; subclasses say how it is drawn (``draw`` where iterations are independent) and its means."""
+    """A law of time; subclasses say their means, and how they are drawn unless each rank always takes its mean."""
 
     varies = True
     """Whether a rank's time changes from iteration to iteration."""
 
-    def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-        """Independent values, float64 seconds."""
-        raise NotImplementedError(f"{type(self).__name__} has no independent values: use columns or matrix")
+    def matrix(self, rng: np.random.Generator, ranks: int, iterations: int) -> np.ndarray:
+        """(P, N) float64 seconds."""
+        return np.broadcast_to(self.means_s(ranks)[:, None], (ranks, iterations)).copy()
 
     def columns(self, rng: np.random.Generator, ranks: int, iterations: int) -> Iterator[np.ndarray]:
-        """N arrays (P,) float64 of seconds, one iteration each: a run in O(P) memory.
+        """N arrays (P,) float64 of seconds to be read, not written; one iteration each: a run in O(P) memory.
 
         The law is that of ``matrix``, the numbers are others: they are drawn in another order.
         """
-        for _ in range(iterations):
-            yield self.draw(rng, (ranks,))
-
-    def matrix(self, rng: np.random.Generator, ranks: int, iterations: int) -> np.ndarray:
-        """(P, N) float64 seconds."""
-        if type(self).columns is Law.columns:
-            return self.draw(rng, (ranks, iterations))
-        columns = list(self.columns(rng, ranks, iterations))
-        return np.stack(columns, axis=1) if columns else np.zeros((ranks, 0))
+        if not self.varies:
+            return repeat(self.means_s(ranks), iterations)
+        # Right where iterations do not depend on each other; the other laws have columns of their own.
+        return (self.matrix(rng, ranks, 1)[:, 0] for _ in range(iterations))
 
     def means_s(self, ranks: int) -> np.ndarray:
         """(P,) float64, the mean time of each rank. Its greatest is the time per iteration that no bound can beat."""
@@ -77,7 +73,7 @@ class _OfMean(Law):
         _require(self.each_s >= 0, "each_s", self.each_s, "a time >= 0")
 
     def means_s(self, ranks: int) -> np.ndarray:
-        return np.full(ranks, self.each_s)
+        return np.full(ranks, self.each_s, np.float64)
 
 
 @dataclass(frozen=True)
@@ -97,9 +93,6 @@ class Constant(_OfMean):
     each_s: float = 1.0
     varies = False
 
-    def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-        return np.full(shape, self.each_s, np.float64)
-
 
 @dataclass(frozen=True)
 class Bernoulli(_OfDelay):
@@ -111,8 +104,8 @@ class Bernoulli(_OfDelay):
         super().__post_init__()
         _require(0 <= self.probability <= 1, "probability", self.probability, "between 0 and 1")
 
-    def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-        return self.delay_s * (rng.random(shape) < self.probability)
+    def matrix(self, rng: np.random.Generator, ranks: int, iterations: int) -> np.ndarray:
+        return self.delay_s * (rng.random((ranks, iterations)) < self.probability)
 
     def means_s(self, ranks: int) -> np.ndarray:
         return np.full(ranks, self.delay_s * self.probability)
@@ -125,8 +118,8 @@ class Bernoulli(_OfDelay):
 class Exponential(_OfMean):
     """Exponentially distributed."""
 
-    def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-        return rng.exponential(self.each_s, shape)
+    def matrix(self, rng: np.random.Generator, ranks: int, iterations: int) -> np.ndarray:
+        return rng.exponential(self.each_s, (ranks, iterations))
 
     def expected_max_s(self, ranks: int) -> float:
         return self.each_s * math.fsum(1 / n for n in range(1, ranks + 1))
@@ -142,8 +135,8 @@ class Lognormal(_OfMean):
         _require(self.each_s > 0, "each_s", self.each_s, "a time > 0")
         _require(self.sigma >= 0, "sigma", self.sigma, ">= 0")
 
-    def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-        return rng.lognormal(math.log(self.each_s) - self.sigma**2 / 2, self.sigma, shape)
+    def matrix(self, rng: np.random.Generator, ranks: int, iterations: int) -> np.ndarray:
+        return rng.lognormal(math.log(self.each_s) - self.sigma**2 / 2, self.sigma, (ranks, iterations))
 
 
 @dataclass(frozen=True)
@@ -161,8 +154,8 @@ class Pareto(_OfMean):
         """The least value, at which the distribution starts."""
         return self.each_s * (self.shape - 1) / self.shape
 
-    def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-        return self.least_s * (1 + rng.pareto(self.shape, shape))
+    def matrix(self, rng: np.random.Generator, ranks: int, iterations: int) -> np.ndarray:
+        return self.least_s * (1 + rng.pareto(self.shape, (ranks, iterations)))
 
     def expected_max_s(self, ranks: int) -> float:
         rest = 1 - 1 / self.shape
@@ -193,8 +186,8 @@ class Empirical(Law):
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
 
-    def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-        return rng.choice(np.asarray(self.values_s, np.float64), shape)
+    def matrix(self, rng: np.random.Generator, ranks: int, iterations: int) -> np.ndarray:
+        return rng.choice(np.asarray(self.values_s, np.float64), (ranks, iterations))
 
     def means_s(self, ranks: int) -> np.ndarray:
         return np.full(ranks, np.mean(self.values_s))
@@ -227,6 +220,9 @@ class Bursts(_OfDelay):
             drawn = rng.random(ranks)
             inside = np.where(inside, drawn >= self.stop, drawn < self.start)
 
+    def matrix(self, rng: np.random.Generator, ranks: int, iterations: int) -> np.ndarray:
+        return np.array(list(self.columns(rng, ranks, iterations))).reshape(iterations, ranks).T.copy()
+
     def means_s(self, ranks: int) -> np.ndarray:
         return np.full(ranks, self.delay_s * self.start / (self.start + self.stop))
 
@@ -238,9 +234,11 @@ class Bursts(_OfDelay):
 class Rotating(_OfDelay):
     """``delay_s`` on rank i mod P in iteration i: the case that lag masks altogether."""
 
+    def matrix(self, rng: np.random.Generator, ranks: int, iterations: int) -> np.ndarray:
+        return self.delay_s * (np.arange(ranks)[:, None] == np.arange(iterations) % ranks)
+
     def columns(self, rng: np.random.Generator, ranks: int, iterations: int) -> Iterator[np.ndarray]:
-        for i in range(iterations):
-            yield self.delay_s * (np.arange(ranks) == i % ranks)
+        return (self.delay_s * (np.arange(ranks) == i % ranks) for i in range(iterations))
 
     def means_s(self, ranks: int) -> np.ndarray:
         return np.full(ranks, self.delay_s / ranks)
@@ -255,10 +253,6 @@ class Permanent(_OfDelay):
 
     on: tuple[int, ...] = (-1,)
     varies = False
-
-    def columns(self, rng: np.random.Generator, ranks: int, iterations: int) -> Iterator[np.ndarray]:
-        for _ in range(iterations):
-            yield self.means_s(ranks)
 
     def means_s(self, ranks: int) -> np.ndarray:
         return np.where(_chosen(self.on, ranks), self.delay_s, 0.0)
@@ -281,8 +275,7 @@ class Slow(Law):
 
     def columns(self, rng: np.random.Generator, ranks: int, iterations: int) -> Iterator[np.ndarray]:
         factors = self._factors(ranks)
-        for column in self.law.columns(rng, ranks, iterations):
-            yield factors * column
+        return (factors * column for column in self.law.columns(rng, ranks, iterations))
 
     def matrix(self, rng: np.random.Generator, ranks: int, iterations: int) -> np.ndarray:
         return self._factors(ranks)[:, None] * self.law.matrix(rng, ranks, iterations)
@@ -310,9 +303,7 @@ class Sum(Law):
         return self.first.varies or self.second.varies
 
     def columns(self, rng: np.random.Generator, ranks: int, iterations: int) -> Iterator[np.ndarray]:
-        both = (law.columns(rng, ranks, iterations) for law in (self.first, self.second))
-        for first, second in zip(*both, strict=True):
-            yield first + second
+        return map(np.add, self.first.columns(rng, ranks, iterations), self.second.columns(rng, ranks, iterations))
 
     def matrix(self, rng: np.random.Generator, ranks: int, iterations: int) -> np.ndarray:
         return self.first.matrix(rng, ranks, iterations) + self.second.matrix(rng, ranks, iterations)

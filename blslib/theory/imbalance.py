@@ -20,6 +20,7 @@ from blslib.theory.maxplus import Cost, Recurrence, makespan, makespans, matrix,
 
 BOUNDS = range(65)
 TOLERANCE = 0.02
+"""How far from the limit is close enough."""
 LATENCY_ITERATIONS = 10_000
 
 
@@ -118,8 +119,8 @@ class Recommendation:
     """The smallest bound that comes close to the limit, and what it wins and costs.
 
     Attributes:
-        bound: the smallest one within the tolerance of ``limit_s``; if ``enough`` is False none of those tried is, and
-            this is the smallest within the tolerance of the best of them: a greater one may win more.
+        bound: the smallest one within ``TOLERANCE`` of ``limit_s``; if ``enough`` is False none of those tried is, and
+            this is the smallest within it of the best of them: a greater one may win more.
         synchronous_s, predicted_s, limit_s: at bound 0, at ``bound``, and at best, exchange included.
         win: share of ``synchronous_s`` that the bound saves: dynamic imbalance, and what is hidden of ``travel_s``.
         low, high: 95 % interval of ``win``, from a block bootstrap over iterations.
@@ -149,7 +150,6 @@ def recommend(
     exchange_s: float = 0.0,
     travel_s: float = 0.0,
     slot_bytes: int | None = None,
-    tolerance: float = TOLERANCE,
     replicas: int = 200,
     seed: int = 1,
 ) -> Recommendation:
@@ -161,7 +161,6 @@ def recommend(
         exchange_s: what each call costs each rank of its own time.
         travel_s: how long messages are on their way besides, which lag hides.
         slot_bytes: the largest block.
-        tolerance: how far from the limit is close enough.
         replicas: of the bootstrap.
         seed: of the bootstrap.
 
@@ -173,8 +172,8 @@ def recommend(
     cost = Cost(exchange_s, alpha_s=travel_s)
     predicted = makespans(work_s.T, bounds, cost=cost)
     limit_s = float(work_s.sum(axis=1).max()) + iterations * exchange_s
-    enough = bool(predicted.min() <= (1 + tolerance) * limit_s)
-    near = predicted <= (1 + tolerance) * (limit_s if enough else predicted.min())
+    enough = bool(predicted.min() <= (1 + TOLERANCE) * limit_s)
+    near = predicted <= (1 + TOLERANCE) * (limit_s if enough else predicted.min())
     at = int(near.argmax())
     bound, predicted_s = int(bounds[at]), float(predicted[at])
     synchronous_s = makespan(work_s, 0, cost=cost)

@@ -256,7 +256,7 @@ def times(
         bound: k >= 0, iterations that the slowest rank may lag.
         cost: what the exchange costs.
         release_s: (N,) seconds at which the batches come; no rank starts on one earlier. Default: all are there.
-        arrival_s: (), (P,) or (P, N) seconds of work on each arrival: its end is ``delivered_s + arrival_s``.
+        arrival_s: () or (P, N) seconds of work on each arrival: its end is ``delivered_s + arrival_s``.
         polls: an idle rank hands out what comes (``collect``) rather than what is there after a call.
 
     Raises:
@@ -267,9 +267,7 @@ def times(
     release_s = np.full(iterations, -np.inf) if release_s is None else np.asarray(release_s, np.float64)
     if release_s.shape != (iterations,):
         raise ValueError(f"release_s has one time for each of the {iterations} iterations, got shape {release_s.shape}")
-    on_arrival_s = np.broadcast_to(
-        arrival_s if np.ndim(arrival_s) == 2 else np.reshape(arrival_s, (-1, 1)), work_s.shape
-    )
+    arrival_s = np.broadcast_to(arrival_s, work_s.shape)
     entered_s, returned_s, delivered_s = np.full((3, ranks, iterations), np.nan)
 
     def watch(j: int, turned: np.ndarray, turn_s: np.ndarray) -> None:
@@ -277,7 +275,7 @@ def times(
 
     run = Recurrence(ranks, [min(bound, iterations)], cost=cost, polls=polls, watch=watch)
     for i in range(iterations):
-        run.step(work_s[:, i], release_s=release_s[i], arrival_s=on_arrival_s[:, i])
+        run.step(work_s[:, i], release_s=release_s[i], arrival_s=arrival_s[:, i])
         entered_s[:, i], returned_s[:, i] = run.entered_s[:, 0], run.returned_s[:, 0]
     return Times(entered_s, returned_s, delivered_s, float(run.finish()[0]))
 

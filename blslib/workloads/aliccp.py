@@ -3,7 +3,8 @@
 import re
 import sqlite3
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from contextlib import ExitStack, closing, contextmanager
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from blslib.workloads.batch import Batch
 from blslib.workloads.files import (
     DataError,
     Loader,
+    Report,
     RowError,
     check_length,
     existing,
@@ -32,8 +34,8 @@ _DENSE = [ALICCP_FIELDS.index(field) for field in DENSE_FIELDS]
 Features = np.ndarray
 """(2, n) int64: the tables and the ids of n lookups, in the order of the file."""
 
-Sample = tuple[float, list[Features]]
-"""Label, and the features in one or two parts."""
+Sample = tuple[float, Features]
+"""Label and features."""
 
 
 class _Listing:
@@ -77,48 +79,43 @@ def _split(line: bytes, names: str) -> list[bytes]:
     return parts
 
 
-class CommonFeatures:
-    """Keyed access to ``common_features_*.csv`` with little memory: byte positions are kept in a temporary database."""
+@contextmanager
+def common_features(path: Path, report: Report) -> Iterator[Callable[[bytes], Features]]:
+    """Keyed access to ``common_features_*.csv`` with little memory: byte positions are kept in a temporary database.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._index = sqlite3.connect("")  # an empty name makes a private file that SQLite removes by itself
-        self._index.execute("CREATE TABLE entry (key BLOB PRIMARY KEY, position INTEGER, line INTEGER) WITHOUT ROWID")
-        self._file = path.open("rb")
-        self.features = lru_cache(maxsize=1024)(self._features)
-
-    def index(self, report: Callable[[Path, int, RowError], None]) -> None:
-        """Read the file once; ``report`` is told each fault with its line, and if it returns, the line is left out."""
+    The file is read once, and ``report`` told what is wrong with it. The function in return gives the features of a
+    key; it raises RowError if there are none or they are faulty, naming this file and its line.
+    """
+    # An empty name makes a private database that SQLite removes by itself.
+    with closing(sqlite3.connect("")) as index, path.open("rb") as file:
+        index.execute("CREATE TABLE entry (key BLOB PRIMARY KEY, position INTEGER, line INTEGER) WITHOUT ROWID")
         number = 0
-        for number, line in enumerate(lines_of(self._file), 1):
-            position = self._file.tell() - len(line)
+        for number, line in enumerate(lines_of(file), 1):
+            position = file.tell() - len(line)
             try:
                 check_length(line)
                 key = _split(line, "common_feature_index,n_feat,feat_list")[0]
                 entry = (key, position, number)
-                if not self._index.execute("INSERT OR IGNORE INTO entry VALUES (?, ?, ?)", entry).rowcount:
+                if not index.execute("INSERT OR IGNORE INTO entry VALUES (?, ?, ?)", entry).rowcount:
                     raise RowError("repeated index", f"expected each common_feature_index once, got {show(key)} again")
             except RowError as error:
-                report(self.path, number, error)
+                report(path, number, error)
         if not number:
-            report(self.path, 1, RowError("empty file", "expected at least one row of data, got none"))
+            report(path, 1, RowError("empty file", "expected at least one row of data, got none"))
 
-    def _features(self, key: bytes) -> Features:
-        """The features of one entry; RowError if there is none or it is faulty, naming this file and its line."""
-        found = self._index.execute("SELECT position, line FROM entry WHERE key = ?", (key,)).fetchone()
-        if found is None:
-            raise RowError("no common features", f"expected a common_feature_index of {self.path}, got {show(key)}")
-        self._file.seek(found[0])
-        _, count, listing = self._file.readline().rstrip(b"\r\n").split(b",", 2)
-        try:
-            return _TRIPLES.parse_counted(count, listing)
-        except RowError as error:
-            raise RowError("bad common features", str(DataError(self.path, found[1], error))) from None
+        @lru_cache(maxsize=1024)
+        def features(key: bytes) -> Features:
+            found = index.execute("SELECT position, line FROM entry WHERE key = ?", (key,)).fetchone()
+            if found is None:
+                raise RowError("no common features", f"expected a common_feature_index of {path}, got {show(key)}")
+            file.seek(found[0])
+            _, count, listing = file.readline().rstrip(b"\r\n").split(b",", 2)
+            try:
+                return _TRIPLES.parse_counted(count, listing)
+            except RowError as error:
+                raise RowError("bad common features", str(DataError(path, found[1], error))) from None
 
-    def close(self) -> None:
-        """Give the file and the index back."""
-        self._file.close()
-        self._index.close()
+        yield features
 
 
 class AliCcp(Loader):
@@ -151,44 +148,37 @@ class AliCcp(Loader):
         **options: Any,
     ) -> None:
         super().__init__(path, batch_size, **options)
-        self.multi_hot, self._common_path = multi_hot, common
-        self._common: CommonFeatures | None = None
+        self.multi_hot, self.common = multi_hot, common
 
     def _pass(self) -> Iterator[Sample]:
-        try:
-            yield from parsed_lines(self.path, self._form_of, self._report)
-        finally:
-            if self._common is not None:
-                self._common.close()
-                self._common = None
+        with ExitStack() as stack:
+            yield from parsed_lines(self.path, partial(self._form_of, stack), self._report)
 
-    def _form_of(self, first: bytes) -> tuple[Callable[[bytes], Sample | None], bool]:
+    def _form_of(self, stack: ExitStack, first: bytes) -> tuple[Callable[[bytes], Sample | None], bool]:
         if b"\x02" not in first:
             return self._line, False
         name = self.path.name.replace("sample_skeleton", "common_features").removesuffix(".gz")
         path = existing(
-            self._common_path or self.path.with_name(name),
+            self.common or self.path.with_name(name),
             f"{self.path} needs its common features: put them there, unpacked, or give common=FILE",
         )
         if is_gzip(path) or path == self.path:
             raise ValueError(f"{path} cannot be the common features: give common=FILE, unpacked, for keyed access")
-        self._common = CommonFeatures(path)
-        self._common.index(self._report)
-        return self._skeleton, False
+        return partial(self._skeleton, stack.enter_context(common_features(path, self._report))), False
 
     def _line(self, line: bytes) -> Sample | None:
         number, click, purchase, listing = _split(line, "row,click,purchase,field:id...")
         if not number.isdigit():
             raise RowError("not an integer", f"expected a row number, got {show(number)}")
-        return self._sample(click, purchase, [_PAIRS.parse(listing)])
+        return self._sample(click, purchase, _PAIRS.parse(listing))
 
-    def _skeleton(self, line: bytes) -> Sample | None:
+    def _skeleton(self, common: Callable[[bytes], Features], line: bytes) -> Sample | None:
         names = "sample_id,click,purchase,common_feature_index,n_feat,feat_list"
         _, click, purchase, key, count, listing = _split(line, names)
-        assert self._common is not None
-        return self._sample(click, purchase, [self._common.features(key), _TRIPLES.parse_counted(count, listing)])
+        features = np.concatenate((common(key), _TRIPLES.parse_counted(count, listing)), axis=1)
+        return self._sample(click, purchase, features)
 
-    def _sample(self, click: bytes, purchase: bytes, features: list[Features]) -> Sample | None:
+    def _sample(self, click: bytes, purchase: bytes, features: Features) -> Sample | None:
         if click not in (b"0", b"1") or purchase not in (b"0", b"1"):
             got = f"got {show(click)} and {show(purchase)}"
             raise RowError("bad label", f"expected click and purchase to be 0 or 1, {got}")
@@ -199,8 +189,8 @@ class AliCcp(Loader):
 
     def _batch(self, samples: list[Sample]) -> Batch:
         size = len(samples)
-        tables, ids = np.concatenate([part for _, parts in samples for part in parts], axis=1)
-        sample = np.repeat(np.arange(size), [sum(part.shape[1] for part in parts) for _, parts in samples])
+        tables, ids = np.concatenate([features for _, features in samples], axis=1)
+        sample = np.repeat(np.arange(size), [features.shape[1] for _, features in samples])
         cell = tables * size + sample
         counts = np.bincount(cell, minlength=len(ALICCP_FIELDS) * size).reshape(-1, size)
         dense = np.log1p(counts[_DENSE].T).astype(np.float32)

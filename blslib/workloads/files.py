@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from io import BufferedIOBase
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,9 @@ def show(text: bytes, most: int = 40) -> str:
     return ascii(text[:most].decode("latin-1")) + ("..." if len(text) > most else "")
 
 
+Report = Callable[[Path, int, RowError], None]
+"""Is told every fault with its file and line; where it returns, the line is left out."""
+
 LONGEST_BYTES = 1 << 20
 """No row of these data sets comes near; a file without line ends, or a small one that unpacks to a huge one, does."""
 
@@ -85,7 +89,7 @@ def check_length(line: bytes) -> None:
 def parsed_lines(
     path: Path,
     form_of: Callable[[bytes], tuple[Callable[[bytes], Any], bool]],
-    report: Callable[[Path, int, RowError], None],
+    report: Report,
 ) -> Iterator[Any]:
     """Parse a file line by line, plain or gzip.
 
@@ -93,7 +97,7 @@ def parsed_lines(
         path: the file.
         form_of: told the first line, returns the parser of a line, which gets it with its line end, and whether the
             first line is a header.
-        report: told every fault with its line number; where it returns, the line is left out.
+        report: told every fault.
 
     Yields:
         What the parser returns, unless it is None.
@@ -134,7 +138,6 @@ class Loader(ABC):
         batch_size: B.
         rows: T row counts; the ids of table t are taken modulo ``rows[t]``. None takes the published counts.
         samples: how many to hand out, starting again at the top of the file as often as needed; None: all, once.
-        drop_last: leave out a last batch of fewer than B samples.
         on_error: "raise" a :class:`DataError` at the first faulty line, or "skip" such lines and count them.
 
     Attributes:
@@ -158,7 +161,6 @@ class Loader(ABC):
         *,
         rows: Sequence[int] | None = None,
         samples: int | None = None,
-        drop_last: bool = False,
         on_error: str = "raise",
     ) -> None:
         self.path = existing(path, self.cure)
@@ -169,7 +171,7 @@ class Loader(ABC):
             raise ValueError(f"rows must be {len(self.published_rows)} counts >= 1, one per table, got {rows}")
         if on_error not in ("raise", "skip"):
             raise ValueError(f"on_error must be 'raise' or 'skip', got {on_error!r}")
-        self.batch_size, self.samples, self.drop_last, self.on_error = batch_size, samples, drop_last, on_error
+        self.batch_size, self.samples, self.on_error = batch_size, samples, on_error
         self.rows = np.array(rows, dtype=np.int64)
         self.skipped: Counter[str] = Counter()
         self.file_samples: int | None = None
@@ -189,32 +191,24 @@ class Loader(ABC):
         self.skipped[error.reason] += 1
 
     def _stream(self) -> Iterator[Any]:
-        self.passes = handed = 0
-        again: list[Any] = []
-        while True:
-            self.passes, before = self.passes + 1, handed
-            whole = 0 < len(again) == self.file_samples
-            if not whole:
-                self.skipped, again = Counter(), []
-            for sample in again if whole else self._pass():
-                if not whole and self.samples is not None and len(again) < _KEPT:
-                    again.append(sample)
-                handed += 1
+        """The samples of the file, over and over if ``samples`` asks for a number of them."""
+        self.passes = 0
+        kept: list[Any] = []
+        while not self.passes or self.samples is not None:
+            self.passes += 1
+            if 0 < len(kept) == self.file_samples:
+                yield from kept
+                continue
+            self.skipped, kept, count = Counter(), [], 0
+            for count, sample in enumerate(self._pass(), 1):
+                if self.samples is not None and count <= _KEPT:
+                    kept.append(sample)
                 yield sample
-                if handed == self.samples:
-                    return
-            self.file_samples = handed - before
-            if self.samples is None:
-                return
-            if not self.file_samples:
+            self.file_samples = count
+            if self.samples is not None and not count:
                 raise ValueError(f"{self.path} has no usable row (left out: {dict(self.skipped)}): {self.cure}")
 
     def __iter__(self) -> Iterator[Batch]:
-        pending = []
-        for sample in self._stream():
-            pending.append(sample)
-            if len(pending) == self.batch_size:
-                yield self._batch(pending)
-                pending = []
-        if pending and not self.drop_last:
-            yield self._batch(pending)
+        samples = islice(self._stream(), self.samples)
+        while batch := list(islice(samples, self.batch_size)):
+            yield self._batch(batch)

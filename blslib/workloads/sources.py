@@ -33,27 +33,22 @@ class Source(NamedTuple):
     rows: tuple[int, ...]
 
 
+def _of_file(loader: Loader, what: str, rows: tuple[int, ...], tables: Collection[int] | None) -> Source:
+    batches = [batch if tables is None else batch.only(tables) for batch in loader]
+    label = f"{what}, file {loader.path.name}"
+    if loader.passes > 1:
+        label += f" ({loader.file_samples:,} samples, repeated)"
+    if loader.skipped:
+        label += f", rows left out: {loader.skipped.total():,}"
+    return Source(batches, label, rows)
+
+
 def _cap(max_rows: int | None) -> str:
     return "" if max_rows is None else f" up to {max_rows:,} rows"
 
 
-def _source(made: Loader | Synthetic, label: str, rows: tuple[int, ...], tables: Collection[int] | None) -> Source:
-    batches = [batch if tables is None else batch.only(tables) for batch in made]
-    if isinstance(made, Loader):
-        if made.passes > 1:
-            label += f" ({made.file_samples:,} samples, repeated)"
-        if made.skipped:
-            label += f", rows left out: {made.skipped.total():,}"
-    return Source(batches, label, rows)
-
-
 def criteo_batches(
-    batch_size: int,
-    count: int,
-    *,
-    max_rows: int | None = None,
-    seed: int = 0,
-    tables: Collection[int] | None = None,
+    batch_size: int, count: int, *, max_rows: int | None = None, seed: int = 0, tables: Collection[int] | None = None
 ) -> Source:
     """Batches of Criteo Kaggle: of the file named by ``BLS_CRITEO``, else U(0, 1) and Zipf on its cardinalities.
 
@@ -71,9 +66,9 @@ def criteo_batches(
     rows = capped(CRITEO_ROWS, max_rows)
     if path := os.environ.get("BLS_CRITEO"):
         loader = Criteo(path, batch_size, rows=rows, samples=count * batch_size)
-        return _source(loader, f"Criteo Kaggle, file {loader.path.name}", rows, tables)
+        return _of_file(loader, "Criteo Kaggle", rows, tables)
     made = Synthetic(rows, batch_size, skew=STAND_IN_SKEW, seed=seed, iterations=count, tables=tables)
-    return _source(made, f"generated: Criteo cardinalities{_cap(max_rows)}, {made.law}", rows, None)
+    return Source([*made], f"generated: Criteo cardinalities{_cap(max_rows)}, {made.law}", rows)
 
 
 def aliccp_batches(
@@ -101,7 +96,7 @@ def aliccp_batches(
     rows, form = capped(ALICCP_ROWS, max_rows), "multi-hot" if multi_hot else "one id per field"
     if path := os.environ.get("BLS_ALICCP"):
         loader = AliCcp(path, batch_size, multi_hot=multi_hot, rows=rows, samples=count * batch_size)
-        return _source(loader, f"Ali-CCP, {form}, file {loader.path.name}", rows, tables)
+        return _of_file(loader, f"Ali-CCP, {form}", rows, tables)
     made = Synthetic(
         rows,
         batch_size,
@@ -113,4 +108,4 @@ def aliccp_batches(
         tables=tables,
     )
     label = f"generated: Ali-CCP vocabularies{_cap(max_rows)} and mean lengths, {form}, {made.law}"
-    return _source(made, label, rows, None)
+    return Source([*made], label, rows)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -50,18 +51,21 @@ class Synthetic:
             raise ValueError(
                 f"rows and batch_size must be 1 or more, got rows={tuple(self.rows)} and batch_size={self.batch_size}"
             )
-        if isinstance(self.skew, Sequence) and len(self.skew) != len(self.rows):
-            raise ValueError(f"{len(self.skew)} laws of lookups for {len(self.rows)} tables: give one, or one each")
+        if len(self._laws) != len(self.rows):
+            raise ValueError(f"{len(self._laws)} laws of lookups for {len(self.rows)} tables: give one, or one each")
         wanted = frozenset(range(len(self.rows)) if self.tables is None else self.tables)
         if wanted and not 0 <= min(wanted) <= max(wanted) < len(self.rows):
             raise ValueError(f"tables {sorted(wanted)} are not all in 0..{len(self.rows) - 1}: name existing ones")
         object.__setattr__(self, "tables", wanted)
 
     @property
+    def _laws(self) -> Sequence[Skew]:
+        return self.skew if isinstance(self.skew, Sequence) else [self.skew] * len(self.rows)
+
+    @property
     def law(self) -> str:
         """The laws of lookups in words."""
-        laws = self.skew if isinstance(self.skew, Sequence) else [self.skew]
-        return " / ".join(dict.fromkeys(map(str, laws)))
+        return " / ".join(dict.fromkeys(map(str, self._laws)))
 
     def pooling_at(self, iteration: int) -> np.ndarray:
         """(T,) float64: mean ids per sample of one iteration."""
@@ -79,19 +83,15 @@ class Synthetic:
         made: frozenset[int] = self.tables  # type: ignore[assignment]
         dense = Key(self.seed, 0, iteration).rng(DENSE).random((self.batch_size, self.dense_features), dtype=np.float32)
         ids, offsets = [], []
-        for table, mean in enumerate(self.pooling_at(iteration)):
+        for table, (mean, law) in enumerate(zip(self.pooling_at(iteration), self._laws, strict=True)):
             key = Key(self.seed, table, iteration)
             lengths = np.full(self.batch_size, int(mean) if table in made else 0, dtype=np.int64)
             if table in made and mean % 1:
                 lengths += key.rng(LENGTHS).random(self.batch_size) < mean % 1
             offsets.append(np.concatenate([[0], np.cumsum(lengths)]))
-            law = self.skew[table] if isinstance(self.skew, Sequence) else self.skew
             size = int(offsets[-1][-1])
             ids.append(law.draw(self.rows[table], size, key) if size else np.empty(0, dtype=np.int64))
         return Batch(dense, tuple(ids), tuple(offsets))
 
     def __iter__(self) -> Iterator[Batch]:
-        iteration = 0
-        while self.iterations is None or iteration < self.iterations:
-            yield self.batch(iteration)
-            iteration += 1
+        return map(self.batch, count() if self.iterations is None else range(self.iterations))
