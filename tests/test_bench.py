@@ -9,20 +9,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+from mpi4py import MPI
 
 from blslib.collective.exchange import Arrival
 from blslib.lab import cli
 from blslib.lab.bench import PLANS
-from blslib.lab.experiments import soak
+from blslib.lab.experiments import micro, soak
 from blslib.lab.experiments.measure import Contender, Run, contenders, interleaved
 from blslib.lab.results import records
+from tests.conftest import LONG_S
 
 Rows = list[dict[str, Any]]
 
 SMALL = {
     "alltoallv": ["--bytes", "256,4096", "--bounds", "0,1", "--repeats", "2"],
     "delayed": ["--laws", "rotating", "--bounds", "0,4", "--repeats", "1", "--quick"],
-    "dlrm": ["--scenarios", "rotating", "--bounds", "0,2", "--repeats", "2", "--quick"],
+    "dlrm": ["--scenarios", "rotating", "--bounds", "0,2", "--repeats", "1", "--quick"],
     "soak": ["--minutes", "0.05", "--bounds", "0,3"],
 }
 
@@ -33,7 +35,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Rows]:
     for name, options in SMALL.items():
         file = tmp_path_factory.mktemp("bench") / f"{name}.json"
         command = [sys.executable, "-m", "blslib", "bench", name, "--ranks", "2", "--json", str(file), *options]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5 * LONG_S, stdin=subprocess.DEVNULL)
         assert done.returncode == 0, done.stdout + done.stderr
         found[name] = json.loads(file.read_text())
         assert all(column in done.stdout for column in PLANS[name].columns)
@@ -117,7 +119,8 @@ def test_a_wrong_word_is_told_at_once(arguments: list[str], said: str, capsys: p
 def test_interleaving_moves_on() -> None:
     items = contenders(("mpi", "bls"), (0, 4))
     assert items == [Contender("mpi", 0), Contender("bls", 0), Contender("bls", 4)]
-    order = list(interleaved(3, items))
+    order: list[Contender] = []
+    assert interleaved(3, items, order.append) == dict.fromkeys(items, [None] * 3)
     assert [sorted(order[i : i + 3]) for i in (0, 3, 6)] == [sorted(items)] * 3
     assert [order[i] for i in (0, 3, 6)] == items
 
@@ -137,6 +140,21 @@ def test_lag_and_work_of_a_run() -> None:
     np.testing.assert_allclose(run.waiting_s, [1.6, 1.4])
     # By hand, synchronous: 0.5, then 2.0, then 2.5, then 0.4 after the drain on rank 0.
     assert run.predicted_s(0) == pytest.approx(2.9)
+
+
+def test_the_timed_loop_compares_whole_blocks() -> None:
+    class Faulty:
+        def post(self, blocks: tuple[np.ndarray, ...]) -> list[Arrival]:
+            blocks[0][-1] += 1
+            return [Arrival(0, list(blocks))]
+
+        def drain(self) -> list[Arrival]:
+            return []
+
+    loop = micro.Loop(MPI.COMM_SELF, [8])
+    loop.run(Faulty(), 3)
+    with pytest.raises(RuntimeError, match="1 wrong items, 3 of 3 arrivals"):
+        loop.check(3)
 
 
 @dataclass(frozen=True)

@@ -220,7 +220,7 @@ def test_errors_are_one_line(
 
 
 def test_help_and_no_mpi(tmp_path: Path) -> None:
-    """The command explains itself, and a diagnosis starts no MPI and loads no chart that nobody asked for."""
+    """The command explains itself, and a diagnosis starts no MPI and loads neither torch nor a chart."""
     done = subprocess.run(
         [sys.executable, "-m", "blslib", "diagnose", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
     )
@@ -229,7 +229,7 @@ def test_help_and_no_mpi(tmp_path: Path) -> None:
     script = (
         "import sys\nfrom blslib.lab.cli import main\n"
         f"assert main(['diagnose', {str(recorded(tmp_path, QUIET_S))!r}]) == 0\n"
-        "print([name for name in ('mpi4py.MPI', 'altair') if name in sys.modules])"
+        "print([name for name in ('mpi4py.MPI', 'torch', 'altair') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"

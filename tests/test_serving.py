@@ -33,12 +33,12 @@ def rows(idle: tuple[str, ...] = ("polls",)) -> list[dict[str, Any]]:
     return made
 
 
-def served(due_s: list[float], begun_s: Any, entered_s: Any, returned_s: Any, scored_s: Any) -> serving.Served:
+def served(due_s: list[float], entered_s: Any, returned_s: Any, scored_s: Any) -> serving.Served:
     """Freed as soon as the call returns: work on arrivals takes no time."""
-    begun, entered, returned, scored = (np.array(each, float) for each in (begun_s, entered_s, returned_s, scored_s))
-    edge = np.zeros((len(begun), 2))
+    entered, returned, scored = (np.array(each, float) for each in (entered_s, returned_s, scored_s))
+    edge = np.zeros((len(entered), 2))
     run = Run(edge[:, 0], entered, returned, edge, returned[:, -1])
-    return serving.Served(np.array(due_s), begun, returned, scored, run, same=True)
+    return serving.Served(np.array(due_s), returned, scored, run, scores=np.zeros((len(due_s), 1), np.float32))
 
 
 def test_arrivals_are_a_poisson_process() -> None:
@@ -65,15 +65,15 @@ def test_a_wrong_setting_is_told(wrong: dict[str, Any], said: str) -> None:
 
 
 def test_latency_is_that_of_the_slowest_rank() -> None:
-    found = served([0, 1], [[0, 1], [0, 1]], [[0.5, 1.5]] * 2, [[0.5, 1.5]] * 2, [[0.5, 1.75], [0.75, 1.5]])
+    found = served([0, 1], [[0.5, 1.5]] * 2, [[0.5, 1.5]] * 2, [[0.5, 1.75], [0.75, 1.5]])
     np.testing.assert_allclose(found.latency_s, [0.75, 0.75])
     assert found.batches_per_s == pytest.approx(2 / 1.75)
 
 
 def test_the_model_by_hand() -> None:
     """Rank 1 takes 3 s for batch 0, everything else takes 1 s; batches come at 0 and at 10."""
-    entered, alone = np.array([[1.0, 11.0], [3.0, 11.0]]), np.array([[0.0, 10.0]] * 2)
-    found = served([0, 10], alone, entered, entered, entered)
+    entered = np.array([[1.0, 11.0], [3.0, 11.0]])
+    found = served([0, 10], entered, entered, entered)
     for bound, polls, latency_s in (
         (0, True, [3, 1]),
         (0, False, [3, 1]),
@@ -85,7 +85,7 @@ def test_the_model_by_hand() -> None:
 
 def test_waking_late_is_work() -> None:
     """A rank that starts on a batch half a second after it came is charged with that, and so is its latency."""
-    late = served([0, 10], [[0.5, 10]], [[1.5, 11]], [[1.5, 11]], [[1.5, 11]])
+    late = served([0, 10], [[1.5, 11]], [[1.5, 11]], [[1.5, 11]])
     np.testing.assert_allclose(late.predicted_s(0, polls=True), [1.5, 1])
 
 

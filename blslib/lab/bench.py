@@ -9,8 +9,9 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +38,15 @@ class Options:
     minutes: float | None = None
     quick: bool = False
 
+    def settings(self, quick: Row, full: Row | None = None) -> Row:
+        """Fields of a configuration for a quick or a full run, with the bounds and repeats that were asked for.
+
+        For what is in neither, the configuration has values of its own.
+        """
+        asked = {"bounds": self.bounds, "repeats": self.repeats}
+        chosen = quick if self.quick else full or {}
+        return chosen | {name: value for name, value in asked.items() if value is not None}
+
 
 class Step(NamedTuple):
     """``run(comm, CONFIG(**arguments))`` of a module of ``blslib.lab.experiments``, on so many ranks if it is told."""
@@ -47,114 +57,88 @@ class Step(NamedTuple):
     ranks: int | None = None
 
 
-def _given(**arguments: Any) -> Row:
-    return {name: value for name, value in arguments.items() if value is not None}
+def _each(module: str, config: str, settings: Row, on: int | None = None, **over: Iterable[Any]) -> list[Step]:
+    """A step for every combination of the values of some fields; the last of them changes first."""
+    return [
+        Step(module, config, settings | dict(zip(over, values, strict=True)), on) for values in product(*over.values())
+    ]
 
 
 def _alltoallv(options: Options) -> list[Step]:
     sizes = options.bytes or ((256, 16384, 262144) if options.quick else tuple(4**n for n in range(3, 11)))
-    arguments = _given(bounds=options.bounds or ((0, 1, 4) if options.quick else None), repeats=options.repeats)
-    return [Step("micro", "MicroConfig", {"bytes_per_block": size, **arguments}) for size in sizes]
+    return _each("micro", "MicroConfig", options.settings(quick={"bounds": (0, 1, 4)}), bytes_per_block=sizes)
 
 
 def _delayed(options: Options) -> list[Step]:
-    laws = options.laws or ("bernoulli", "exponential", "rotating")
-    bounds = options.bounds or ((0, 4, 16) if options.quick else None)
-    repeats = options.repeats or (2 if options.quick else None)
-    arguments = _given(bounds=bounds, repeats=repeats, iterations=60 if options.quick else 200)
+    quick = {"bounds": (0, 4, 16), "repeats": 2, "iterations": 60}
+    settings = options.settings(quick, full={"iterations": 200})
     # Rotating: 10 ms on one rank at a time, whatever P.
-    means = {"rotating": 10e-3 / options.ranks, "permanent": 10e-3 / options.ranks}
-    return [
-        Step(
-            "delayed",
-            "DelayedConfig",
-            {"law": law, "bytes_per_block": size, "mean_delay_s": means.get(law, 1e-3), **arguments},
-        )
-        for law in laws
-        for size in options.bytes or (16384,)
-    ]
+    means_s = dict.fromkeys(("rotating", "permanent"), 10e-3 / options.ranks)
+    steps = []
+    for law in options.laws or ("bernoulli", "exponential", "rotating"):
+        of_law = settings | {"law": law, "mean_delay_s": means_s.get(law, 1e-3)}
+        steps += _each("delayed", "DelayedConfig", of_law, bytes_per_block=options.bytes or (16384,))
+    return steps
 
 
 def _dlrm(options: Options) -> list[Step]:
-    bounds = options.bounds or ((0, 1, 4) if options.quick else (0, 1, 4, 16))
+    quick = {"bounds": (0, 1, 4), "repeats": 3, "iterations": 48}
     # Many short runs and not a few long ones: contenders are then compared within seconds of each other.
-    repeats = options.repeats or (3 if options.quick else 15)
-    arguments = _given(bounds=bounds, repeats=repeats, iterations=48 if options.quick else 64)
-    return [
-        Step("recommend", "RecommendConfig", {"scenario": name, **arguments})
-        for name in options.scenarios or ("rotating", "balanced")
-    ]
+    settings = options.settings(quick, full={"bounds": (0, 1, 4, 16), "repeats": 15, "iterations": 64})
+    return _each("recommend", "RecommendConfig", settings, scenario=options.scenarios or ("rotating", "balanced"))
 
 
 def _torch(options: Options) -> list[Step]:
-    bounds = _given(bounds=options.bounds)
-    repeats = _given(repeats=options.repeats or (3 if options.quick else None))
+    settings = options.settings(quick={"repeats": 3})
     sizes = options.bytes or ((256, 16384, 262144) if options.quick else (256, 4096, 16384, 65536, 262144, 1048576))
-    return [
-        Step("torch_bench", "TorchConfig", {"bytes_per_block": size, "even": even, **bounds, **repeats})
-        for even in (True, False)
-        for size in sizes
-    ] + [
-        Step("torch_bench", "LoopConfig", {"scenario": name, **bounds, **repeats})
-        for name in options.scenarios or ("rotating",)
-    ]
+    calls = _each("torch_bench", "TorchConfig", settings, even=(True, False), bytes_per_block=sizes)
+    return calls + _each("torch_bench", "LoopConfig", settings, scenario=options.scenarios or ("rotating",))
 
 
 def _hosts(options: Options) -> list[Step]:
-    bounds = options.bounds or ((0, 4) if options.quick else None)
-    repeats = options.repeats or (3 if options.quick else None)
-    arguments = _given(ranks=options.ranks, bounds=bounds, repeats=repeats, iterations=60 if options.quick else None)
-    return [
-        Step("hosts_bench", "HostsConfig", {"bytes_per_block": size, **arguments}) for size in options.bytes or (16384,)
-    ]
+    settings = options.settings(quick={"bounds": (0, 4), "repeats": 3, "iterations": 60}) | {"ranks": options.ranks}
+    return _each("hosts_bench", "HostsConfig", settings, bytes_per_block=options.bytes or (16384,))
 
 
 def _predict(options: Options) -> list[Step]:
-    bounds = options.bounds or ((0, 4, 16) if options.quick else None)
-    arguments = _given(bounds=bounds, repeats=options.repeats or (3 if options.quick else None))
+    settings = options.settings(quick={"bounds": (0, 4, 16), "repeats": 3, "iterations": 80})
     laws = options.laws or ("exponential", *(() if options.quick else ("bernoulli", "rotating", "lognormal")))
     scenarios = options.scenarios or (("rotating",) if options.quick else ("balanced", "rotating", "wandering"))
-    iterations = _given(iterations=80 if options.quick else None)
-    sleeps = [
-        Step("predict", "PredictConfig", {"law": law, **iterations, **arguments}, ranks)
-        for ranks in options.counts
-        for law in laws
-    ]
     # Real compute only where every rank has a core: elsewhere a waiting rank lends its own to a working one.
-    return sleeps + [
-        Step("predict", "PredictConfig", {"law": name, "loop": True, "iterations": 64, **arguments}, ranks)
-        for ranks in options.counts
-        if ranks <= (os.cpu_count() or 1)
-        for name in scenarios
+    own_cores = [ranks for ranks in options.counts if ranks <= (os.cpu_count() or 1)]
+    loops = settings | {"loop": True, "iterations": 64}
+    return [
+        *(step for ranks in options.counts for step in _each("predict", "PredictConfig", settings, ranks, law=laws)),
+        *(step for ranks in own_cores for step in _each("predict", "PredictConfig", loops, ranks, law=scenarios)),
     ]
 
 
 def _simulate(options: Options) -> list[Step]:
-    lengths = (100, 1000) if options.quick else (100, 300, 1000)
-    repeats = _given(repeats=options.repeats or (1 if options.quick else None))
-    return [
-        Step("predict", "SimulateConfig", {"ranks": ranks, "iterations": n, "bound": bound, **repeats}, 1)
-        for bound in options.bounds or (4,)
-        for ranks in options.counts
-        for n in lengths
-    ]
+    settings = {"repeats": options.repeats or (1 if options.quick else 3)}
+    sizes = {"ranks": options.counts, "iterations": (100, 1000) if options.quick else (100, 300, 1000)}
+    return _each("predict", "SimulateConfig", settings, 1, bound=options.bounds or (4,), **sizes)
 
 
 def _soak(options: Options) -> list[Step]:
-    minutes = options.minutes or (0.1 if options.quick else 1.0)
-    return [Step("soak", "SoakConfig", {"minutes": minutes, **_given(bounds=options.bounds)})]
+    bounds = {} if options.bounds is None else {"bounds": options.bounds}
+    return [Step("soak", "SoakConfig", {"minutes": options.minutes or (0.1 if options.quick else 1.0), **bounds})]
 
 
 class Plan(NamedTuple):
-    """A bench: what it measures, the options that fit it, its steps, the columns of its printed table, how its ranks
+    """A bench: what it measures, the options that fit it, its steps, the words above its printed table, how its ranks
     are started and, if ``--ranks`` takes several numbers, which ones by default."""
 
     about: str
     options: tuple[str, ...]
     steps: Callable[[Options], list[Step]]
-    columns: tuple[str, ...]
+    heads: str
     start: Callable[..., subprocess.CompletedProcess[str]] = run_ranks
     counts: tuple[int, ...] = ()
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns of the rows that are printed."""
+        return self.heads.split()
 
 
 PLANS = {
@@ -162,71 +146,51 @@ PLANS = {
         "one call of the exchange, over block sizes, as a share of MPI_Alltoallv's time",
         ("bytes",),
         _alltoallv,
-        ("contender", "bound", "ranks", "bytes_per_block", "copied_out", "time_us", "share_of_mpi"),
+        "contender bound ranks bytes_per_block copied_out time_us share_of_mpi",
     ),
     "delayed": Plan(
         "delays by sleep: measured time against the max-plus prediction",
         ("bytes", "laws"),
         _delayed,
-        (
-            "contender",
-            "law",
-            "bound",
-            "ranks",
-            "bytes_per_block",
-            "measured_s",
-            "predicted_s",
-            "ratio",
-            "limit_s",
-            "lag",
-        ),
+        "contender law bound ranks bytes_per_block measured_s predicted_s ratio limit_s lag",
     ),
     "dlrm": Plan(
         "the DLRM inference loop with real lookups: throughput over the loop with MPI_Alltoallv",
         ("scenarios",),
         _dlrm,
-        (
-            "contender",
-            "scenario",
-            "bound",
-            "ranks",
-            "batches_per_s",
-            "speedup_over_mpi",
-            "memory_bytes",
-            "identical_scores",
-        ),
+        "contender scenario bound ranks batches_per_s speedup_over_mpi memory_bytes identical_scores",
     ),
     "torch": Plan(
         "torch's all_to_all_single over bls and over gloo, bls without torch (bare), and the DLRM loop on them",
         ("bytes", "scenarios"),
         _torch,
-        ("what", "contender", "bound", "ranks", "bytes_per_block", "even", "time_us", "speedup_over_gloo"),
+        "what contender bound ranks bytes_per_block even time_us speedup_over_gloo",
     ),
     "hosts": Plan(
         "the channels on one host and on two, which are made of network namespaces (needs root), and with delays",
         ("bytes",),
         _hosts,
-        ("hosts", "contender", "bound", "ranks", "bytes_per_block", "time_us", "share_of_mpi", "delayed_ratio"),
+        "hosts contender bound ranks bytes_per_block time_us share_of_mpi delayed_ratio",
         run_on_two,
     ),
     "soak": Plan(
         "endurance: exchanges of every kind for so many minutes, every byte checked; running totals",
         ("minutes",),
         _soak,
-        ("minutes", "ranks", "exchanges", "blocks", "bytes", "wrong", "rss_slope_bytes_per_s", "fds_start", "fds"),
+        "minutes ranks exchanges blocks bytes wrong rss_slope_bytes_per_s fds_start fds",
     ),
     "predict": Plan(
         "runs with delays, and the DLRM loop where ranks have cores, against what was predicted; the recommended bound",
         ("laws", "scenarios"),
         _predict,
-        ("law", "ranks", "bound", "measured_s", "predicted_s", "error", "over_best", "recommended"),
+        "law ranks bound measured_s predicted_s error over_best recommended",
         counts=(2, 4, 8),
     ),
     "simulate": Plan(
         "the max-plus recurrence by itself, in one process: what simulating many ranks costs",
         (),
         _simulate,
-        ("ranks", "iterations", "bound", "seconds", "ns_each", "peak_bytes"),
+        "ranks iterations bound seconds ns_each peak_bytes",
         counts=(1000, 10_000, 100_000),
     ),
 }
@@ -236,7 +200,7 @@ def bench(name: str, options: Options) -> list[Row]:
     """Start ranks, run a bench on them, and return its rows.
 
     Raises:
-        RuntimeError: the ranks failed; the text holds the end of what they printed.
+        RuntimeError: the ranks failed, and have told the terminal why.
         TimeoutError: they did not end within an hour, or an hour more than was asked for.
     """
     steps = PLANS[name].steps(options)
@@ -295,8 +259,6 @@ def heading(name: str, options: Options) -> str:
         "median [least-greatest] over the repeats, contenders interleaved in one run"
     )
 
-
-OPTION_NAMES = tuple(field.name for field in fields(Options))
 
 if __name__ == "__main__":
     os.environ.setdefault("OMP_NUM_THREADS", "1")

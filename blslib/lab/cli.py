@@ -4,7 +4,8 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,11 @@ from blslib import __version__
 from blslib.lab import bench
 from blslib.lab.diagnosis import diagnose, traces
 from blslib.lab.diagnosis.tracefile import TraceError
-from blslib.lab.experiments.scenarios import SCENARIOS
+from blslib.lab.experiments import SCENARIOS
 from blslib.theory.delays import LAWS
 
 
-def _several(kind: Callable[[str], object], known: Sequence[object] = ()) -> Callable[[str], tuple]:
+def _several(kind: Callable[[str], object], known: Collection[object] = ()) -> Callable[[str], tuple]:
     """A comma-separated list of values, each of a kind and, if given, one of those known."""
 
     def parse(text: str) -> tuple:
@@ -49,6 +50,12 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"blslib {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    special: dict[str, Any] = {
+        "bytes": {"type": _several(_at_least(4, 4)), "metavar": "N,N,...", "help": "bytes per block, multiples of 4"},
+        "laws": {"type": _several(str, LAWS), "metavar": "LAW,...", "help": f"of {', '.join(LAWS)}"},
+        "minutes": {"type": float, "metavar": "M", "help": "how long (1)"},
+        "scenarios": {"type": _several(str, SCENARIOS), "metavar": "NAME,...", "help": f"of {', '.join(SCENARIOS)}"},
+    }
     benches = commands.add_parser("bench", help="measure on MPI ranks of its own and print a table")
     names = benches.add_subparsers(dest="name", required=True, metavar="NAME")
     for name, plan in bench.PLANS.items():
@@ -64,17 +71,9 @@ def parser() -> argparse.ArgumentParser:
         one.add_argument("--repeats", type=_at_least(1), metavar="N", help="runs of every contender, interleaved")
         one.add_argument("--quick", action="store_true", help="under a minute: fewer sizes, bounds and repeats")
         one.add_argument("--json", type=Path, metavar="FILE", help="write the rows there as well")
-        if "bytes" in plan.options:
-            sizes = _several(_at_least(4, 4))
-            one.add_argument("--bytes", type=sizes, metavar="N,N,...", help="bytes per block, multiples of 4")
-        if "laws" in plan.options:
-            laws = _several(str, tuple(LAWS))
-            one.add_argument("--laws", type=laws, metavar="LAW,...", help=f"of {', '.join(LAWS)}")
-        if "minutes" in plan.options:
-            one.add_argument("--minutes", type=float, metavar="M", help="how long (1)")
-        if "scenarios" in plan.options:
-            scenarios = _several(str, SCENARIOS)
-            one.add_argument("--scenarios", type=scenarios, metavar="NAME,...", help=f"of {', '.join(SCENARIOS)}")
+        for option in plan.options:
+            one.add_argument(f"--{option}", **special[option])
+    benches.set_defaults(run=_bench)
     one = commands.add_parser(
         "diagnose",
         help="what would help a recorded run: bounded lag, other placement, or overlap",
@@ -93,15 +92,27 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--slot-bytes", type=_at_least(1), metavar="N", help="bytes of the largest block, to tell memory")
     one.add_argument("--json", metavar="FILE", help="write all numbers there as well; - prints them and nothing else")
     one.add_argument("--html", type=Path, metavar="FILE", help="write a page with figures, which needs no network")
+    one.set_defaults(run=_diagnose)
     return top
+
+
+def _bench(given: dict[str, Any]) -> int:
+    name, file = given["name"], given["json"]
+    options = bench.Options(**{each.name: given[each.name] for each in fields(bench.Options) if each.name in given})
+    try:
+        print(bench.heading(name, options), flush=True)
+        rows = bench.bench(name, options)
+    except (RuntimeError, TimeoutError, FileNotFoundError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(bench.table(name, rows))
+    if file is not None:
+        file.write_text(json.dumps(rows, indent=1) + "\n")
+    return 0
 
 
 def _diagnose(given: dict[str, Any]) -> int:
     files, out, page = given["files"], given["json"], given["html"]
-    for file in (Path(out) if out not in (None, "-") else None, page):
-        if file is not None and not file.absolute().parent.is_dir():
-            print(f"cannot write {file}: its folder does not exist", file=sys.stderr)
-            return 2
     started_s = time.perf_counter()
     try:
         trace = traces.read(files)
@@ -116,8 +127,8 @@ def _diagnose(given: dict[str, Any]) -> int:
     else:
         print(diagnose.text(found))
         print(f"read {sum(file.stat().st_size for file in files) / 1e6:,.1f} MB in {read_s:.1f} s")
-    if out not in (None, "-"):
-        Path(out).write_text(text)
+        if out is not None:
+            Path(out).write_text(text)
     if page is not None:
         page.write_text(diagnose.html(found, ", ".join(file.name for file in files[:4])))
     return 0
@@ -126,27 +137,12 @@ def _diagnose(given: dict[str, Any]) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; 0 when it did what it says."""
     given = vars(parser().parse_args(arguments))
-    if given["command"] == "diagnose":
-        try:
-            return _diagnose(given)
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            return 130
-    name, file = given["name"], given["json"]
-    if file is not None and not file.absolute().parent.is_dir():
-        print(f"cannot write {file}: its folder does not exist", file=sys.stderr)
-        return 2
-    options = bench.Options(**{key: value for key, value in given.items() if key in bench.OPTION_NAMES})
+    for file in (given["json"], given.get("html")):
+        if file not in (None, "-") and not Path(file).absolute().parent.is_dir():
+            print(f"cannot write {file}: its folder does not exist", file=sys.stderr)
+            return 2
     try:
-        print(bench.heading(name, options), flush=True)
-        rows = bench.bench(name, options)
-    except (RuntimeError, TimeoutError, FileNotFoundError) as error:
-        print(error, file=sys.stderr)
-        return 1
+        return given["run"](given)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    print(bench.table(name, rows))
-    if file is not None:
-        file.write_text(json.dumps(rows, indent=1) + "\n")
-    return 0

@@ -1,8 +1,9 @@
 """How contenders are compared: interleaved in one run, on one clock, with the data checked."""
 
 import time
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, Self, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from mpi4py import MPI
@@ -10,13 +11,16 @@ from mpi4py import MPI
 from blslib.collective.alltoallv import BoundedLagAlltoallv
 from blslib.collective.baselines import IalltoallvWindow, MpiAlltoallv
 from blslib.collective.exchange import Arrival, Block
-from blslib.theory.maxplus import Cost, makespan
+from blslib.lab.ranks.progress import report
+from blslib.lab.results.records import Row, spread
+from blslib.theory.delays import delays
+from blslib.theory.maxplus import Cost, limit, makespan
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 CONTENDERS = ("mpi", "bls", "messages", "window", "mpi-equal", "gloo", "torch")
 SYNCHRONOUS = ("mpi", "mpi-equal", "gloo")
-_CHANNELS = {"bls": "auto", "messages": "messages"}
 
 
 class Contender(NamedTuple):
@@ -38,84 +42,87 @@ class Contender(NamedTuple):
         Raises:
             ValueError: there is no such contender.
         """
-        if self.name in ("bls", "messages"):
-            options: dict[str, Any] = {"recv_counts": recv_counts, "channel": _CHANNELS[self.name]}
-            return BoundedLagAlltoallv(comm, bound=self.bound, slot_bytes=slot_bytes, **options)
-        if self.name == "window":
-            return IalltoallvWindow(comm, bound=self.bound, send_counts=send_counts, recv_counts=recv_counts)
-        if self.name in ("gloo", "torch"):
-            from blslib.lab.experiments.torch_exchange import (
-                TorchAlltoallv,  # here, since not every rank has need of torch
-            )
+        counts: dict[str, Any] = {"send_counts": send_counts, "recv_counts": recv_counts}
+        match self.name:
+            case "mpi" | "mpi-equal":
+                return MpiAlltoallv(comm, equal=self.name == "mpi-equal", **counts)
+            case "bls" | "messages":
+                channel = "messages" if self.name == "messages" else "auto"
+                return BoundedLagAlltoallv(
+                    comm, bound=self.bound, slot_bytes=slot_bytes, recv_counts=recv_counts, channel=channel
+                )
+            case "window":
+                return IalltoallvWindow(comm, bound=self.bound, **counts)
+            case "gloo" | "torch":
+                # Imported here, since not every rank has need of torch.
+                from blslib.lab.experiments.torch_exchange import TorchAlltoallv
 
-            backend = "bls" if self.name == "torch" else self.name
-            counts = {"send_counts": send_counts, "recv_counts": recv_counts}
-            return TorchAlltoallv(comm, backend=backend, bound=self.bound, slot_bytes=slot_bytes, **counts)
-        if self.name not in CONTENDERS:
-            raise ValueError(f"no contender {self.name!r}: choose from {', '.join(CONTENDERS)}")
-        equal = self.name == "mpi-equal"
-        return MpiAlltoallv(comm, send_counts=send_counts, recv_counts=recv_counts, equal=equal)
+                backend = "bls" if self.name == "torch" else "gloo"
+                return TorchAlltoallv(comm, backend=backend, bound=self.bound, slot_bytes=slot_bytes, **counts)
+        raise ValueError(f"no contender {self.name!r}: choose from {', '.join(CONTENDERS)}")
 
 
 def contenders(names: Sequence[str], bounds: Sequence[int]) -> list[Contender]:
     """Each named contender at each bound; the synchronous ones once."""
-    found: list[Contender] = []
-    for name in names:
-        found += [Contender(name, bound) for bound in ([0] if name in SYNCHRONOUS else bounds)]
+    return [Contender(name, bound) for name in names for bound in ([0] if name in SYNCHRONOUS else bounds)]
+
+
+@contextmanager
+def exchanges(
+    comm: MPI.Intracomm,
+    items: Sequence[Contender],
+    send_counts: Sequence[int],
+    recv_counts: Sequence[int],
+    slot_bytes: int,
+) -> Iterator[dict[Contender, Any]]:
+    """The exchange of every contender, closed in the end. Collective.
+
+    Every slot has been used once, so that no run pays for touching memory the first time.
+    """
+    blocks = tuple(np.zeros(count, np.float32) for count in send_counts)
+    with ExitStack() as stack:
+        made = {item: stack.enter_context(item.build(comm, send_counts, recv_counts, slot_bytes)) for item in items}
+        for exchange in made.values():
+            for _ in range(2 * (exchange.bound + 1)):
+                exchange.post(blocks)
+            exchange.drain()
+        yield made
+
+
+def interleaved(repeats: int, items: Sequence[Item], once: Callable[[Item], Result]) -> dict[Item, list[Result]]:
+    """What ``once`` returns for each item, once per repeat; reports its progress.
+
+    The order moves on by one from repeat to repeat, so that no item always follows the same one.
+    """
+    found: dict[Item, list[Result]] = {item: [] for item in items}
+    for repeat in range(repeats):
+        shift = repeat % len(items)
+        for done, item in enumerate([*items[shift:], *items[:shift]], repeat * len(items)):
+            report(done, repeats * len(items))
+            found[item].append(once(item))
     return found
 
 
-def interleaved(repeats: int, items: Sequence[Item]) -> Iterator[Item]:
-    """Every contender once per repeat, in an order that moves on by one, so that none always follows the same."""
-    for repeat in range(repeats):
-        shift = repeat % len(items)
-        yield from [*items[shift:], *items[:shift]]
+def delaying(
+    comm: MPI.Intracomm, law: str, iterations: int, mean_delay_s: float, seed: int, base_s: float = 0.0
+) -> Callable[[int], None]:
+    """A function that sleeps as long as this rank is to be delayed in the iteration it is called with.
 
+    Args:
+        comm: which rank of how many this is.
+        law: a name of ``theory.delays.LAWS``.
+        iterations: N.
+        mean_delay_s: over all ranks and iterations.
+        seed: of the law.
+        base_s: slept on top of it in every iteration.
+    """
+    sleeps_s = (base_s + delays(law, comm.size, iterations, mean_delay_s, seed)[comm.rank]).tolist()
 
-def warm_up(exchange: Any, blocks: Sequence[Block]) -> None:
-    """Use every slot once, so that no run pays for touching memory the first time."""
-    for _ in range(2 * (exchange.bound + 1)):
-        exchange.post(blocks)
-    exchange.drain()
+    def sleep(iteration: int) -> None:
+        if sleeps_s[iteration]:
+            time.sleep(sleeps_s[iteration])
 
-
-class Timed:
-    """An exchange that notes when each call of ``post`` was entered and returned; costs about 0.2 us a call."""
-
-    def __init__(self, exchange: Any) -> None:
-        self.exchange = exchange
-        self.rank, self.size, self.bound = exchange.rank, exchange.size, exchange.bound
-        self.collect = exchange.collect
-        self.restart()
-
-    def restart(self) -> None:
-        """Forget all calls; the clock starts now."""
-        self.entered_s: list[float] = []
-        self.returned_s: list[float] = []
-        self.drain_entered_s = self.drain_returned_s = 0.0
-        self.first = -1
-        self.started_s = time.perf_counter()
-
-    def post(self, blocks: Sequence[Block]) -> list[Arrival]:
-        self.entered_s.append(time.perf_counter())
-        arrivals = self.exchange.post(blocks)
-        self.returned_s.append(time.perf_counter())
-        return arrivals
-
-    def drain(self) -> list[Arrival]:
-        self.drain_entered_s = time.perf_counter()
-        arrivals = self.exchange.drain()
-        self.drain_returned_s = time.perf_counter()
-        return arrivals
-
-    def close(self) -> None:
-        self.exchange.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        self.exchange.__exit__(kind, error, trace)
+    return sleep
 
 
 class Run(NamedTuple):
@@ -156,13 +163,15 @@ class Run(NamedTuple):
     @property
     def lag(self) -> int:
         """The most that calls returned at one rank exceeded calls entered at another, at any instant."""
-        ranks, calls = self.entered_s.shape
-        worst = 0
-        for returned in self.returned_s:
-            for entered in self.entered_s:
-                ahead = np.arange(1, calls + 1) - np.searchsorted(entered, returned, side="right")
-                worst = max(worst, int(ahead.max()))
-        return worst
+        returned = np.arange(1, self.calls + 1)
+        return max(
+            0,
+            *(
+                int((returned - np.searchsorted(entered_s, returned_s, side="right")).max())
+                for returned_s in self.returned_s
+                for entered_s in self.entered_s
+            ),
+        )
 
     def predicted_s(self, bound: int, cost: Cost | None = None) -> float:
         """``measured_s`` by the max-plus recurrence, from the realised work; by default the exchange costs nothing."""
@@ -171,18 +180,54 @@ class Run(NamedTuple):
         return makespan(self.work_s, bound, cost=cost, before_drain_s=before_s, after_drain_s=after_s)
 
 
-def gather(comm: MPI.Intracomm, timed: Timed, ended_s: float) -> Run:
-    """Put the calls of all ranks side by side. Collective; the result is on every rank."""
-    numbers = [timed.started_s, ended_s, timed.drain_entered_s, timed.drain_returned_s]
-    mine = np.array([*numbers, *timed.entered_s, *timed.returned_s])
-    everybody = np.empty((comm.size, len(mine)))
-    comm.Allgather(mine, everybody)
-    everybody -= everybody[:, 0].min()
-    calls = len(timed.entered_s)
-    return Run(
-        everybody[:, 0],
-        everybody[:, 4 : 4 + calls],
-        everybody[:, 4 + calls :],
-        everybody[:, 2:4],
-        everybody[:, 1],
-    )
+class Timed:
+    """An exchange that notes when each call of ``post`` was entered and returned; costs about 0.2 us a call.
+
+    Attributes:
+        started_s: when the run began, on the clock of ``time.perf_counter``.
+    """
+
+    def __init__(self, comm: MPI.Intracomm, exchange: Any) -> None:
+        self.rank, self.size, self.collect = exchange.rank, exchange.size, exchange.collect
+        self._comm, self._exchange = comm, exchange
+        self._entered_s: list[float] = []
+        self._returned_s: list[float] = []
+        self._drain_s = (0.0, 0.0)
+        self.started_s = 0.0
+
+    def start(self) -> None:
+        """All ranks set off together. Collective."""
+        self._comm.Barrier()
+        self.started_s = time.perf_counter()
+
+    def post(self, blocks: Sequence[Block]) -> list[Arrival]:
+        self._entered_s.append(time.perf_counter())
+        arrivals = self._exchange.post(blocks)
+        self._returned_s.append(time.perf_counter())
+        return arrivals
+
+    def drain(self) -> list[Arrival]:
+        entered_s = time.perf_counter()
+        arrivals = self._exchange.drain()
+        self._drain_s = (entered_s, time.perf_counter())
+        return arrivals
+
+    def end(self) -> Run:
+        """The run, which ends here, with all ranks side by side. Collective; the result is on every rank."""
+        mine = np.array([self.started_s, time.perf_counter(), *self._drain_s, *self._entered_s, *self._returned_s])
+        everybody = np.empty((self.size, len(mine)))
+        self._comm.Allgather(mine, everybody)
+        everybody -= everybody[:, 0].min()
+        edges_s, entered_s, returned_s = np.split(everybody, [4, 4 + len(self._entered_s)], axis=1)
+        return Run(edges_s[:, 0], entered_s, returned_s, edges_s[:, 2:], edges_s[:, 1])
+
+
+def judged(bound: int, runs: Sequence[Run]) -> Row:
+    """What runs at a bound took, what was predicted, the ratio of the two, and the limit, each with its spread."""
+    measured_s, predicted_s = ([run.measured_s for run in runs], [run.predicted_s(bound) for run in runs])
+    return {
+        **spread("measured_s", measured_s),
+        **spread("predicted_s", predicted_s),
+        **spread("ratio", np.divide(measured_s, predicted_s)),
+        **spread("limit_s", [limit(run.work_s) for run in runs]),
+    }

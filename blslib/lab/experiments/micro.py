@@ -1,17 +1,15 @@
 """The bare exchange, call by call: bounded lag against MPI_Alltoallv over block sizes."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from mpi4py import MPI
 
-from blslib.collective.baselines import MpiAlltoallv
 from blslib.collective.exchange import Arrival
-from blslib.lab.experiments.measure import Contender, contenders, interleaved, warm_up
-from blslib.lab.ranks.progress import report
+from blslib.lab.experiments.measure import Contender, contenders, exchanges, interleaved
 from blslib.lab.results.records import Row, spread
 
 TARGET_S = 0.02
@@ -44,92 +42,102 @@ def run(comm: MPI.Intracomm, config: MicroConfig) -> list[Row]:
         RuntimeError: a block arrived with wrong contents.
     """
     items = contenders(config.names, config.bounds)
-    loop = _Loop(comm, config.bytes_per_block // 4)
     counts = [config.bytes_per_block // 4] * comm.size
-    exchanges = {item: item.build(comm, counts, counts, config.bytes_per_block) for item in items}
-    for exchange in exchanges.values():
-        warm_up(exchange, loop.blocks)
-    calls = _calls(comm, loop, exchanges)
-    times_us: dict[tuple[Contender, bool], list[float]] = {(item, copy): [] for item in items for copy in (False, True)}
-    for step, item in enumerate(interleaved(config.repeats, items)):
-        report(step, config.repeats * len(items))
-        for copy in (False, True):
-            times_us[item, copy].append(loop.time_us(exchanges[item], calls, copy))
-    for exchange in exchanges.values():
-        exchange.close()
-    rows = []
-    for (item, copy), found in times_us.items():
-        baseline = times_us.get((Contender("mpi", 0), copy), found)
-        rows.append(
-            {
-                "contender": item.name,
-                "bound": item.bound,
-                "ranks": comm.size,
-                "bytes_per_block": config.bytes_per_block,
-                "copied_out": copy,
-                "calls": calls,
-                "repeats": config.repeats,
-                **spread("time_us", found),
-                **spread("share_of_mpi", np.divide(found, baseline)),
-            }
-        )
-    return rows
+    loop = Loop(comm, counts)
+    with exchanges(comm, items, counts, counts, config.bytes_per_block) as made:
+        calls = loop.calls(made[items[0]])
+
+        def once(turn: tuple[Contender, bool]) -> float:
+            item, copied_out = turn
+            # What MPI receives lies in one contiguous buffer already.
+            return loop.time_us(made[item], calls, copy=copied_out and not item.name.startswith("mpi"))
+
+        times_us = interleaved(config.repeats, [(item, copied) for item in items for copied in (False, True)], once)
+    return [
+        {
+            "contender": item.name,
+            "bound": item.bound,
+            "ranks": comm.size,
+            "bytes_per_block": config.bytes_per_block,
+            "copied_out": copied_out,
+            "calls": calls,
+            "repeats": config.repeats,
+            **spread("time_us", found_us),
+            **spread("share_of_mpi", np.divide(found_us, times_us.get((Contender("mpi", 0), copied_out), found_us))),
+        }
+        for (item, copied_out), found_us in times_us.items()
+    ]
 
 
-def _calls(comm: MPI.Intracomm, loop: "_Loop", exchanges: dict[Contender, Any]) -> int:
-    once_us = loop.time_us(next(iter(exchanges.values())), LEAST_CALLS, copy=False)
-    return int(comm.bcast(np.clip(TARGET_S * 1e6 / once_us, LEAST_CALLS, MOST_CALLS)))
+class Loop:
+    """The timed loop, with its blocks and the buffer to copy into made once.
 
+    Args:
+        comm: that of the exchanges.
+        counts: P numbers of float32 items: of the blocks to each rank, and of those from it.
+    """
 
-class _Loop:
-    """The timed loop, with its blocks and the buffer to copy into made once."""
-
-    def __init__(self, comm: MPI.Intracomm, items: int) -> None:
+    def __init__(self, comm: MPI.Intracomm, counts: Sequence[int]) -> None:
         self._comm = comm
-        self._sent = np.empty((comm.size, items), np.float32)
-        self._sent[:] = np.arange(comm.size * items).reshape(comm.size, items) % 8191 + comm.rank
-        self.blocks = tuple(self._sent)
-        self._stamps = self._sent[:, 0]
-        self._copied = np.empty((comm.size, items), np.float32)
-        self._room = list(self._copied)
-        row = comm.rank * items
-        self._expected = np.arange(row, row + items) % 8191 + np.arange(comm.size)[:, None]
+        sent = np.concatenate([_block(comm.rank, to, count) for to, count in enumerate(counts)])
+        self._blocks = tuple(np.split(sent, np.cumsum(counts)[:-1]))
+        self._expected = [_block(source, comm.rank, count) for source, count in enumerate(counts)]
+        self._copied = np.empty_like(sent)
         self._next = self._wrong = 0
+        self._last: list[np.ndarray] = []
 
-    def time_us(self, exchange: Any, calls: int, copy: bool) -> float:
-        # What MPI receives lies in one contiguous buffer already.
-        take = self._copy if copy and not isinstance(exchange, MpiAlltoallv) else self._look
-        self._next = self._wrong = 0
-        stamps = self._stamps
+    def calls(self, exchange: Any) -> int:
+        """How many calls take about ``TARGET_S``. Collective; the same on every rank."""
+        return int(np.clip(TARGET_S * 1e6 / self.time_us(exchange, LEAST_CALLS), LEAST_CALLS, MOST_CALLS))
+
+    def time_us(self, exchange: Any, calls: int, copy: bool = False) -> float:
+        """The time of a call in a loop of so many. Collective; the same on every rank.
+
+        Raises:
+            RuntimeError: a block arrived with wrong contents.
+        """
         self._comm.Barrier()
         started_s = time.perf_counter()
+        self.run(exchange, calls, copy)
+        slowest_s = self._comm.allreduce(time.perf_counter() - started_s, op=MPI.MAX)
+        self.check(calls)
+        return slowest_s / calls * 1e6
+
+    def run(
+        self, exchange: Any, calls: int, copy: bool = False, before_post: Callable[[int], None] | None = None
+    ) -> None:
+        """Post so many times, then drain; ``before_post`` is called with each iteration."""
+        self._next = self._wrong = 0
         for i in range(calls):
-            stamps[:] = i
-            take(exchange.post(self.blocks))
-        last = exchange.drain()
-        take(last)
-        elapsed_s = time.perf_counter() - started_s
-        self._check(calls, last)
-        return self._comm.allreduce(elapsed_s, op=MPI.MAX) / calls * 1e6
+            if before_post is not None:
+                before_post(i)
+            for block in self._blocks:
+                block[0] = i
+            self._take(exchange.post(self._blocks), copy)
+        self._take(exchange.drain(), copy)
 
-    def _look(self, arrivals: Sequence[Arrival]) -> None:
-        for arrival in arrivals:
-            for block in arrival.blocks:
-                if block[0] != self._next:
-                    self._wrong += 1
-            self._next += 1
+    def check(self, calls: int) -> None:
+        """Judge what arrived in so many calls. Before any rank posts again: until then the last arrival holds still.
 
-    def _copy(self, arrivals: Sequence[Arrival]) -> None:
-        for arrival in arrivals:
-            for room, block in zip(self._room, arrival.blocks, strict=True):
-                room[:] = block
-                if block[0] != self._next:
-                    self._wrong += 1
-            self._next += 1
-
-    def _check(self, calls: int, last: Sequence[Arrival]) -> None:
-        if last:
-            arrived = np.array(last[-1].blocks)
-            self._wrong += int((arrived[:, 1:] != self._expected[:, 1:]).sum())
+        Raises:
+            RuntimeError: a block had wrong contents, or is missing.
+        """
+        for block, expected in zip(self._last, self._expected, strict=True):
+            self._wrong += int((block[1:] != expected[1:]).sum())
         if self._wrong or self._next != calls:
             raise RuntimeError(f"rank {self._comm.rank}: {self._wrong} wrong items, {self._next} of {calls} arrivals")
+
+    def _take(self, arrivals: Sequence[Arrival], copy: bool) -> None:
+        for arrival in arrivals:
+            self._last = arrival.blocks
+            if copy:
+                np.concatenate(self._last, out=self._copied)
+            for block in self._last:
+                if block[0] != self._next:
+                    self._wrong += 1
+            self._next += 1
+
+
+def _block(source: int, to: int, count: int) -> np.ndarray:
+    """(count,) float32, whole numbers that differ from block to block; the first gives way to the iteration."""
+    return (np.arange(to * count, (to + 1) * count) % 8191 + source).astype(np.float32)

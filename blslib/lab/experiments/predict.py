@@ -15,7 +15,7 @@ import numpy as np
 from mpi4py import MPI
 
 from blslib.lab.experiments import delayed, recommend
-from blslib.lab.experiments.measure import Contender, Run, contenders, interleaved
+from blslib.lab.experiments.measure import Contender, Run
 from blslib.lab.results.records import Row, spread
 from blslib.theory import imbalance
 from blslib.theory.delays import Constant, named
@@ -88,7 +88,8 @@ def _live(comm: MPI.Intracomm, config: PredictConfig) -> list[Row]:
         settings: dict[str, Any] = {"bounds": tuple(bounds), "repeats": repeats, "iterations": config.iterations}
         settings |= {"names": ("bls",), "seed": config.seed}
         if config.loop:
-            return _loops(comm, recommend.RecommendConfig(what, **settings))
+            _, measured = recommend.measure(comm, recommend.RecommendConfig(what, **settings))
+            return {item: [each.run for each in found] for item, found in measured.items()}
         return delayed.measure(comm, delayed.DelayedConfig(what, config.mean_delay_s, BASE_S, **settings))
 
     balanced = measure("balanced" if config.loop else "none", sorted({0, max(config.bounds)}), CALIBRATIONS)
@@ -98,7 +99,8 @@ def _live(comm: MPI.Intracomm, config: PredictConfig) -> list[Row]:
     work_s = np.median([each.work_s for each in recorded], axis=0)
     advice = imbalance.recommend(work_s, exchange_s=float(cost.call_s), travel_s=cost.alpha_s, replicas=1)
     found = measure(config.law, sorted({*config.bounds, advice.bound}), config.repeats)
-    best = min(found.values(), key=lambda runs: np.median([each.measured_s for each in runs]))
+    measured_s = {item: np.array([each.measured_s for each in runs]) for item, runs in found.items()}
+    best_s = min(measured_s.values(), key=np.median)
     rows = []
     for item, runs in found.items():
         predicted_s = [each.predicted_s(item.bound, cost) for each in runs]
@@ -109,27 +111,16 @@ def _live(comm: MPI.Intracomm, config: PredictConfig) -> list[Row]:
                 "bound": item.bound,
                 "iterations": config.iterations,
                 "repeats": config.repeats,
-                **spread("measured_s", [each.measured_s for each in runs]),
+                **spread("measured_s", measured_s[item]),
                 **spread("predicted_s", predicted_s),
-                **spread("error", [each.measured_s / p - 1 for each, p in zip(runs, predicted_s, strict=True)]),
-                **spread("over_best", [each.measured_s / b.measured_s for each, b in zip(runs, best, strict=True)]),
+                **spread("error", measured_s[item] / predicted_s - 1),
+                **spread("over_best", measured_s[item] / best_s),
                 "recommended": item.bound == advice.bound,
                 "call_s": cost.call_s,
                 "alpha_s": cost.alpha_s,
             }
         )
     return rows
-
-
-def _loops(comm: MPI.Intracomm, config: recommend.RecommendConfig) -> Runs:
-    items = contenders(config.names, config.bounds)
-    here, model, exchanges = recommend.prepare(comm, config, items)
-    runs: Runs = {item: [] for item in items}
-    for item in interleaved(config.repeats, items):
-        runs[item].append(recommend.once(comm, model, exchanges[item], here, [0.0] * config.iterations).run)
-    for exchange in exchanges.values():
-        exchange.close()
-    return runs
 
 
 def _scale(config: SimulateConfig) -> Row:

@@ -1,26 +1,25 @@
 """The DLRM inference loop in a scenario, every contender at every bound: throughput, response, waiting, prediction."""
 
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import cycle, islice
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from mpi4py import MPI
 
+from blslib.collective.exchange import Exchange
 from blslib.dlrm.inference import Inference
 from blslib.dlrm.model import DLRM
 from blslib.dlrm.sharding import largest_block_bytes, own_rows, recv_counts, send_counts
 from blslib.lab.diagnosis.traces import RECORD_COLUMNS
 from blslib.lab.experiments import scenarios
-from blslib.lab.experiments.measure import Contender, Run, Timed, contenders, gather, interleaved
-from blslib.lab.ranks.progress import report
+from blslib.lab.experiments.measure import Contender, Run, Timed, contenders, delaying, exchanges, interleaved, judged
 from blslib.lab.results.records import Row, spread
-from blslib.theory.delays import delays
-from blslib.theory.maxplus import limit
 
 WARM_UP = 4
-"""Steps before the clock starts; more where an exchange has more slots."""
+"""Steps of the loop before the clock starts."""
 
 
 @dataclass(frozen=True)
@@ -47,62 +46,103 @@ class RecommendConfig:
     seed: int = 1
 
 
-@dataclass
-class _Measured:
+class Measured(NamedTuple):
+    """One run of one contender.
+
+    Attributes:
+        run: the calls of the exchange.
+        response_s: (N,) from the start of a batch's lookup to its scores, on this rank.
+        scores: (N, rows) float32, of the samples of this rank.
+        exchange: the one that ran; closed by now.
+    """
+
     run: Run
     response_s: np.ndarray
     scores: np.ndarray
+    exchange: Any
 
 
 def run(comm: MPI.Intracomm, config: RecommendConfig) -> list[Row]:
     """Measure. Collective; the rows are on every rank.
 
     A batch's response time runs from the start of its lookup to its scores, on the rank where that takes longest.
-    Batches follow each other without a pause (closed loop), so it says nothing about a service under load.
+    Batches follow each other without a pause (closed loop), so it says nothing about a service under load. Percentiles
+    are over all batches of all repeats; of fewer than 100 the 99th would be the greatest of them.
     """
-    items = contenders(config.names, config.bounds)
-    here, model, exchanges = prepare(comm, config, items)
-    sleeps_s = delays(config.law, comm.size, config.iterations, config.mean_delay_s, config.seed)[comm.rank].tolist()
-    measured: dict[Contender, list[_Measured]] = {item: [] for item in items}
-    for step, item in enumerate(interleaved(config.repeats, items)):
-        report(step, config.repeats * len(items))
-        measured[item].append(once(comm, model, exchanges[item], here, sleeps_s))
-    reference = measured[items[0]][0].scores
+    source, measured = measure(comm, config)
+    reference = next(iter(measured.values()))[0].scores
     rows = []
     for item, found in measured.items():
+        runs = [each.run for each in found]
+        measured_s = np.array([each.measured_s for each in runs])
+        baseline_s = [each.run.measured_s for each in measured.get(Contender("mpi", 0), found)]
+        waiting_s = np.array([each.waiting_s for each in runs])
+        response_s = np.concatenate([each.response_s for each in found])
+        comm.Allreduce(MPI.IN_PLACE, response_s, op=MPI.MAX)
+        p50_s, p95_s, p99_s = np.percentile(response_s, [50, 95, 99]).tolist()
         same = all(np.array_equal(reference, each.scores) for each in found)
-        baseline = measured.get(Contender("mpi", 0), found)
         rows.append(
-            _row(config, comm.size, here.source, item, [each.run for each in found], [each.run for each in baseline])
-            | _responses(np.concatenate([_slowest(comm, each.response_s) for each in found]))
-            | {
-                "memory_bytes": exchanges[item].memory_bytes,
+            {
+                "contender": item.name,
+                "scenario": config.scenario,
+                "law": config.law,
+                "source": source,
+                "bound": item.bound,
+                "ranks": comm.size,
+                "batch_size": config.batch_size,
+                "iterations": config.iterations,
+                "repeats": config.repeats,
+                **spread("batches_per_s", config.iterations / measured_s),
+                **spread("speedup_over_mpi", baseline_s / measured_s),
+                **judged(item.bound, runs),
+                **spread("iteration_s", measured_s / config.iterations),
+                **spread("waiting_s", waiting_s.mean(axis=1)),
+                "waiting_by_rank_s": " ".join(f"{seconds:.6f}" for seconds in np.median(waiting_s, axis=0)),
+                "speedups": " ".join(f"{speedup:.6f}" for speedup in baseline_s / measured_s),
+                "lag": max(each.lag for each in runs),
+                "response_p50_s": p50_s,
+                "response_p95_s": p95_s,
+                "response_p99_s": p99_s if len(response_s) >= 100 else None,
+                "responses": len(response_s),
+                "memory_bytes": found[0].exchange.memory_bytes,
                 "identical_scores": bool(comm.allreduce(same, op=MPI.LAND)),
             }
         )
-    for exchange in exchanges.values():
-        exchange.close()
     return rows
 
 
 def record(comm: MPI.Intracomm, config: RecommendConfig) -> list[Row]:
     """One run at the first bound, call by call, as ``traces.save`` has it. Collective; the rows are on every rank."""
-    item = Contender("bls", config.bounds[0])
-    here, model, exchanges = prepare(comm, config, [item])
-    sleeps_s = delays(config.law, comm.size, config.iterations, config.mean_delay_s, config.seed)[comm.rank].tolist()
-    run = once(comm, model, exchanges[item], here, sleeps_s).run
-    exchanges[item].close()
-    settings = (item.bound, exchanges[item].slot_bytes)
+    _, measured = measure(comm, replace(config, names=("bls",), bounds=config.bounds[:1], repeats=1))
+    [(run, _, _, exchange)] = measured[Contender("bls", config.bounds[0])]
     return [
-        dict(zip(RECORD_COLUMNS, (rank, i, *settings, float(entered_s), float(returned_s)), strict=True))
-        for rank, calls in enumerate(zip(run.entered_s, run.returned_s, strict=True))
-        for i, (entered_s, returned_s) in enumerate(zip(*calls, strict=True))
+        dict(zip(RECORD_COLUMNS, (rank, i, exchange.bound, exchange.slot_bytes, *call_s), strict=True))
+        for rank, calls_s in enumerate(np.stack([run.entered_s, run.returned_s], axis=-1).tolist())
+        for i, call_s in enumerate(calls_s)
     ]
 
 
-def prepare(
-    comm: MPI.Intracomm, config: RecommendConfig, items: Sequence[Contender]
-) -> tuple[scenarios.Scenario, DLRM, dict[Contender, Any]]:
+def measure(comm: MPI.Intracomm, config: RecommendConfig) -> tuple[str, dict[Contender, list[Measured]]]:
+    """The runs of each contender, one per repeat, and where the data are from. Collective."""
+    delay = delaying(comm, config.law, config.iterations, config.mean_delay_s, config.seed)
+    with prepared(comm, config) as (here, model, made):
+
+        def once(item: Contender) -> Measured:
+            timed = Timed(comm, made[item])
+            inference = Inference(model, cast(Exchange, timed), before_post=delay)
+            timed.start()
+            scored = list(inference.run(here.pool[i] for i in here.order))
+            run = timed.end()
+            response_s = np.array([one.response_s for one in scored])
+            return Measured(run, response_s, np.array([one.scores for one in scored]), made[item])
+
+        return here.source, interleaved(config.repeats, contenders(config.names, config.bounds), once)
+
+
+@contextmanager
+def prepared(
+    comm: MPI.Intracomm, config: RecommendConfig
+) -> Iterator[tuple[scenarios.Scenario, DLRM, dict[Contender, Any]]]:
     """This rank's view of the scenario, its part of the model, and each contender's exchange, warmed up. Collective."""
     here = scenarios.build(
         config.scenario,
@@ -118,76 +158,8 @@ def prepare(
     sent = send_counts(here.placement, comm.rank, config.batch_size, here.model.dim).tolist()
     received = recv_counts(here.placement, mine.stop - mine.start, here.model.dim).tolist()
     slot_bytes = largest_block_bytes(here.placement, config.batch_size, here.model.dim)
-    exchanges = {item: item.build(comm, sent, received, slot_bytes) for item in items}
-    for item, exchange in exchanges.items():
-        warm = max(WARM_UP, 2 * (item.bound + 1))
-        for _ in Inference(model, exchange).run(here.pool[i % len(here.pool)] for i in range(warm)):
-            pass
-    return here, model, exchanges
-
-
-def once(
-    comm: MPI.Intracomm, model: DLRM, exchange: object, here: scenarios.Scenario, sleeps_s: list[float]
-) -> _Measured:
-    """One timed run over all batches of a scenario that was prepared, with a sleep before each post. Collective."""
-
-    def sleep(iteration: int) -> None:
-        if sleeps_s[iteration]:
-            time.sleep(sleeps_s[iteration])
-
-    timed = Timed(exchange)
-    inference = Inference(model, timed, before_post=sleep)
-    rows = own_rows(here.pool[0].size, comm.rank, comm.size)
-    scores = np.zeros((len(here.order), rows.stop - rows.start), np.float32)
-    comm.Barrier()
-    timed.restart()
-    for scored in inference.run(here.pool[i] for i in here.order):
-        scores[scored.iteration] = scored.scores
-    ended_s = time.perf_counter()
-    return _Measured(gather(comm, timed, ended_s), np.array(inference.times.response_s), scores)
-
-
-def _slowest(comm: MPI.Intracomm, response_s: np.ndarray) -> np.ndarray:
-    worst = np.empty_like(response_s)
-    comm.Allreduce(response_s, worst, op=MPI.MAX)
-    return worst
-
-
-def _row(
-    config: RecommendConfig, ranks: int, source: str, item: Contender, runs: list[Run], baseline: list[Run]
-) -> Row:
-    predicted_s = [each.predicted_s(item.bound) for each in runs]
-    waiting_s = np.array([each.waiting_s for each in runs])
-    return {
-        "contender": item.name,
-        "scenario": config.scenario,
-        "law": config.law,
-        "source": source,
-        "bound": item.bound,
-        "ranks": ranks,
-        "batch_size": config.batch_size,
-        "iterations": config.iterations,
-        "repeats": config.repeats,
-        **spread("batches_per_s", [config.iterations / each.measured_s for each in runs]),
-        **spread("speedup_over_mpi", [b.measured_s / each.measured_s for each, b in zip(runs, baseline, strict=True)]),
-        **spread("measured_s", [each.measured_s for each in runs]),
-        **spread("predicted_s", predicted_s),
-        **spread("ratio", [each.measured_s / p for each, p in zip(runs, predicted_s, strict=True)]),
-        **spread("limit_s", [limit(each.work_s) for each in runs]),
-        **spread("iteration_s", [each.measured_s / config.iterations for each in runs]),
-        **spread("waiting_s", waiting_s.mean(axis=1)),
-        "waiting_by_rank_s": " ".join(f"{seconds:.6f}" for seconds in np.median(waiting_s, axis=0)),
-        "speedups": " ".join(f"{b.measured_s / each.measured_s:.6f}" for each, b in zip(runs, baseline, strict=True)),
-        "lag": max(each.lag for each in runs),
-    }
-
-
-def _responses(response_s: np.ndarray) -> Row:
-    """Percentiles over all batches of all repeats; of fewer than 100 the 99th would be the greatest of them."""
-    p50, p95, p99 = np.percentile(response_s, [50, 95, 99])
-    return {
-        "response_p50_s": float(p50),
-        "response_p95_s": float(p95),
-        "response_p99_s": float(p99) if len(response_s) >= 100 else None,
-        "responses": len(response_s),
-    }
+    with exchanges(comm, contenders(config.names, config.bounds), sent, received, slot_bytes) as made:
+        for exchange in made.values():
+            for _ in Inference(model, exchange).run(islice(cycle(here.pool), WARM_UP)):
+                pass
+        yield here, model, made

@@ -20,15 +20,14 @@ import numpy as np
 
 from blslib.dlrm.config import CONFIGS, ModelConfig
 from blslib.dlrm.sharding import Placement, contiguous
+from blslib.lab.experiments import SCENARIOS
 from blslib.workloads.batch import Batch
 from blslib.workloads.published import ALICCP_ROWS, capped
-from blslib.workloads.sources import Source, aliccp_batches, criteo_batches
+from blslib.workloads.sources import aliccp_batches, criteo_batches
 from blslib.workloads.synthetic import Synthetic
 
 LIGHT, HEAVY = 10, 50
 TABLES_PER_RANK, ROWS, DIM, DENSE = 8, 200_000, 32, 13
-MADE = ("balanced", "rotating", "wandering", "static", "unequal-tables")
-SCENARIOS = (*MADE, "criteo", "aliccp-onehot", "aliccp-multihot")
 
 
 @dataclass(frozen=True)
@@ -64,8 +63,6 @@ def build(name: str, *, ranks: int, rank: int, iterations: int, batch_size: int,
         ValueError: there is no such scenario.
         blslib.workloads.files.DataError, FileNotFoundError: the data set's file is faulty or not there.
     """
-    if name in MADE:
-        return _made(name, ranks, rank, iterations, batch_size, max_rows, seed)
     if name not in SCENARIOS:
         raise ValueError(f"no scenario {name!r}: choose from {', '.join(SCENARIOS)}")
     pool_size = min(iterations, 16)
@@ -73,7 +70,7 @@ def build(name: str, *, ranks: int, rank: int, iterations: int, batch_size: int,
         model = CONFIGS["kaggle"].scaled(max_rows=max_rows)
         placement = contiguous(model.tables, ranks)
         source = criteo_batches(batch_size, pool_size, max_rows=max_rows, seed=seed, tables=placement.tables[rank])
-    else:
+    elif name in ("aliccp-onehot", "aliccp-multihot"):
         rows = capped(ALICCP_ROWS, max_rows)
         model = ModelConfig(rows=rows, dim=16, bottom=(8, 64, 16), top=(64, 1), name="ali-ccp")
         placement = contiguous(model.tables, ranks)
@@ -81,10 +78,8 @@ def build(name: str, *, ranks: int, rank: int, iterations: int, batch_size: int,
         source = aliccp_batches(
             batch_size, pool_size, multi_hot=multi_hot, max_rows=max_rows, seed=seed, tables=placement.tables[rank]
         )
-    return _from_source(model, placement, source, iterations)
-
-
-def _from_source(model: ModelConfig, placement: Placement, source: Source, iterations: int) -> Scenario:
+    else:
+        return _made(name, ranks, rank, iterations, batch_size, max_rows, seed)
     order = np.arange(iterations) % len(source.batches)
     return Scenario(model, placement, source.batches, order, source.label)
 

@@ -7,21 +7,20 @@ rank and contender. A rank starts on a batch once that has arrived and the batch
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from itertools import count
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pandas as pd
 from mpi4py import MPI
 
+from blslib.collective.exchange import Exchange
 from blslib.dlrm.inference import Inference, Scored
 from blslib.dlrm.model import DLRM
-from blslib.dlrm.sharding import own_rows
-from blslib.lab.experiments.measure import Contender, Run, Timed, contenders, gather, interleaved
-from blslib.lab.experiments.recommend import RecommendConfig, prepare
+from blslib.lab.experiments.measure import Contender, Run, Timed, contenders, delaying, interleaved
+from blslib.lab.experiments.recommend import RecommendConfig, prepared
 from blslib.lab.experiments.scenarios import Scenario
-from blslib.lab.ranks.progress import report
 from blslib.lab.results.records import Row, spread
-from blslib.theory.delays import delays
 from blslib.theory.maxplus import times
 
 POLL_S = 100e-6
@@ -76,19 +75,17 @@ class Served(NamedTuple):
 
     Attributes:
         due_s: (N,) when each batch arrived.
-        begun_s: (P, N) when each rank started on it.
         freed_s: (P, N) when each rank was done with the step that took it in.
         scored_s: (P, N) when each rank had scored its part.
         run: the calls of the exchange.
-        same: whether all scores are those of the first run, to the bit.
+        scores: (N, rows) float32, of the samples of this rank.
     """
 
     due_s: np.ndarray
-    begun_s: np.ndarray
     freed_s: np.ndarray
     scored_s: np.ndarray
     run: Run
-    same: bool
+    scores: np.ndarray
 
     @property
     def latency_s(self) -> np.ndarray:
@@ -123,62 +120,56 @@ def run(comm: MPI.Intracomm, config: ServingConfig) -> list[Row]:
     Percentiles are those of each run; in a run of fewer than 100 batches the 99th is all but its slowest. Repeats
     differ in arrivals and delays, the contenders of one repeat do not.
     """
-    items = contenders(config.names, config.bounds)
-    here, model, exchanges = prepare(comm, config, items)
-    servers = [Server(item, idle) for item in items for idle in config.idle]
-    served: dict[Server, list[Served]] = {server: [] for server in servers}
-    first = np.empty(0, np.float32)
-    for step, server in enumerate(interleaved(config.repeats, servers)):
-        report(step, config.repeats * len(servers))
-        seed = config.seed + step // len(servers)
-        found, scores = _serve(comm, model, exchanges[server.contender], here, config, server.idle == "polls", seed)
-        first = scores if step == 0 else first
-        served[server].append(found._replace(same=bool(comm.allreduce(np.array_equal(scores, first), op=MPI.LAND))))
-    for exchange in exchanges.values():
-        exchange.close()
-    return [_row(config, comm.size, here.source, server, served) for server in servers]
+    servers = [Server(item, idle) for item in contenders(config.names, config.bounds) for idle in config.idle]
+    seeds = {server: count(config.seed) for server in servers}
+    with prepared(comm, config) as (here, model, made):
+
+        def once(server: Server) -> Served:
+            polls, seed = server.idle == "polls", next(seeds[server])
+            return _serve(comm, model, made[server.contender], here, config, polls, seed)
+
+        served = interleaved(config.repeats, servers, once)
+    return [_row(comm, config, here.source, server, served) for server in servers]
 
 
 def _serve(
     comm: MPI.Intracomm, model: DLRM, exchange: Any, here: Scenario, config: ServingConfig, polls: bool, seed: int
-) -> tuple[Served, np.ndarray]:
-    batches = [here.pool[i] for i in here.order]
-    due_s = arrivals(config.rate_per_s, len(batches), seed)
-    sleeps_s = delays(config.law, comm.size, len(batches), config.mean_delay_s, seed)[comm.rank].tolist()
-    timed = Timed(exchange)
-    loop = Inference(model, timed, before_post=lambda i: time.sleep(sleeps_s[i]) if sleeps_s[i] else None)
-    begun_s, freed_s, scored_s = np.zeros((3, len(batches)))
-    rows = own_rows(config.batch_size, comm.rank, comm.size)
-    scores = np.zeros((len(batches), rows.stop - rows.start), np.float32)
+) -> Served:
+    due_s = arrivals(config.rate_per_s, config.iterations, seed)
+    delay = delaying(comm, config.law, config.iterations, config.mean_delay_s, seed)
+    timed = Timed(comm, exchange)
+    loop = Inference(model, cast(Exchange, timed), before_post=delay)
+    begun_s, freed_s, scored_s = np.zeros((3, config.iterations))
+    scores: list[np.ndarray] = []
 
-    def keep(ready: list[Scored]) -> int:
+    def keep(ready: list[Scored]) -> None:
         for one in ready:
-            scores[one.iteration] = one.scores
+            scores.append(one.scores)
             scored_s[one.iteration] = begun_s[one.iteration] + one.response_s
-        return len(ready)
 
-    comm.Barrier()
-    timed.restart()
+    timed.start()
     start_s = timed.started_s = comm.bcast(timed.started_s) + HEAD_START_S
-    done = 0
-    for i, batch in enumerate(batches):
+    for i, batch in enumerate(here.pool[which] for which in here.order):
         while (early_s := start_s + due_s[i] - time.perf_counter()) > 0:
-            if polls and done < i:
-                done += keep(loop.poll())
+            if polls and len(scores) < i:
+                keep(loop.poll())
                 early_s = min(early_s, POLL_S)
             time.sleep(early_s)
         begun_s[i] = time.perf_counter() - start_s
-        done += keep(loop.step(batch))
+        keep(loop.step(batch))
         freed_s[i] = time.perf_counter() - start_s
     keep(loop.finish())
-    calls = gather(comm, timed, time.perf_counter())
-    begun, freed, scored = np.stack(comm.allgather(np.stack([begun_s, freed_s, scored_s])), axis=1)
-    return Served(due_s, begun, freed, scored, calls, same=True), scores
+    run = timed.end()
+    freed, scored = np.stack(comm.allgather([freed_s, scored_s]), axis=1)
+    return Served(due_s, freed, scored, run, np.array(scores))
 
 
-def _row(config: ServingConfig, ranks: int, source: str, server: Server, served: dict[Server, list[Served]]) -> Row:
-    found = served[server]
+def _row(
+    comm: MPI.Intracomm, config: ServingConfig, source: str, server: Server, served: dict[Server, list[Served]]
+) -> Row:
+    found, reference = served[server], next(iter(served.values()))[0].scores
     baseline = served.get(Server(Contender("mpi", 0), server.idle), found)
+    same = all(np.array_equal(each.scores, reference) for each in found)
     row = {
         "contender": server.contender.name,
         "scenario": config.scenario,
@@ -187,14 +178,14 @@ def _row(config: ServingConfig, ranks: int, source: str, server: Server, served:
         "source": source,
         "bound": server.contender.bound,
         "idle": server.idle,
-        "ranks": ranks,
+        "ranks": comm.size,
         "batch_size": config.batch_size,
         "iterations": config.iterations,
         "repeats": config.repeats,
         "rate_per_s": config.rate_per_s,
         **spread("batches_per_s", [each.batches_per_s for each in found]),
         "lag": max(each.run.lag for each in found),
-        "identical_scores": all(each.same for each in found),
+        "identical_scores": bool(comm.allreduce(same, op=MPI.LAND)),
     }
     predicted = [each.predicted_s(server.contender.bound, server.idle == "polls") for each in found]
     for percent in PERCENTILES:

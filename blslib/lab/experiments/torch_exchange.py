@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,28 +23,11 @@ from blslib.collective.rendezvous import mpi_store
 TIMEOUT = timedelta(seconds=60)
 
 
-def torch_group(comm: MPI.Intracomm, backend: str, bound: int, slot_bytes: int | None = None) -> dist.ProcessGroup:
-    """A group over the ranks of ``comm``. Collective.
-
-    Args:
-        comm: duplicated.
-        backend: "bls" or "gloo".
-        bound, slot_bytes: of "bls".
-    """
-    if backend == "bls":
-        return BLSGroup(comm.Dup(), BLSOptions(bound, slot_bytes), TIMEOUT)
-    group = dist.ProcessGroup(mpi_store(comm, TIMEOUT), comm.rank, comm.size)
-    gloo = dist.ProcessGroupGloo(dist.PrefixStore("gloo", group.get_group_store()), comm.rank, comm.size, TIMEOUT)
-    group._register_backend(torch.device("cpu"), dist.ProcessGroup.BackendType.GLOO, gloo)
-    group._set_default_backend(dist.ProcessGroup.BackendType.GLOO)
-    return group
-
-
 class TorchAlltoallv(Baseline):
     """``dist.all_to_all_single`` behind the interface of an exchange, with at most ``bound`` works under way.
 
     Collective; arguments and errors as ``MpiAlltoallv``, of float32, plus ``backend`` ("bls" or "gloo") and ``bound``.
-    At bound 0 calls are synchronous.
+    At bound 0 calls are synchronous; where all counts are equal, they say nothing of splits.
 
     Cost: bound + 2 buffers to receive, and a copy of the blocks unless they lie in one buffer already.
     """
@@ -59,8 +43,12 @@ class TorchAlltoallv(Baseline):
         slot_bytes: int,
     ) -> None:
         super().__init__(comm, bound, send_counts, recv_counts, np.float32)
-        self._group = torch_group(self._comm, backend, bound, slot_bytes)
-        self._splits = ([int(n) for n in recv_counts], [int(n) for n in send_counts])
+        bls = BLSOptions(bound, slot_bytes)
+        self._group = _gloo(self._comm) if backend == "gloo" else BLSGroup(self._comm.Dup(), bls, TIMEOUT)
+        even = self._comm.allreduce(len({*send_counts, *recv_counts}) == 1, op=MPI.LAND)
+        counts = {"output_split_sizes": recv_counts, "input_split_sizes": send_counts}
+        splits: dict[str, Any] = {} if even else {name: [int(n) for n in each] for name, each in counts.items()}
+        self._start = partial(dist.all_to_all_single, group=self._group, async_op=bound > 0, **splits)
         self._room = np.empty(sum(self._send_sizes), np.uint8)
         # One more than can be under way: what the last call handed out stays valid until the next.
         self._outputs = [torch.empty(sum(recv_counts)) for _ in range(bound + 2)]
@@ -72,7 +60,7 @@ class TorchAlltoallv(Baseline):
         sent = torch.from_numpy(self._one_buffer(blocks, self._room, pack=False).view(np.float32))
         output = self._outputs[self._posted % len(self._outputs)]
         started_s = time.perf_counter()
-        work = dist.all_to_all_single(output, sent, *self._splits, group=self._group, async_op=self.bound > 0)
+        work = self._start(output, sent)
         self.waited_s += time.perf_counter() - started_s
         self._under_way.append(work)
         self._posted += 1
@@ -98,3 +86,11 @@ class TorchAlltoallv(Baseline):
             self._take(self._posted)
             self._group.shutdown()
         super().close()
+
+
+def _gloo(comm: MPI.Intracomm) -> dist.ProcessGroup:
+    group = dist.ProcessGroup(mpi_store(comm, TIMEOUT), comm.rank, comm.size)
+    gloo = dist.ProcessGroupGloo(dist.PrefixStore("gloo", group.get_group_store()), comm.rank, comm.size, TIMEOUT)
+    group._register_backend(torch.device("cpu"), dist.ProcessGroup.BackendType.GLOO, gloo)
+    group._set_default_backend(dist.ProcessGroup.BackendType.GLOO)
+    return group
