@@ -14,11 +14,11 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import psutil
 
-from blslib.lab.ranks.launch import end_trees, is_alive, rank_environment
+from blslib.lab.ranks.launch import end_trees, rank_environment, survivors
 from blslib.lab.ranks.progress import TERMINAL_VARIABLE
 from blslib.lab.results.records import OUT_VARIABLE
 
@@ -133,10 +133,7 @@ def update_readme(readme: Path, table: str) -> None:
 
 def left_behind(grace_s: float = 5.0) -> list[str]:
     """Command lines of our children that are still there after ``grace_s`` seconds; ends them."""
-    children = psutil.Process().children(recursive=True)
-    deadline_s = time.monotonic() + grace_s
-    while (left := [child for child in children if is_alive(child)]) and time.monotonic() < deadline_s:
-        time.sleep(0.05)
+    left = survivors(psutil.Process().children(recursive=True), grace_s)
     names = [" ".join(child.cmdline()) for child in left]
     end_trees(left)
     return names
@@ -155,10 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     root = out if options.quick or chosen_out else repository
     started_s = time.monotonic()
 
-    def leave(*_: object) -> NoReturn:
-        sys.exit(128 + signal.SIGTERM)
-
-    signal.signal(signal.SIGTERM, leave)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     os.environ |= rank_environment() | {
         OUT_VARIABLE: "" if root == repository else str(root),
         "IPP_NONINTERACTIVE": "1",  # no widgets and no bars inside the executed notebooks
@@ -182,9 +176,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if found := claims(root, notebooks):
             print(table(found))
         if root == repository:
-            update_readme(
-                repository / "README.md", markdown(claims(root, choose(repository / "notebooks", [])), reasons=False)
-            )
+            every = claims(root, choose(repository / "notebooks", []))
+            update_readme(repository / "README.md", markdown(every, reasons=False))
         print(f"all done in {(time.monotonic() - started_s) / 60:.1f} minutes", flush=True)
     if left := left_behind():
         print("had to end what was left behind:", *left, sep="\n  ", file=sys.stderr)

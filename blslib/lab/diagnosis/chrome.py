@@ -70,10 +70,8 @@ def rank_trace(path: Path, document: Json) -> RankTrace:
     Raises:
         TraceError: the file is damaged, ends too early, or holds fewer than two all-to-all calls.
     """
-    found, events = _Timeline(path), document.peek() == "["
-    if events:
-        _take(found, document.items())
-    for key in [] if events else document.members():
+    found, events = _Timeline(path), False
+    for key in ["traceEvents"] if document.peek() == "[" else document.members():  # Chrome's other form is a bare array
         if key == "traceEvents" and document.peek() == "[":
             events = True
             _take(found, document.items())
@@ -140,8 +138,8 @@ def _work(found: _Timeline) -> tuple[np.ndarray, float]:
     if len(inner) < 2:
         raise TraceError(f"one all-to-all call in {found.path}: work is what lies between two, record more of them")
     begin, left = np.array([call[0] for call in outer]), np.array([call[1] for call in outer])
-    if outer is inner:
-        left = begin if "kernel" in levels else left
+    if "kernel" in levels:
+        left = begin
     end = np.maximum([call[1] for call in inner], left)
     # An asynchronous call: what its thread (or device) does before the exchange has ended is work, not waiting.
     until = np.maximum(np.minimum(end[:-1], begin[1:]), left[:-1])

@@ -6,6 +6,7 @@ from math import ceil
 from textwrap import wrap
 
 import numpy as np
+import pandas as pd
 
 from blslib.lab.diagnosis.traces import Trace
 from blslib.lab.results.records import Row
@@ -35,6 +36,7 @@ class Diagnosis:
         advice: the bound to choose, what it wins and costs.
         curve_s, travelling_s: by bound from 0 to 64, predicted seconds of the run: if each call takes its own time from
             its rank, and if the blocks travel meanwhile. The truth lies between them.
+        width: iterations of a window.
         over_time: the split of each of up to 24 windows.
     """
 
@@ -43,16 +45,16 @@ class Diagnosis:
     advice: Recommendation
     curve_s: np.ndarray
     travelling_s: np.ndarray
+    width: int
     over_time: list[Split]
+
+    def seconds(self, part: str) -> float:
+        """Of the measured time, by a name of ``PARTS``."""
+        return getattr(self.parts, f"{part}_s")
 
     def share(self, part: str) -> float:
         """Share of the measured time, by a name of ``PARTS``."""
-        return getattr(self.parts, f"{part}_s") / self.parts.total_s if self.parts.total_s else 0.0
-
-    @property
-    def width(self) -> int:
-        """Iterations of a window."""
-        return _width(self.trace.work_s)
+        return self.seconds(part) / self.parts.total_s if self.parts.total_s else 0.0
 
     @property
     def verdict(self) -> str:
@@ -96,38 +98,29 @@ class Diagnosis:
 
     def rows_of_parts(self, case: str = "") -> list[Row]:
         """A row for each part: case, part, seconds, share."""
-        seconds = {name: getattr(self.parts, f"{part}_s") for part, name in PARTS.items()}
         return [
-            {"case": case, "part": name, "seconds": each, "share": self.share(part)}
-            for part, (name, each) in zip(PARTS, seconds.items(), strict=True)
+            {"case": case, "part": name, "seconds": self.seconds(part), "share": self.share(part)}
+            for part, name in PARTS.items()
         ]
 
     def rows_of_bounds(self, case: str = "") -> list[Row]:
         """A row for each bound from 0 to 64: the predictions, the limit, and whether it is the one to choose."""
-        pairs = zip(BOUNDS, self.curve_s.tolist(), self.travelling_s.tolist(), strict=True)
-        return [
-            {
-                "case": case,
-                "bound": bound,
-                "predicted_s": predicted_s,
-                "travelling_s": travelling_s,
-                "limit_s": self.advice.limit_s,
-                "chosen": bound == self.advice.bound,
-            }
-            for bound, predicted_s, travelling_s in pairs
-        ]
+        table = pd.DataFrame({"case": case, "bound": BOUNDS, "predicted_s": self.curve_s,
+                              "travelling_s": self.travelling_s, "limit_s": self.advice.limit_s})  # fmt: skip
+        return table.assign(chosen=table["bound"] == self.advice.bound).to_dict("records")
 
     def rows_of_load(self, case: str = "") -> list[Row]:
         """A row for each rank and window: mean work of an iteration, and over the mean of all ranks and iterations."""
-        work_s, width = self.trace.work_s, self.width
-        mean_s = float(work_s.mean()) or 1.0
-        return [
-            {"case": case, "rank": rank, "iteration": i, "until": min(i + width, work_s.shape[1]), "work_s": found_s,
-             "over_mean": found_s / mean_s}
-            for rank in range(len(work_s))
-            for i in range(0, work_s.shape[1], width)
-            for found_s in [float(work_s[rank, i : i + width].mean())]
-        ]  # fmt: skip
+        work_s = self.trace.work_s
+        iterations, mean_s = work_s.shape[1], float(work_s.mean()) or 1.0
+        rows = []
+        for rank, mine_s in enumerate(work_s):
+            for i in range(0, iterations, self.width):
+                until = min(i + self.width, iterations)
+                found_s = float(mine_s[i:until].mean())
+                rows.append({"case": case, "rank": rank, "iteration": i, "until": until, "work_s": found_s,
+                             "over_mean": found_s / mean_s})  # fmt: skip
+        return rows
 
     def as_row(self) -> Row:
         """All of it, for JSON."""
@@ -143,7 +136,9 @@ class Diagnosis:
             "work_by_rank_s": self.trace.work_s.sum(axis=1).tolist(),
             "window_iterations": self.width,
             "windows": [asdict(each) for each in self.over_time],
-            "bounds": [{key: row[key] for key in list(row)[1:4]} for row in self.rows_of_bounds()],
+            "bounds": [
+                {name: row[name] for name in ("bound", "predicted_s", "travelling_s")} for row in self.rows_of_bounds()
+            ],
         }
 
 
@@ -155,6 +150,7 @@ def diagnose(trace: Trace, *, slot_bytes: int | None = None) -> Diagnosis:
         slot_bytes: the largest block, for the memory of a bound; by default what the trace says.
     """
     parts = split(trace.work_s, trace.total_s, bound=trace.bound)
+    width = ceil(trace.work_s.shape[1] / WINDOWS)
     exchange_s = max(parts.exchange_s, 0) / trace.work_s.shape[1]
     return Diagnosis(
         trace,
@@ -162,7 +158,8 @@ def diagnose(trace: Trace, *, slot_bytes: int | None = None) -> Diagnosis:
         recommend(trace.work_s, exchange_s=exchange_s, slot_bytes=slot_bytes or trace.slot_bytes),
         curve(trace.work_s, BOUNDS, exchange_s),
         curve(trace.work_s, BOUNDS, exchange_s, travels=True),
-        windows(trace.work_s, _width(trace.work_s)),
+        width,
+        windows(trace.work_s, width),
     )
 
 
@@ -174,7 +171,7 @@ def text(found: Diagnosis) -> str:
     lines = [f"{ranks} ranks, {iterations} iterations ({found.trace.form}{bound})", ""]
     remarks = {"static": _busiest(found), "dynamic": "waiting for whoever comes last"}
     for part, name in PARTS.items():
-        seconds, share = getattr(parts, f"{part}_s"), found.share(part)
+        seconds, share = found.seconds(part), found.share(part)
         lines.append(f"  {name:18}{seconds:10.3f} s{share:7.1%}  {_bar(share, 24):24} {remarks.get(part, '')}".rstrip())
     lines.append(f"  {kind:18}{parts.total_s:10.3f} s{1:7.1%}")
     if found.trace.bound:
@@ -212,10 +209,6 @@ def html(found: Diagnosis, title: str) -> str:
     page = page.replace("<head>", f"<head><title>diagnose {escape(title)}</title>{style}", 1)
     head, mark, rest = page.partition("\n<body>")  # the same word stands in the scripts before it
     return f"{head}{mark}{words}{rest}"
-
-
-def _width(work_s: np.ndarray) -> int:
-    return ceil(work_s.shape[1] / WINDOWS)
 
 
 def _busiest(found: Diagnosis) -> str:

@@ -58,15 +58,8 @@ def opened(path: Path) -> Iterator[Text]:
 
     try:
         with path.open("rb") as raw:
-            bar = tqdm.tqdm(
-                total=path.stat().st_size,
-                desc=path.name,
-                unit="B",
-                unit_scale=True,
-                leave=False,
-                disable=not sys.stderr.isatty(),
-            )
-            with bar, Text(raw, bar) as text:
+            about = {"desc": path.name, "total": path.stat().st_size, "unit": "B", "unit_scale": True}
+            with tqdm.tqdm(**about, leave=False, disable=not sys.stderr.isatty()) as bar, Text(raw, bar) as text:
                 yield text
     except (gzip.BadGzipFile, zlib.error) as error:
         raise TraceError(f"{path} is damaged ({error}): copy it again") from None

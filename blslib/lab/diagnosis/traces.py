@@ -126,12 +126,13 @@ def _table(path: Path, head: str, text: Text) -> pd.DataFrame:
         ) from None
     for name in numbers:
         values = table[name]
-        if (bad := ~(np.isfinite(values) & (values >= 0))).any():
-            row = int(bad.idxmax())
-            raise TraceError(f"{path}, line {row + 2}: {name} is {values[row]:g}, must be a number >= 0")
-        if name in ("rank", "iteration") and (values % 1).any():
-            row = int((values % 1 > 0).idxmax())
-            raise TraceError(f"{path}, line {row + 2}: {name} is {values[row]:g}, must be a whole number")
+        rules = {"a number >= 0": np.isfinite(values) & (values >= 0)}
+        if name in ("rank", "iteration"):
+            rules["a whole number"] = values % 1 == 0
+        for rule, kept in rules.items():
+            if not kept.all():
+                row = int(kept.idxmin())
+                raise TraceError(f"{path}, line {row + 2}: {name} is {values[row]:g}, must be {rule}")
     if table.empty:
         raise TraceError(f"{path} has no lines below its header: record the run again")
     return table.astype({"rank": int, "iteration": int})
@@ -206,30 +207,26 @@ def _check_counts(counts: dict[int, tuple[int, str]], what: str) -> None:
 
 def _from_traces(traces: list[RankTrace]) -> Trace:
     notes: tuple[str, ...] = ()
-    named = [each for each in traces if each.rank is not None]
-    if named and len(named) < len(traces):
+    ranks = [each.rank for each in traces if each.rank is not None]
+    if ranks and len(ranks) < len(traces):
         unnamed = next(each.path for each in traces if each.rank is None)
         raise TraceError(f"{unnamed} does not say its rank, others do: record it again after init_process_group")
-    if not named:
+    if not ranks:
         notes = ("no trace says its rank: numbered in the order given",)
-        traces = [each._replace(rank=rank) for rank, each in enumerate(traces)]
+        ranks = list(range(len(traces)))
     by_rank: dict[int, RankTrace] = {}
-    for each in traces:
-        assert each.rank is not None
-        if each.rank in by_rank:
-            raise TraceError(
-                f"rank {each.rank} is in {by_rank[each.rank].path} and in {each.path}: give each rank once"
-            )
-        by_rank[each.rank] = each
+    for rank, each in zip(ranks, traces, strict=True):
+        if rank in by_rank:
+            raise TraceError(f"rank {rank} is in {by_rank[rank].path} and in {each.path}: give each rank once")
+        by_rank[rank] = each
     worlds = {each.world: each.path for each in traces}
     if len(worlds) > 1:
         told = " and ".join(f"{world} in {path}" for world, path in worlds.items())
         raise TraceError(f"different numbers of ranks, {told}: give the traces of one run at a time")
-    _check_ranks(sorted(by_rank), traces[0].world, ", ".join(str(each.path) for each in traces))
+    _check_ranks(sorted(ranks), traces[0].world, ", ".join(str(each.path) for each in traces))
     if others := sum(each.others for each in traces):
         notes += (f"{others} other collectives lie between the calls: what they waited for counts as work",)
-    _check_counts(
-        {rank: (len(by_rank[rank].work_s) + 1, str(by_rank[rank].path)) for rank in by_rank}, "all-to-all calls"
-    )
+    counts = {rank: (len(each.work_s) + 1, str(each.path)) for rank, each in by_rank.items()}
+    _check_counts(counts, "all-to-all calls")
     work_s = np.array([by_rank[rank].work_s for rank in sorted(by_rank)])
     return Trace(work_s, max(each.total_s for each in traces), form="torch traces", notes=notes)

@@ -68,14 +68,12 @@ class Engines:
     def __init__(self, n: int, borrow: str | None = None) -> None:
         """Borrow the cluster of a connection file, if given and of n ranks; else start one."""
         self.size = n
-        self.owned = True
+        self.folder = ""
         self._stuck: set[int] = set()
         self._client: ipyparallel.Client | None = None
         self._cluster: ipyparallel.Cluster | None = None
-        self._guard: Guard | None = None
-        self.folder = ""
-        if borrow is not None:
-            self._borrow(borrow)
+        self._open = contextlib.ExitStack()
+        self.owned = borrow is None or not self._borrow(borrow)
         if self.owned:
             self._start()
 
@@ -111,17 +109,8 @@ class Engines:
     def close(self) -> None:
         """Disconnect, and end the cluster if it is our own. May be called twice."""
         atexit.unregister(self.close)
-        client, cluster, guard = self._client, self._cluster, self._guard
-        self._client = self._cluster = self._guard = None
-        try:
-            if client is not None:
-                client.close()
-            if cluster is not None:
-                with contextlib.suppress(Exception):  # what it failed to end, the guard ends next
-                    cluster.stop_cluster_sync()
-        finally:  # an interrupt above, too, leads here
-            if guard is not None:
-                guard.close()
+        self._client = self._cluster = None
+        self._open.close()
 
     def __enter__(self) -> Self:
         return self
@@ -129,7 +118,7 @@ class Engines:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _borrow(self, connection_file: str) -> None:
+    def _borrow(self, connection_file: str) -> bool:
         try:
             client = ipyparallel.Client(connection_file, timeout=10)
         except Exception as error:
@@ -139,10 +128,10 @@ class Engines:
         if len(client.ids) != self.size:
             print(f"the cluster at hand has {len(client.ids)} ranks and not {self.size}", end=": ")
             client.close()
-            return
-        self.owned = False
+            return False
         self.connection_file = connection_file
         self._adopt(client)
+        return True
 
     def _start(self) -> None:
         launcher = mpiexec()
@@ -152,24 +141,26 @@ class Engines:
         # Registered before anything is started, so that an interrupt in the middle of it leaves nothing behind.
         atexit.register(self.close)
         try:
-            self._guard = Guard(self.folder)
-            self._adopt(self._launch(launcher, self.folder, self._guard))
+            self._adopt(self._launch(launcher))
         except BaseException:
             self.close()
             raise
 
-    def _launch(self, launcher: str, folder: str, guard: Guard) -> ipyparallel.Client:
+    def _launch(self, launcher: str) -> ipyparallel.Client:
         deadline_s = time.monotonic() + START_TIMEOUT_S
+        guard = self._open.enter_context(contextlib.closing(Guard(self.folder)))
         settings = Config()
         settings.MPILauncher.mpi_cmd = [launcher]
-        settings.BaseLauncher.environment = rank_environment() | {"IPYTHONDIR": folder}
+        settings.BaseLauncher.environment = rank_environment() | {"IPYTHONDIR": self.folder}
         settings.ControllerLauncher.controller_args = settings.EngineLauncher.engine_args = ["--log-level=ERROR"]
         settings.ControllerLauncher.connection_info_timeout = START_TIMEOUT_S / 2
         log = logging.getLogger("blslib.cluster")
         log.setLevel(logging.CRITICAL)  # its news of a failure is told below, with the cause
-        cluster = self._cluster = ipyparallel.Cluster(
-            engines="mpi", profile_dir=f"{folder}/profile", load_profile=False, config=settings, parent=None, log=log
-        )
+        profile = {"profile_dir": f"{self.folder}/profile", "load_profile": False}
+        cluster = ipyparallel.Cluster(engines="mpi", config=settings, parent=None, log=log, **profile)
+        self._cluster = cluster
+        self._open.enter_context(contextlib.suppress(Exception))  # what fails to end below, the guard ends next
+        self._open.callback(cluster.stop_cluster_sync)
         try:
             cluster.start_controller_sync()
             guard.watch(cluster.controller.pid)
@@ -189,7 +180,7 @@ class Engines:
         return client
 
     def _adopt(self, client: ipyparallel.Client) -> None:
-        self._client = client
+        self._client = self._open.enter_context(client)
         self.view = client[list(range(self.size))]
         self.view.block = True
         if get_ipython() is not None:

@@ -77,12 +77,9 @@ class Hosts:
         enter.write_text(_ENTER)
         enter.chmod(0o755)
         for name in ["launcher", *self.names]:
-            holder = self._holders[name] = subprocess.Popen(
-                ["unshare", "--net", "--uts", "--mount", "sh", "-c", _HOLD, name],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
+            command = ["unshare", "--net", "--uts", "--mount", "sh", "-c", _HOLD, name]
+            holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            self._holders[name] = holder
             assert holder.stdout is not None
             if holder.stdout.readline() != "ready\n":
                 raise RuntimeError(f"{name} could not be made: its holder ended with code {holder.wait()}, see above")
@@ -158,7 +155,7 @@ class Hosts:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -80,6 +81,14 @@ def is_alive(process: psutil.Process) -> bool:
         return False
 
 
+def survivors(processes: Iterable[psutil.Process], grace_s: float) -> list[psutil.Process]:
+    """Those that still run after ``grace_s`` seconds; none, and sooner, if all have ended."""
+    left, deadline_s = list(processes), time.monotonic() + grace_s
+    while (left := [each for each in left if is_alive(each)]) and time.monotonic() < deadline_s:
+        time.sleep(0.02)
+    return left
+
+
 def end_trees(processes: Iterable[psutil.Process], grace_s: float = 3.0) -> None:
     """End processes and everything they started: SIGTERM, up to ``grace_s`` seconds, then SIGKILL."""
     everyone: dict[int, psutil.Process] = {}
@@ -90,10 +99,7 @@ def end_trees(processes: Iterable[psutil.Process], grace_s: float = 3.0) -> None
         for each in everyone.values():
             with contextlib.suppress(psutil.NoSuchProcess):
                 end(each)
-        deadline_s = time.monotonic() + grace_s
-        while (left := [each for each in everyone.values() if is_alive(each)]) and time.monotonic() < deadline_s:
-            time.sleep(0.02)
-        if not left:
+        if not survivors(everyone.values(), grace_s):
             return
 
 
@@ -155,33 +161,24 @@ def run_guarded(
         TimeoutError: the deadline passed; carries the end of the output.
     """
     # A file and not a pipe: a pipe would stay open, and we would wait, for as long as any grandchild holds it.
-    with tempfile.TemporaryFile("w+", errors="replace") as output, contextlib.closing(Guard()) as guard:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output if capture else None,
-            stderr=subprocess.STDOUT if capture else None,
-            env=env,
-            cwd=cwd,
-            start_new_session=True,
-        )
-        guard.watch(process.pid)
-
-        def printed() -> str:
-            output.seek(0)
-            return output.read()
-
+    with tempfile.TemporaryFile("w+", errors="replace") as output:
+        how: dict[str, Any] = {"stdin": subprocess.DEVNULL, "env": env, "cwd": cwd, "start_new_session": True}
+        if capture:
+            how |= {"stdout": output, "stderr": subprocess.STDOUT}
+        process = subprocess.Popen(command, **how)
         try:
-            process.wait(timeout_s)
-        except BaseException as error:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                end_trees([psutil.Process(process.pid)])
+            with contextlib.closing(Guard()) as guard:  # which, however we leave, ends what still runs
+                guard.watch(process.pid)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout_s)
+                late = process.returncode is None
+        finally:
             process.wait()
-            if not isinstance(error, subprocess.TimeoutExpired):
-                raise
-            text = f"no end after {timeout_s:g} s: {' '.join(command)}\n{printed()[-4000:]}"
-            raise TimeoutError(text.rstrip()) from None
-        return subprocess.CompletedProcess(command, process.returncode, printed() if capture else None)
+        output.seek(0)
+        printed = output.read()
+    if late:
+        raise TimeoutError(f"no end after {timeout_s:g} s: {' '.join(command)}\n{printed[-4000:]}".rstrip())
+    return subprocess.CompletedProcess(command, process.returncode, printed if capture else None)
 
 
 def run_ranks(

@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from typing import Any, Self
+from typing import Any
 
 SHOW_AFTER_S = 2.0
 """Work that is done sooner than this shows no bar."""
@@ -29,7 +29,7 @@ def report(done: int, of: int) -> None:
         shell.data_pub.publish_data({"done": done, "of": of})
 
 
-class Bar:
+class Bar(ExitStack):
     """A progress bar over the reports of all ranks, which appears only when the work turns out to be long.
 
     It is drawn in the notebook or terminal at hand. Under the driver, where a notebook's output goes into a file, it is
@@ -37,12 +37,12 @@ class Bar:
     """
 
     def __init__(self, label: str) -> None:
+        super().__init__()
         self._label = label
         self._terminal = os.environ.get(TERMINAL_VARIABLE)
         self._visible = bool(self._terminal) or not os.environ.get("IPP_NONINTERACTIVE")
         self._started_s = time.monotonic()
         self._bar: Any = None
-        self._files = ExitStack()
 
     def update(self, reports: Iterable[Mapping[str, int]]) -> None:
         """Show the slowest rank's report, of those that have made one.
@@ -65,15 +65,7 @@ class Bar:
         import tqdm.auto
 
         if self._terminal is None:
-            return tqdm.auto.tqdm(desc=self._label, leave=False)
+            return self.enter_context(tqdm.auto.tqdm(desc=self._label, leave=False))
         # A kernel leads a session of its own: it must not make this terminal controlling terminal by opening it.
-        file = self._files.enter_context(os.fdopen(os.open(self._terminal, os.O_WRONLY | os.O_NOCTTY), "w"))
-        return tqdm.tqdm(desc=self._label, leave=False, position=1, file=file)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
-        self._files.close()
+        file = self.enter_context(os.fdopen(os.open(self._terminal, os.O_WRONLY | os.O_NOCTTY), "w"))
+        return self.enter_context(tqdm.tqdm(desc=self._label, leave=False, position=1, file=file))

@@ -10,7 +10,7 @@ value of the column named ``panel``, "scenario" or "law".
 import os
 import textwrap
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -42,6 +42,15 @@ LOOKS: dict[str, tuple[str, str, list[int]]] = {
 }
 """Colour, shape and dash of every series."""
 
+BOUND_AXIS = alt.X("bound:O", title="bound k (iterations)", axis=alt.Axis(ticks=False))
+"""Bounds double from 1 on and start at 0, which no logarithm shows: they stand side by side."""
+
+BESIDE = alt.XOffset("series:N", sort=list(LOOKS), scale=alt.Scale(paddingOuter=0.6))
+"""Contenders at the same bound stand a little beside each other, so that none hides another."""
+
+TENS = [10.0**power for power in range(-2, 7)]
+MILLISECONDS = [digit * ten for ten in TENS for digit in (1, 2, 5)]
+
 PHASES = {"work": "#0072B2", "delay": "#E69F00", "waiting": "#E4E4E4"}
 
 
@@ -63,6 +72,9 @@ def theme() -> alt.theme.ThemeConfig:
         "axisY": {"grid": True, "gridColor": "#dddddd"},
         "title": title | caption,
         "legend": plain | legend | {"columnPadding": 18},
+        "line": {"strokeWidth": 1.5},
+        "rule": {"strokeWidth": 1.5},
+        "point": {"filled": True, "size": 55, "opacity": 1},
         "header": {"title": None, "labelFontSize": 13, "labelFontWeight": "bold", "labelColor": ink},
     }
     return {"config": config}
@@ -71,7 +83,7 @@ def theme() -> alt.theme.ThemeConfig:
 def timeline(rows: Table, *, cores: int) -> alt.FacetChart:
     """What every rank does when, one panel per bound on a common time axis; takes the rows of ``timeline.run``."""
     table = pd.DataFrame(rows)
-    table["start_ms"], table["end_ms"] = 1000 * table["start_s"], 1000 * table["end_s"]
+    table = table.assign(start_ms=1000 * table["start_s"], end_ms=1000 * table["end_s"])
     table["middle_ms"] = (table["start_ms"] + table["end_ms"]) / 2
     names = {k: f"bounded lag, bound {k}" if k else "synchronous, bound 0" for k in sorted(table["bound"].unique())}
     table["panel"] = table["bound"].map(names)
@@ -79,14 +91,13 @@ def timeline(rows: Table, *, cores: int) -> alt.FacetChart:
     table["done"] = table["done_ms"].map("done: {:,.0f} ms".format)
     done = table.groupby("panel")["done"].first()
     ranks, own = table["rank"].nunique(), alt.datum.phase == "work"
-    scale = alt.Scale(domain=list(PHASES), range=list(PHASES.values()))
     axis = alt.Axis(grid=False, ticks=False, domain=False, labelExpr="'rank ' + datum.label", titlePadding=8)
     base = alt.Chart().encode(y=alt.Y("rank:O", title=None, axis=axis, scale=alt.Scale(paddingInner=0.18)))
     width = alt.Scale(domain=[0, 1.12 * table["end_ms"].max()], nice=False)  # leaves room for the label at the end
     bars = base.mark_bar(stroke="white", strokeWidth=0.7).encode(
         x=alt.X("start_ms:Q", title="time since the start (ms)", scale=width),
         x2="end_ms:Q",
-        color=alt.Color("phase:N", scale=scale, sort=list(PHASES)),
+        color=by(alt.Color, "phase", PHASES, PHASES.values()),
         tooltip=["rank", "iteration", "phase", "start_ms", "end_ms"],
     )
     numbers = base.mark_text(color="white", fontSize=10).encode(x="middle_ms:Q", text="iteration:N")
@@ -97,41 +108,30 @@ def timeline(rows: Table, *, cores: int) -> alt.FacetChart:
         f"{ranks} ranks on {cores} cores, from a real run. The numbers are iterations; work and delay are sleeps.",
         "Synchronous ranks wait for every delay at once; with bounded lag only those whom it has put too far ahead.",
     ]
-    return (
-        alt.layer(bars, numbers.transform_filter(own), ends, data=table)
-        .properties(width=WIDTH, height=34 * ranks)
-        .facet(row=alt.Row("panel:N", sort=list(names.values()), header=alt.Header(orient="top", labelAnchor="start")))
-        .properties(
-            title=heading(f"What {ranks} ranks do when", lines),
-            description="Timeline with own work, delay and waiting as bars, a row per rank, one panel above the other: "
-            + "; ".join(f"{name}, {done[name]}" for name in names.values()),
-        )
-    )
+    row = alt.Row("panel:N", sort=list(names.values()), header=alt.Header(orient="top", labelAnchor="start"))
+    said = "Timeline with own work, delay and waiting as bars, a row per rank, one panel above the other: "
+    said += "; ".join(f"{name}, {done[name]}" for name in names.values())
+    chart = alt.layer(bars, numbers.transform_filter(own), ends, data=table, width=WIDTH, height=34 * ranks)
+    return chart.facet(row=row, title=heading(f"What {ranks} ranks do when", lines), description=said)
 
 
 def speedup_by_bound(rows: Table, *, cores: int, panel: str = "scenario") -> alt.FacetChart:
     """Throughput over that of MPI_Alltoallv against the bound, paired by repeat; takes rows of ``recommend.run``."""
     table = _labelled(rows)
     shown = table[table["series"] != MPI]
-    base = alt.Chart().encode(x=_bounds(shown), xOffset=_beside(shown), color=_series(shown))
-    name = "throughput over MPI_Alltoallv (×)"
-    y = alt.Y("speedup_over_mpi:Q", title=name, scale=alt.Scale(zero=False))
+    base = alt.Chart().encode(x=BOUND_AXIS, xOffset=BESIDE, color=_series(shown))
+    y = alt.Y("speedup_over_mpi:Q", title="throughput over MPI_Alltoallv (×)", scale=alt.Scale(zero=False))
+    tooltip = ["series", "bound", "speedup_over_mpi", "batches_per_s"]
     layers = [
-        alt.Chart().mark_rule(color=LOOKS[MPI][0], strokeWidth=1.2).encode(y=alt.YDatum(1.0, title=name)),
-        base.mark_line(strokeWidth=1.5).encode(y=y, strokeDash=_series(shown, "strokeDash")),
-        base.mark_rule(strokeWidth=1.5).encode(y="speedup_over_mpi_min:Q", y2="speedup_over_mpi_max:Q"),
-        base.mark_point(filled=True, size=55, opacity=1).encode(
-            y=y, shape=_series(shown, "shape"), tooltip=["series", "bound", "speedup_over_mpi", "batches_per_s"]
-        ),
+        alt.Chart().mark_rule(color=LOOKS[MPI][0]).encode(y=alt.datum(1.0)),
+        base.mark_line().encode(y=y, strokeDash=_series(shown, alt.StrokeDash)),
+        *medians(base, "speedup_over_mpi", y, shape=_series(shown, alt.Shape), tooltip=tooltip),
     ]
-    return panels(
-        layers,
-        shown,
-        panel,
-        "Does bounded lag raise the throughput?",
-        [setting(table, cores), "Black line: MPI_Alltoallv. Points are medians, bars least and greatest."],
-        f"throughput over MPI_Alltoallv against the bound; bounded lag: {_ranges(table, panel, 'speedup_over_mpi')}",
-    )
+    title = "Does bounded lag raise the throughput?"
+    lines = [setting(table, cores), "Black line: MPI_Alltoallv. Points are medians, bars least and greatest."]
+    ranges = _ranges(table, panel, "speedup_over_mpi")
+    said = f"throughput over MPI_Alltoallv against the bound; bounded lag: {ranges}"
+    return panels(layers, shown, panel, title, lines, said)
 
 
 def measured_and_predicted(rows: Table, *, cores: int, panel: str = "law") -> alt.FacetChart:
@@ -141,69 +141,51 @@ def measured_and_predicted(rows: Table, *, cores: int, panel: str = "law") -> al
     """
     table = _labelled(rows)
     ours = table[table["series"] == BLS][[panel, "bound", "predicted_s", "limit_s"]]
-    lines = ours.rename(columns={"predicted_s": PREDICTED, "limit_s": LIMIT})
-    lines = lines.melt([panel, "bound"], [PREDICTED, LIMIT], "series", "measured_s")
-    shown = pd.concat([table, lines], ignore_index=True)
-    base = alt.Chart().encode(x=_bounds(shown), color=_series(shown))
+    drawn = ours.rename(columns={"predicted_s": PREDICTED, "limit_s": LIMIT})
+    drawn = drawn.melt([panel, "bound"], [PREDICTED, LIMIT], "series", "measured_s")
+    shown = pd.concat([table, drawn], ignore_index=True)
+    base = alt.Chart().encode(x=BOUND_AXIS, color=_series(shown))
     y = alt.Y("measured_s:Q", title="time of the run (s)")
     theory = alt.FieldOneOfPredicate(field="series", oneOf=[PREDICTED, LIMIT])
-    points = base.encode(xOffset=_beside(table)).transform_filter(~theory)
+    points = base.encode(xOffset=BESIDE).transform_filter(~theory)
     layers = [
-        base.transform_filter(theory).mark_line(strokeWidth=2).encode(y=y, strokeDash=_series(shown, "strokeDash")),
-        points.mark_rule(strokeWidth=1.5).encode(y="measured_s_min:Q", y2="measured_s_max:Q"),
-        points.mark_point(filled=True, size=55, opacity=1).encode(y=y, shape=_series(shown, "shape")),
+        base.transform_filter(theory).mark_line(strokeWidth=2).encode(y=y, strokeDash=_series(shown, alt.StrokeDash)),
+        *medians(points, "measured_s", y, shape=_series(shown, alt.Shape)),
     ]
-    told = (
-        "Points are medians, bars least and greatest. The prediction takes the realised work of bounded lag's own runs."
-    )
-    return panels(
-        layers,
-        shown,
-        panel,
-        "Time of a run, measured and predicted",
-        [setting(table, cores), told],
-        f"time of a run against the bound; bounded lag over its prediction: {_ranges(table, panel, 'ratio')}",
-    )
+    title = "Time of a run, measured and predicted"
+    told = "Points are medians, bars least and greatest."
+    told += " The prediction takes the realised work of bounded lag's own runs."
+    ranges = _ranges(table, panel, "ratio")
+    said = f"time of a run against the bound; bounded lag over its prediction: {ranges}"
+    return panels(layers, shown, panel, title, [setting(table, cores), told], said)
 
 
 def response_times(rows: Table, *, cores: int, panel: str = "scenario") -> alt.FacetChart:
     """Percentiles of the batches' response times against the bound, closed loop; takes rows of ``recommend.run``."""
     table = _labelled(rows)
     names = {"response_p50_s": "p50", "response_p95_s": "p95", "response_p99_s": "p99"}
-    keys = [panel, "bound", "series", *({"source"} & set(table))]
+    keys = [panel, "bound", "series", "source"]
     long = table.rename(columns=names).melt(keys, list(names.values()), "percentile", "response_s").dropna()
     long["response_ms"] = 1000 * long["response_s"].astype(float)
-    found = [name for name in names.values() if name in set(long["percentile"])]
-    base = alt.Chart().encode(x=_bounds(long), xOffset=_beside(long), color=_series(long))
-    axis = alt.Axis(values=[digit * 10.0**power for power in range(-1, 5) for digit in (1, 2, 5)], format="~g")
-    scale = alt.Scale(type="log", nice=False, padding=8)
-    y = alt.Y("response_ms:Q", title="response time (ms, logarithmic)", axis=axis, scale=scale)
-    shapes = alt.Scale(domain=found, range=["circle", "triangle-up", "diamond"][: len(found)])
-    layers = [
-        base.mark_line(strokeWidth=1.2).encode(y=y, detail="bound:O"),
-        base.mark_point(filled=True, size=42, opacity=1).encode(y=y, shape=alt.Shape("percentile:N", scale=shapes)),
-    ]
+    base = alt.Chart().encode(x=BOUND_AXIS, xOffset=BESIDE, color=_series(long))
+    y = alt.Y("response_ms:Q", title="response time (ms, logarithmic)", **log())
+    shape = by(alt.Shape, "percentile", long["percentile"].unique(), ("circle", "triangle-up", "diamond"))
+    layers = [base.mark_line().encode(y=y, detail="bound:O"), base.mark_point(size=42).encode(y=y, shape=shape)]
+    title = "From a batch's lookup to its scores"
     closed = "Closed loop: a batch starts when the loop gets to it, so this is no latency of a service under load."
-    return panels(
-        layers,
-        long,
-        panel,
-        "From a batch's lookup to its scores",
-        [setting(table, cores), closed],
-        "response times against the bound; median with bounded lag in seconds: "
-        + _ranges(table, panel, "response_p50_s", ".3f"),
-    )
+    ranges = _ranges(table, panel, "response_p50_s", ".3f")
+    said = f"response times against the bound; median with bounded lag in seconds: {ranges}"
+    return panels(layers, long, panel, title, [setting(table, cores), closed], said)
 
 
 def waiting(rows: Table, *, cores: int, panel: str = "scenario") -> alt.FacetChart:
     """Seconds that each rank waits, a map of rank against bound with MPI_Alltoallv first; rows of ``recommend.run``."""
     table = _labelled(rows)
-    kept = table[table["series"] != WINDOW].copy()
+    kept = table[table["series"] != WINDOW].reset_index(drop=True)
     kept["column"] = kept["bound"].astype(str).where(kept["series"] == BLS, "MPI")
-    kept["waited_s"] = kept["waiting_by_rank_s"].str.split().map(lambda texts: list(map(float, texts)))
-    kept["rank"] = kept["waited_s"].map(lambda each: list(range(len(each))))
-    columns = [panel, "column", "rank", "waited_s", *({"source"} & set(table))]
-    long = kept[columns].explode(["rank", "waited_s"]).astype({"waited_s": float})
+    kept["waited_s"] = kept["waiting_by_rank_s"].str.split()
+    long = kept[[panel, "column", "waited_s", "source"]].explode("waited_s").astype({"waited_s": float})
+    long["rank"] = long.groupby(level=0).cumcount()
     order = ["MPI", *(str(bound) for bound in sorted(kept["bound"].unique()))]
     axis = alt.Axis(domain=False, ticks=False, grid=False)
     x = alt.X("column:O", sort=order, title="bound k (iterations)", axis=axis)
@@ -211,22 +193,16 @@ def waiting(rows: Table, *, cores: int, panel: str = "scenario") -> alt.FacetCha
     scale = alt.Scale(scheme="cividis", reverse=True, domainMin=0)
     legend = alt.Legend(title="waiting in the exchange (s)", gradientLength=220, titleLimit=300)
     ink = alt.when(alt.datum.waited_s > 0.5 * long["waited_s"].max()).then(alt.value("white"))
+    text = alt.Text("waited_s:Q", format=".2f")
     layers = [
         base.mark_rect(stroke="white").encode(color=alt.Color("waited_s:Q", scale=scale, legend=legend)),
-        base.mark_text(fontSize=10).encode(
-            text=alt.Text("waited_s:Q", format=".2f"), color=ink.otherwise(alt.value("black"))
-        ),
+        base.mark_text(fontSize=10).encode(text=text, color=ink.otherwise(alt.value("black"))),
     ]
-    return panels(
-        layers,
-        long,
-        panel,
-        "Who waits, and for how long?",
-        [setting(table, cores), "Seconds of a run inside the exchange, its transfers included; medians."],
-        "seconds of waiting by rank and bound; mean of the ranks with bounded lag: "
-        + _ranges(table, panel, "waiting_s"),
-        height=110,
-    )
+    title = "Who waits, and for how long?"
+    lines = [setting(table, cores), "Seconds of a run inside the exchange, its transfers included; medians."]
+    ranges = _ranges(table, panel, "waiting_s")
+    said = f"seconds of waiting by rank and bound; mean of the ranks with bounded lag: {ranges}"
+    return panels(layers, long, panel, title, lines, said, height=110)
 
 
 def save(chart: alt.TopLevelMixin, stem: str, suffix: str = "") -> Path:
@@ -277,34 +253,35 @@ def _labelled(rows: Table) -> pd.DataFrame:
     return table.dropna(subset="series")
 
 
-def _present(table: pd.DataFrame) -> list[str]:
-    found = set(table["series"])
-    return [name for name in LOOKS if name in found]
-
-
-def _series(table: pd.DataFrame, channel: str = "color") -> Any:
+def _series(table: pd.DataFrame, channel: Any = alt.Color) -> Any:
     """Colour, shape or dash by series, with one legend for all three."""
-    names = _present(table)
-    place = {"color": 0, "shape": 1, "strokeDash": 2}[channel]
-    kind = {"color": alt.Color, "shape": alt.Shape, "strokeDash": alt.StrokeDash}[channel]
-    return kind("series:N", scale=alt.Scale(domain=names, range=[LOOKS[name][place] for name in names]), sort=names)
-
-
-def _bounds(table: pd.DataFrame) -> alt.X:
-    """Bounds double from 1 on and start at 0, which no logarithm shows: they stand side by side."""
-    axis = alt.Axis(ticks=False)
-    return alt.X("bound:O", sort=sorted(table["bound"].unique()), title="bound k (iterations)", axis=axis)
-
-
-def _beside(table: pd.DataFrame) -> alt.XOffset:
-    """Contenders at the same bound stand a little beside each other, so that none hides another."""
-    return alt.XOffset("series:N", sort=_present(table), scale=alt.Scale(paddingOuter=0.6))
+    found, place = set(table["series"]), (alt.Color, alt.Shape, alt.StrokeDash).index(channel)
+    shown = {name: looks[place] for name, looks in LOOKS.items() if name in found}
+    return by(channel, "series", shown, shown.values())
 
 
 def _ranges(table: pd.DataFrame, panel: str, column: str, form: str = ".2f") -> str:
     """In words, from which to which value a column goes over the bounds of bounded lag, panel by panel."""
     found = table[table["series"] == BLS].groupby(panel, sort=False)[column].agg(["min", "max"])
     return "; ".join(f"{name} {low:{form}} to {high:{form}}" for name, low, high in found.itertuples())
+
+
+def by(channel: Any, field: str, names: Iterable[str], looks: Iterable[Any]) -> Any:
+    """A channel such as ``alt.Color`` that tells the values of a field apart; its legend has them in this order."""
+    names = list(names)
+    return channel(f"{field}:N", scale=alt.Scale(domain=names, range=list(looks)), sort=names)
+
+
+def log(values: Sequence[float] = MILLISECONDS) -> dict[str, Any]:
+    """A logarithmic scale, and an axis with these values where they fall on it."""
+    axis = alt.Axis(values=list(values), format=",~r", labelOverlap="greedy")
+    return {"scale": alt.Scale(type="log", nice=False, padding=10), "axis": axis}
+
+
+def medians(base: alt.Chart, column: str, y: alt.Y, **more: Any) -> list[alt.Chart]:
+    """Layers for a measured column: its medians as points, with bars from the least to the greatest value."""
+    bars = base.mark_rule().encode(y=f"{column}_min:Q", y2=f"{column}_max:Q")
+    return [bars, base.mark_point().encode(y=y, **more)]
 
 
 def setting(table: pd.DataFrame, cores: int) -> str:
@@ -341,11 +318,10 @@ def panels(
     height: int = 190,
 ) -> alt.FacetChart:
     """Layers over a table, a panel for each value of its column ``panel``."""
-    names = list(dict.fromkeys(table[panel]))
+    names = list(table[panel].unique())
     columns = len(names) if len(names) < 4 else 2 if len(names) == 4 else 3
     return (
-        alt.layer(*layers, data=table)
-        .properties(width=(WIDTH - 30) // columns, height=height)
+        alt.layer(*layers, data=table, width=(WIDTH - 30) // columns, height=height)
         .facet(alt.Facet(f"{panel}:N", sort=names), columns=columns, spacing=22)
         .resolve_axis(x="independent")  # or the place of a panel that is not there would show an axis
         .properties(

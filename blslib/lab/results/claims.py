@@ -20,6 +20,7 @@ What is neither is inconclusive.
 import json
 import textwrap
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +29,17 @@ import numpy as np
 from blslib.lab.results.records import Row, data_folder
 
 Claim = dict[str, Any]
+Interval = tuple[float, float, float]
 
 BOUND = 4
 NOTABLE, GAIN, MASKED = 1.10, 1.05, 1.05
 REPRODUCED, NOT, OPEN = "reproduced", "not reproduced", "inconclusive"
-HEADING = "The paper claims (direction only)"
-COLUMNS = {"source": 30, "measured": 21, "verdict": 14, "reason": 47}
+HEADS = {"claim": "The paper claims (direction only)", "source": "source", "measured": "measured here",
+         "verdict": "verdict", "reason": "reason"}  # fmt: skip
+WIDTHS = {"source": 30, "measured": 21, "verdict": 14, "reason": 47}
 
 
-def interval(values: Sequence[float] | np.ndarray, resamples: int = 10_000) -> tuple[float, float, float]:
+def interval(values: Sequence[float] | np.ndarray, resamples: int = 10_000) -> Interval:
     """Median, and the ends of the 95 % bootstrap interval of the median.
 
     Raises:
@@ -54,19 +57,17 @@ def no_advantage(rows: Sequence[Row], *, cores: int, by: str = "scenario") -> li
     """Claim (a), balanced runs gain nothing notable: one for each value of ``by``; rows of ``recommend.run``."""
     found = []
     for name in _names(rows, by):
-        effect, low, high = interval(_speedups(rows, by, name, BOUND))
-        verdict = REPRODUCED if high <= NOTABLE else NOT if low > NOTABLE else OPEN
-        reason = _of_which(rows, by, name)
+        ours, alone = _pair(rows, by, name)
+        over_mpi = interval(_numbers(ours["speedups"]))
+        verdict, reason = _at_most(NOTABLE, over_mpi), _of_which(ours, alone)
         if verdict != REPRODUCED:
-            reason += f"; {_headroom(rows, by, name)}"
-            if _row(rows, by, name, BOUND)["ranks"] > cores:
+            reason += _headroom(alone)
+            if ours["ranks"] > cores:
                 reason += "; ranks take turns on cores here, an imbalance of its own"
-        elif high < 1 / NOTABLE:
+        elif over_mpi[2] < 1 / NOTABLE:
             reason += "; it is notably slower"
         claim = "(a) balanced: no notable advantage"
-        found.append(
-            _claim(claim, _source(rows, by, name, cores), (effect, low, high), "× MPI_Alltoallv", verdict, reason)
-        )
+        found.append(_claim(claim, _source(ours, name, cores), over_mpi, "× MPI_Alltoallv", verdict, reason))
     return found
 
 
@@ -74,12 +75,12 @@ def better(rows: Sequence[Row], claim: str, *, cores: int, by: str = "scenario")
     """Claims (b) and (c), the throughput is better: one for each value of ``by``; rows of ``recommend.run``."""
     found = []
     for name in _names(rows, by):
-        over_mpi = interval(_speedups(rows, by, name, BOUND))
-        verdict = _both(over_mpi, interval(_by_lag(rows, by, name)))
-        reason = _of_which(rows, by, name)
+        ours, alone = _pair(rows, by, name)
+        over_mpi = interval(_numbers(ours["speedups"]))
+        verdict, reason = _gain(over_mpi, _by_lag(ours, alone)), _of_which(ours, alone)
         if verdict != REPRODUCED:
-            reason += f"; {_headroom(rows, by, name)}"
-        found.append(_claim(claim, _source(rows, by, name, cores), over_mpi, "× MPI_Alltoallv", verdict, reason))
+            reason += _headroom(alone)
+        found.append(_claim(claim, _source(ours, name, cores), over_mpi, "× MPI_Alltoallv", verdict, reason))
     return found
 
 
@@ -92,16 +93,15 @@ def latency(rows: Sequence[Row], *, cores: int) -> list[Claim]:
     """
     found = []
     for rate in _names(rows, "rate_per_s"):
-        ours, alone = (_row(rows, "rate_per_s", rate, bound) for bound in (BOUND, 0))
+        ours, alone = _pair(rows, "rate_per_s", rate)
         gains, without_lag = _numbers(ours["gains_p99"]), _numbers(alone["gains_p99"])
-        over_mpi, by_lag = interval(gains), interval(gains / without_lag)
-        median = interval(_numbers(ours["gains_p50"]))[0]
+        over_mpi, by_lag = interval(gains), _by_lag(ours, alone, "gains_p99")
         reason = (
-            f"bound {BOUND}, {len(gains)} repeats; p50 {median:.2f} × shorter; of p99 our exchange without lag "
-            f"{np.median(without_lag):.2f} ×, lag on top of it {by_lag[0]:.2f} × ({by_lag[1]:.2f} to {by_lag[2]:.2f})"
+            f"bound {BOUND}, {len(gains)} repeats; p50 {np.median(_numbers(ours['gains_p50'])):.2f} × shorter; of p99 "
+            + _split(np.median(without_lag), by_lag)
         )
         source = f"{ours['law']} delays, {rate:g} batches a second, {ours['ranks']} ranks on {cores} cores, open loop"
-        verdict = _both(over_mpi, by_lag)
+        verdict = _gain(over_mpi, by_lag)
         found.append(_claim("(f) delays: latency better", source, over_mpi, "× shorter p99", verdict, reason))
     return found
 
@@ -115,21 +115,15 @@ def masked(rows: Sequence[Row], law: str = "rotating") -> list[Claim]:
     wide = [row for row in rows if row["contender"] == "bls" and row["law"] == law and row["bound"] >= row["ranks"]]
     if not wide:
         raise ValueError(f"no row of bounded lag with law {law!r} and a bound of at least the number of ranks")
-    effect, low, high = interval([row["measured_s"] / row["limit_s"] for row in wide])
-    verdict = REPRODUCED if high <= MASKED else NOT if low > MASKED else OPEN
-    bounds = ", ".join(str(row["bound"]) for row in wide)
-    synchronous = [
-        row["measured_s"] / row["limit_s"] for row in rows if row["contender"] == "mpi" and row["law"] == law
-    ]
-    reason = f"bounds {bounds}; no rank can be quicker than its own work and delays"
-    if synchronous:
-        reason += f"; MPI_Alltoallv takes {synchronous[0]:.2f} × that"
+    over_limit = interval([row["measured_s"] / row["limit_s"] for row in wide])
+    reason = (
+        f"bounds {', '.join(str(row['bound']) for row in wide)}; no rank can be quicker than its own work and delays"
+    )
+    if mpi := [row for row in rows if row["contender"] == "mpi" and row["law"] == law]:
+        reason += f"; MPI_Alltoallv takes {mpi[0]['measured_s'] / mpi[0]['limit_s']:.2f} × that"
     source = f"{law}, {wide[0]['ranks']} ranks: delays by sleep around the bare exchange"
-    return [
-        _claim(
-            "(d) best case: delays masked altogether", source, (effect, low, high), "× busiest rank", verdict, reason
-        )
-    ]
+    claim = "(d) best case: delays masked altogether"
+    return [_claim(claim, source, over_limit, "× busiest rank", _at_most(MASKED, over_limit), reason)]
 
 
 def accuracy(rows: Sequence[Row], source: str) -> list[Claim]:
@@ -144,12 +138,8 @@ def accuracy(rows: Sequence[Row], source: str) -> list[Claim]:
 
 def table(claims: Sequence[Claim]) -> str:
     """The claims as text of at most 120 columns, for a terminal: what is claimed, below it what was found where."""
-    heads = dict(zip(COLUMNS, ("source", "measured here", "verdict", "reason"), strict=True))
-    blocks = [
-        f"{HEADING}, and what was measured here",
-        _wrapped(heads),
-        _wrapped({k: "-" * n for k, n in COLUMNS.items()}),
-    ]
+    rules = {name: "-" * width for name, width in WIDTHS.items()}
+    blocks = [f"{HEADS['claim']}, and what was measured here", _wrapped(HEADS), _wrapped(rules)]
     for text in sorted({claim["claim"] for claim in claims}):
         found = [claim for claim in claims if claim["claim"] == text]
         blocks += [text, *(_wrapped(claim | {"measured": _measured(claim)}) for claim in found)]
@@ -158,13 +148,11 @@ def table(claims: Sequence[Claim]) -> str:
 
 def markdown(claims: Sequence[Claim], *, reasons: bool = True) -> str:
     """The claims as a table in Markdown, for notebooks and, without the reasons, for the README."""
-    heads = [HEADING, "source", "measured here", "verdict", "reason"][: 5 if reasons else 4]
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    names = [name for name in HEADS if reasons or name != "reason"]
+    lines = [f"| {' | '.join(HEADS[name] for name in names)} |", "|---" * len(names) + "|"]
     for claim in sorted(claims, key=lambda claim: claim["claim"]):
-        cells = [claim["claim"], claim["source"], _measured(claim), f"**{claim['verdict']}**", claim["reason"]][
-            : len(heads)
-        ]
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        cells = claim | {"measured": _measured(claim), "verdict": f"**{claim['verdict']}**"}
+        lines.append("| " + " | ".join(cells[name].replace("|", "\\|") for name in names) + " |")
     return "\n".join(lines)
 
 
@@ -175,83 +163,72 @@ def write(stem: str, claims: Sequence[Claim]) -> Path:
     return path
 
 
-def _claim(claim: str, source: str, found: tuple[float, ...], unit: str, verdict: str, reason: str) -> Claim:
-    effect, low, high = found
-    return {
-        "claim": claim,
-        "source": source,
-        "effect": effect,
-        "low": low,
-        "high": high,
-        "unit": unit,
-        "verdict": verdict,
-        "reason": reason,
-    }
+def _claim(claim: str, source: str, found: Interval, unit: str, verdict: str, reason: str) -> Claim:
+    names = ("claim", "source", "effect", "low", "high", "unit", "verdict", "reason")
+    return dict(zip(names, (claim, source, *found, unit, verdict, reason), strict=True))
 
 
 def _names(rows: Sequence[Row], by: str) -> list[str]:
     return list(dict.fromkeys(row[by] for row in rows))
 
 
-def _row(rows: Sequence[Row], by: str, name: str, bound: int) -> Row:
-    for row in rows:
-        if (row["contender"], row[by], row["bound"]) == ("bls", name, bound):
-            return row
-    raise ValueError(f"no row of bounded lag at bound {bound} with {by} {name!r}: measure that bound too")
-
-
-def _speedups(rows: Sequence[Row], by: str, name: str, bound: int) -> np.ndarray:
-    return _numbers(_row(rows, by, name, bound)["speedups"])
+def _pair(rows: Sequence[Row], by: str, name: str) -> tuple[Row, Row]:
+    """Bounded lag's rows at the bound that is judged, and at bound 0."""
+    ours = {row["bound"]: row for row in rows if row["contender"] == "bls" and row[by] == name}
+    for bound in (BOUND, 0):
+        if bound not in ours:
+            raise ValueError(f"no row of bounded lag at bound {bound} with {by} {name!r}: measure that bound too")
+    return ours[BOUND], ours[0]
 
 
 def _numbers(text: str) -> np.ndarray:
     return np.array(text.split(), dtype=np.float64)
 
 
-def _by_lag(rows: Sequence[Row], by: str, name: str) -> np.ndarray:
-    """Throughput at ``BOUND`` over that of the same exchange at bound 0, repeat by repeat."""
-    return _speedups(rows, by, name, BOUND) / _speedups(rows, by, name, 0)
+def _by_lag(ours: Row, alone: Row, column: str = "speedups") -> Interval:
+    """What lag makes of it: over the same exchange at bound 0, repeat by repeat."""
+    return interval(_numbers(ours[column]) / _numbers(alone[column]))
 
 
-def _gains(found: tuple[float, float, float]) -> str:
-    effect, low, high = found
-    return REPRODUCED if low > 1 and effect >= GAIN else NOT if high < GAIN else OPEN
+def _at_most(most: float, found: Interval) -> str:
+    _, low, high = found
+    return REPRODUCED if high <= most else NOT if low > most else OPEN
 
 
-def _both(over_mpi: tuple[float, float, float], by_lag: tuple[float, float, float]) -> str:
-    """A gain over MPI_Alltoallv that lag itself makes."""
-    verdicts = {_gains(over_mpi), _gains(by_lag)}
-    return NOT if NOT in verdicts else OPEN if OPEN in verdicts else REPRODUCED
+def _gain(*found: Interval) -> str:
+    """Better by each of these: over MPI_Alltoallv, and by lag itself."""
+    if any(high < GAIN for _, _, high in found):
+        return NOT
+    return REPRODUCED if all(low > 1 and effect >= GAIN for effect, low, _ in found) else OPEN
 
 
-def _source(rows: Sequence[Row], by: str, name: str, cores: int) -> str:
-    row = _row(rows, by, name, BOUND)
-    return f"{name}, {row['ranks']} ranks on {cores} cores: {row['source']}"
+def _source(ours: Row, name: str, cores: int) -> str:
+    return f"{name}, {ours['ranks']} ranks on {cores} cores: {ours['source']}"
 
 
-def _of_which(rows: Sequence[Row], by: str, name: str) -> str:
+def _of_which(ours: Row, alone: Row) -> str:
     """How much of the effect is there without any lag, and how much the lag adds."""
-    alone, repeats = _row(rows, by, name, 0)["speedup_over_mpi"], len(_by_lag(rows, by, name))
-    effect, low, high = interval(_by_lag(rows, by, name))
-    split = f"our exchange without lag {alone:.2f} ×, lag on top of it {effect:.2f} × ({low:.2f} to {high:.2f})"
-    return f"bound {BOUND}, {repeats} repeats; {split}"
+    split = _split(alone["speedup_over_mpi"], _by_lag(ours, alone))
+    return f"bound {BOUND}, {len(ours['speedups'].split())} repeats; {split}"
 
 
-def _headroom(rows: Sequence[Row], by: str, name: str) -> str:
+def _split(without_lag: float, by_lag: Interval) -> str:
+    effect, low, high = by_lag
+    return f"our exchange without lag {without_lag:.2f} ×, lag on top of it {effect:.2f} × ({low:.2f} to {high:.2f})"
+
+
+def _headroom(alone: Row) -> str:
     """How much of the synchronous run any bound could win back, by the max-plus recurrence (exchange 0)."""
-    row = _row(rows, by, name, 0)
-    share = 1 - row["limit_s"] / row["predicted_s"]
-    return f"imbalance that changes is {share:.0%} of the synchronous run's work, the model lets lag win back no more"
+    share = 1 - alone["limit_s"] / alone["predicted_s"]
+    return f"; imbalance that changes is {share:.0%} of the synchronous run's work, the model lets lag win back no more"
 
 
 def _measured(claim: Claim) -> str:
-    if claim["low"] == claim["high"]:
-        return f"{claim['effect']:.2f} {claim['unit']}"
-    return f"{claim['effect']:.2f} ({claim['low']:.2f} to {claim['high']:.2f}) {claim['unit']}"
+    effect, low, high, unit = (claim[name] for name in ("effect", "low", "high", "unit"))
+    return f"{effect:.2f} {unit}" if low == high else f"{effect:.2f} ({low:.2f} to {high:.2f}) {unit}"
 
 
 def _wrapped(cells: dict[str, Any]) -> str:
-    columns = [textwrap.wrap(str(cells[name]), width) for name, width in COLUMNS.items()]
-    height, widths = max(map(len, columns)), COLUMNS.values()
-    padded = [lines + [""] * (height - len(lines)) for lines in columns]
-    return "\n".join("  ".join(["", *map(str.ljust, line, widths)]).rstrip() for line in zip(*padded, strict=True))
+    columns = [textwrap.wrap(cells[name], width) for name, width in WIDTHS.items()]
+    lines = zip_longest(*columns, fillvalue="")
+    return "\n".join("  ".join(["", *map(str.ljust, line, WIDTHS.values())]).rstrip() for line in lines)

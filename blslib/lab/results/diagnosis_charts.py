@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 
 from blslib.lab.diagnosis.diagnose import PARTS, SHOWN
-from blslib.lab.results.charts import BLS, LIMIT, LOOKS, WIDTH, Table, heading, panels
+from blslib.lab.results.charts import BLS, BOUND_AXIS, LIMIT, LOOKS, WIDTH, Table, by, heading, medians, panels
+from blslib.lab.results.records import Row, spread
 
 COLORS = dict(zip(PARTS.values(), ("#0072B2", "#D55E00", "#F0C04C", "#BBBBBB"), strict=True))
-PREDICTED, HIDDEN = "predicted", "if the blocks travel meanwhile"
 
 
 def parts(rows: Table, lines: tuple[str, ...] = ()) -> alt.TopLevelMixin:
@@ -22,18 +22,17 @@ def parts(rows: Table, lines: tuple[str, ...] = ()) -> alt.TopLevelMixin:
     table = pd.DataFrame(rows)
     table["label"] = (100 * table["share"]).map("{:.0f} %".format).where(table["share"] >= 0.05, "")
     table["place"] = table.groupby("case", sort=False)["share"].cumsum() - table["share"] / 2
-    cases = list(dict.fromkeys(table["case"]))
+    cases = list(table["case"].unique())
     y = alt.Y("case:N", sort=cases, title=None, axis=alt.Axis(domain=False, ticks=False, labelLimit=260))
     axis = alt.Axis(format="%", grid=True, gridColor="#dddddd")
-    color = alt.Color("part:N", sort=list(COLORS), scale=alt.Scale(domain=list(COLORS), range=list(COLORS.values())))
-    order = alt.Order("rank:Q")
     table["rank"] = table["part"].map(list(COLORS).index)
     base = alt.Chart(table).encode(y=y)
     bars = base.mark_bar(stroke="white").encode(
         x=alt.X("share:Q", title="share of the measured time", axis=axis, scale=alt.Scale(nice=False)),
-        color=color, order=order,
+        color=by(alt.Color, "part", COLORS, COLORS.values()),
+        order="rank:Q",
         tooltip=["case", "part", "seconds", "share"],
-    )  # fmt: skip
+    )
     ink = alt.when(alt.FieldOneOfPredicate("part", list(COLORS)[:2])).then(alt.value("white"))
     words = base.mark_text(fontSize=11).encode(x="place:Q", text="label:N", color=ink.otherwise(alt.value("#222222")))
     static, dynamic = (table[table["part"] == PARTS[part]].set_index("case")["share"] for part in ("static", "dynamic"))
@@ -58,38 +57,31 @@ def bounds(rows: Table, measured: Table = (), lines: tuple[str, ...] = ()) -> al
     start_s = table.groupby("case", sort=False)["predicted_s"].transform("first")
     for name in ("predicted", "travelling", "limit"):
         table[name] = table[f"{name}_s"] / start_s
-    cases = list(dict.fromkeys(table["case"]))
-    points = pd.DataFrame([_over_synchronous(measured, case, k) for case, k in _points(measured) if case in cases])
-    shown = pd.concat([table, points], ignore_index=True)
-    x = alt.X("bound:O", sort=sorted(shown["bound"].unique()), title="bound k (iterations)", axis=alt.Axis(ticks=False))
+    points = _over_synchronous(measured, set(table["case"])) if len(measured) else []
+    shown = pd.concat([table, pd.DataFrame(points)], ignore_index=True)
     title = "time over that at bound 0"
     y = alt.Y("predicted:Q", title=title, scale=alt.Scale(zero=False), axis=alt.Axis(format="%"))
-    base = alt.Chart().encode(x=x)
+    base = alt.Chart().encode(x=BOUND_AXIS)
     model = base.transform_filter("isValid(datum.predicted)")
     layers = [
         model.mark_area(color=LOOKS[BLS][0], opacity=0.15).encode(y=y, y2="travelling:Q"),
-        model.mark_line(color=LOOKS[LIMIT][0], strokeDash=[2, 3]).encode(y=alt.Y("limit:Q", title=title)),
-        model.mark_line(color=LOOKS[BLS][0], strokeWidth=1.8).encode(y=y),
-        model.transform_filter("datum.chosen").mark_point(
-            shape="diamond", size=110, filled=True, opacity=1, color=LOOKS[BLS][0]
-        ).encode(y=y, tooltip=["bound", "predicted_s", "limit_s"]),
-    ]  # fmt: skip
-    if len(points):
-        dots = base.transform_filter("isValid(datum.measured)").encode(color=alt.value("#D55E00"))
-        layers += [
-            dots.mark_rule(strokeWidth=1.5).encode(y=alt.Y("measured_min:Q", title=title), y2="measured_max:Q"),
-            dots.mark_point(size=45, filled=True, opacity=1).encode(y=alt.Y("measured:Q", title=title)),
-        ]
-    told = [
-        "Line: predicted from the record. Shade: what a bound hides of the exchange itself, at most. Diamond: the "
-        "recommended bound. Dots: the limit that no bound can beat." + (" Orange: measured." if len(points) else "")
+        model.mark_line(color=LOOKS[LIMIT][0], strokeDash=[2, 3]).encode(y="limit:Q"),
+        model.mark_line(color=LOOKS[BLS][0]).encode(y=y),
+        model.transform_filter("datum.chosen")
+        .mark_point(shape="diamond", size=110, color=LOOKS[BLS][0])
+        .encode(y=y, tooltip=["bound", "predicted_s", "limit_s"]),
     ]
+    if points:
+        dots = base.transform_filter("isValid(datum.measured)").encode(color=alt.value("#D55E00"))
+        layers += medians(dots, "measured", alt.Y("measured:Q"))
+    told = (
+        "Line: predicted from the record. Shade: what a bound hides of the exchange itself, at most. Diamond: the "
+        "recommended bound. Dots: the limit that no bound can beat." + (" Orange: measured." if points else "")
+    )
     chosen = table[table["chosen"]].set_index("case")
     said = "; ".join(f"{case} bound {row['bound']} to {row['predicted']:.0%}" for case, row in chosen.iterrows())
-    return panels(
-        layers, shown, "case", "What would a bound make of it?", [*lines, *told],
-        f"time over that at bound 0 against the bound; recommended: {said}", height=150,
-    )  # fmt: skip
+    said = f"time over that at bound 0 against the bound; recommended: {said}"
+    return panels(layers, shown, "case", "What would a bound make of it?", [*lines, told], said, height=150)
 
 
 def load(rows: Table, lines: tuple[str, ...] = ()) -> alt.FacetChart:
@@ -99,30 +91,21 @@ def load(rows: Table, lines: tuple[str, ...] = ()) -> alt.FacetChart:
     scale = alt.Scale(scheme="blueorange", domain=[0, most], domainMid=1, clamp=True)
     legend = alt.Legend(title="work over the mean of all", gradientLength=220, titleLimit=300, format=".1f")
     quiet: dict[str, Any] = {"domain": False, "ticks": False, "grid": False}
-    layer = (
-        alt.Chart()
-        .mark_rect()
-        .encode(
-            x=alt.X("iteration:Q", title="iteration", axis=alt.Axis(**quiet), scale=alt.Scale(nice=False)),
-            x2="until:Q",
-            y=alt.Y("rank:O", title="rank", axis=alt.Axis(labelOverlap=True, **quiet)),
-            color=alt.Color("over_mean:Q", scale=scale, legend=legend),
-            tooltip=["rank", "iteration", "until", "work_s", "over_mean"],
-        )
+    layer = alt.Chart(mark="rect").encode(
+        x=alt.X("iteration:Q", title="iteration", axis=alt.Axis(**quiet), scale=alt.Scale(nice=False)),
+        x2="until:Q",
+        y=alt.Y("rank:O", title="rank", axis=alt.Axis(labelOverlap=True, **quiet)),
+        color=alt.Color("over_mean:Q", scale=scale, legend=legend),
+        tooltip=["rank", "iteration", "until", "work_s", "over_mean"],
     )
-    busy = (
-        table.groupby(["case", "rank"], sort=False)["over_mean"]
-        .mean()
-        .groupby("case", sort=False)
-        .agg(["idxmax", "max"])
-    )
+    by_rank = table.groupby(["case", "rank"], sort=False)["over_mean"].mean()
+    busy = by_rank.groupby("case", sort=False).agg(["idxmax", "max"])
     said = "; ".join(f"{case} rank {row['idxmax'][1]} at {row['max']:.2f}" for case, row in busy.iterrows())
     told = "A row that stays orange is static imbalance; orange that wanders between rows is dynamic."
-    return panels(
-        [layer], table, "case", "Who is busy, and when?", [*lines, told],
-        f"work of each rank over the run; busiest: {said} times the mean",
-        height=int(np.clip(18 * table["rank"].nunique(), 60, 300)),
-    ).resolve_scale(y="independent")  # fmt: skip
+    said = f"work of each rank over the run; busiest: {said} times the mean"
+    height = int(np.clip(18 * table["rank"].nunique(), 60, 300))
+    chart = panels([layer], table, "case", "Who is busy, and when?", [*lines, told], said, height)
+    return chart.resolve_scale(y="independent")
 
 
 def page(parts_rows: Table, bounds_rows: Table, load_rows: Table) -> alt.VConcatChart:
@@ -131,19 +114,13 @@ def page(parts_rows: Table, bounds_rows: Table, load_rows: Table) -> alt.VConcat
     return alt.vconcat(*charts, spacing=40).resolve_scale(color="independent")
 
 
-def _points(measured: Table) -> list[tuple[str, int]]:
+def _over_synchronous(measured: Table, cases: set[str]) -> list[Row]:
+    """Time at each bound over that of the same exchange at bound 0: median, least and greatest of the repeats."""
     table = pd.DataFrame(measured)
-    if table.empty:
-        return []
-    ours = table[table["contender"] == "bls"]
-    return list(ours[["case", "bound"]].itertuples(index=False, name=None))
-
-
-def _over_synchronous(measured: Table, case: str, bound: int) -> dict[str, object]:
-    """Time at a bound over that of the same exchange at bound 0: median, least and greatest of the repeats."""
-    table = pd.DataFrame(measured)
-    ours = table[(table["contender"] == "bls") & (table["case"] == case)].set_index("bound")["speedups"]
-    alone, lagging = (np.array(ours[k].split(), float) for k in (0, bound))
-    ratio = alone / lagging
-    return {"case": case, "bound": bound, "measured": float(np.median(ratio)), "measured_min": float(ratio.min()),
-            "measured_max": float(ratio.max())}  # fmt: skip
+    ours = table[(table["contender"] == "bls") & table["case"].isin(cases)].set_index("bound")
+    ours["speedups"] = [np.array(text.split(), np.float64) for text in ours["speedups"]]
+    return [
+        {"case": case, "bound": bound, **spread("measured", speedups[0] / found)}
+        for case, speedups in ours.groupby("case", sort=False)["speedups"]
+        for bound, found in speedups.items()
+    ]

@@ -3,78 +3,55 @@
 As in ``charts``: a tidy table in, an Altair chart out, one panel for each value of a column.
 """
 
-from collections.abc import Sequence
-from typing import Any
-
 import altair as alt
 import pandas as pd
 
-from blslib.lab.results.charts import MPI, WIDTH, Table, heading, panels, setting
+from blslib.lab.results.charts import BOUND_AXIS, MPI, TENS, WIDTH, Table, by, heading, log, medians, panels, setting
 
 SERVERS = ("#000000", "#D55E00", "#E69F00", "#56B4E9", "#0072B2", "#009E73", "#CC79A7", "#737373")
 SHAPES = ("square", "diamond", "triangle-up", "circle", "triangle-down", "cross", "triangle-right", "stroke")
-TENS = [10.0**power for power in range(-2, 7)]
-MILLISECONDS = [digit * ten for ten in TENS for digit in (1, 2, 5)]
 MEASURED, MODEL = "measured", "max-plus model"
 
 
 def latency_by_rate(rows: Table, *, cores: int, limit_s: float) -> alt.FacetChart:
     """Percentiles of latency against the throughput reached, with the model's; takes rows of ``serving.run``."""
     table = _servers(rows)
-    long = _percentiles(table, 50, 95, 99)
+    long, servers = _percentiles(table, 50, 95, 99), table["server"].unique()
     x = alt.X("batches_per_s:Q", title="throughput (batches per second)", scale=alt.Scale(nice=False, padding=8))
-    y = alt.Y("latency_ms:Q", title="latency (ms, logarithmic)", **_log())
-    base = alt.Chart().encode(x=x, color=_ordered("server", table["server"]))
+    y = alt.Y("latency_ms:Q", title="latency (ms, logarithmic)", **log())
+    base = alt.Chart().encode(x=x, color=by(alt.Color, "server", servers, SERVERS))
     layers = [
-        alt.Chart()
-        .mark_rule(strokeDash=[2, 3], color="#737373")
-        .encode(y=alt.YDatum(1000 * limit_s, title="latency (ms, logarithmic)")),
-        base.mark_line(strokeWidth=1.5).encode(y=alt.Y("predicted_ms:Q", **_log()), order="rate_per_s:Q"),
-        base.mark_rule(strokeWidth=1.2).encode(y="latency_ms_min:Q", y2="latency_ms_max:Q"),
-        base.mark_point(filled=True, size=50, opacity=1).encode(y=y, shape=_ordered("server", table["server"], SHAPES)),
+        alt.Chart().mark_rule(strokeDash=[2, 3], color="#737373").encode(y=alt.datum(1000 * limit_s)),
+        base.mark_line().encode(y="predicted_ms:Q", order="rate_per_s:Q"),
+        *medians(base, "latency_ms", y, shape=by(alt.Shape, "server", servers, SHAPES)),
     ]
     worst = table[table["rate_per_s"] == table["rate_per_s"].max()]
     told = "; ".join(f"{each.server} {1000 * each.latency_p99_s:.0f} ms" for each in worst.itertuples())
     lines = [*_conditions(table, cores, "Lines"), f"Dotted: a limit of {1000 * limit_s:g} ms."]
-    return panels(
-        layers,
-        long,
-        "percentile",
-        "What users wait, at which throughput",
-        lines,
-        f"latency against throughput; 99th percentile at {worst['rate_per_s'].iloc[0]:g} arrivals a second: {told}",
-        height=260,
-    )
+    highest = worst["rate_per_s"].iloc[0]
+    said = f"latency against throughput; 99th percentile at {highest:g} arrivals a second: {told}"
+    return panels(layers, long, "percentile", "What users wait, at which throughput", lines, said, height=260)
 
 
 def lone_batches(rows: Table, *, cores: int) -> alt.FacetChart:
     """What a bound costs a batch that has the system to itself, with and without polling; rows of ``serving.run``."""
     table = _servers(rows).replace({"idle": {"polls": "an idle rank polls", "sleeps": "an idle rank sleeps"}})
-    long = _percentiles(table, 50, 95)
-    servers = list(dict.fromkeys(table["server"]))
+    long, kinds = _percentiles(table, 50, 95), table["idle"].unique()
     base = alt.Chart().encode(
-        x=alt.X("server:N", sort=servers, title=None, axis=alt.Axis(ticks=False)),
+        x=alt.X("server:N", sort=list(table["server"].unique()), title=None, axis=alt.Axis(ticks=False)),
         xOffset=alt.XOffset("idle:N", scale=alt.Scale(paddingOuter=0.6)),
-        color=_ordered("idle", table["idle"], (SERVERS[4], SERVERS[1])),
+        color=by(alt.Color, "idle", kinds, (SERVERS[4], SERVERS[1])),
     )
-    y = alt.Y("latency_ms:Q", title="latency (ms, logarithmic)", **_log())
-    shape = _ordered("idle", table["idle"], ("circle", "triangle-up"))
+    y = alt.Y("latency_ms:Q", title="latency (ms, logarithmic)", **log())
     layers = [
-        base.mark_tick(width=26, thickness=1.5, opacity=1).encode(y=alt.Y("predicted_ms:Q", **_log())),
-        base.mark_rule(strokeWidth=1.2).encode(y="latency_ms_min:Q", y2="latency_ms_max:Q"),
-        base.mark_point(filled=True, size=70, opacity=1).encode(y=y, shape=shape),
+        base.mark_tick(width=26, thickness=1.5, opacity=1).encode(y="predicted_ms:Q"),
+        *medians(base, "latency_ms", y, shape=by(alt.Shape, "idle", kinds, ("circle", "triangle-up"))),
     ]
     every = f"A batch arrives every {1000 / table['rate_per_s'].iloc[0]:g} ms in the mean."
     lines = [*_conditions(table, cores, "Ticks"), every]
     told = "; ".join(f"{each.server}, {each.idle} {1000 * each.latency_p50_s:.1f} ms" for each in table.itertuples())
-    return panels(
-        layers,
-        long,
-        "percentile",
-        "What a bound costs a lone batch",
-        lines,
-        f"latency of batches that hardly ever meet another; medians: {told}",
-    )
+    said = f"latency of batches that hardly ever meet another; medians: {told}"
+    return panels(layers, long, "percentile", "What a bound costs a lone batch", lines, said)
 
 
 def gain_by_ranks(rows: Table, live: Table, *, cores: int) -> alt.FacetChart:
@@ -89,16 +66,16 @@ def gain_by_ranks(rows: Table, live: Table, *, cores: int) -> alt.FacetChart:
     model = model[model["bound"].isin(measured["bound"])]
     shown = pd.concat([model.assign(series=MODEL), measured.assign(series=MEASURED)], ignore_index=True)
     far = int(shown["ranks"].max())
+    beyond = far > 8  # further than anybody ran
+    ticks = TENS if beyond else sorted(measured["ranks"].unique())
     base = alt.Chart().encode(
-        x=alt.X(
-            "ranks:Q", title="ranks P (logarithmic)", **_log(sorted(measured["ranks"].unique()) if far <= 8 else TENS)
-        ),
+        x=alt.X("ranks:Q", title="ranks P (logarithmic)", **log(ticks)),
         y=alt.Y("gain:Q", title="speed-up over bound 0 (×)", scale=alt.Scale(zero=False, padding=8)),
-        color=_ordered("label", shown.sort_values("bound")["label"], SERVERS[2:]),
+        color=by(alt.Color, "label", shown.sort_values("bound")["label"].unique(), SERVERS[2:]),
     )
     layers = [
-        base.transform_filter(alt.datum.series == MODEL).mark_line(strokeWidth=1.5),
-        base.transform_filter(alt.datum.series == MEASURED).mark_point(filled=True, size=60, opacity=1),
+        base.transform_filter(alt.datum.series == MODEL).mark_line(),
+        base.transform_filter(alt.datum.series == MEASURED).mark_point(),
     ]
     top = shown[(shown["series"] == MODEL) & (shown["ranks"] == far)].groupby("delay", sort=False)["gain"].max()
     first = pd.DataFrame(live).iloc[0]
@@ -106,31 +83,25 @@ def gain_by_ranks(rows: Table, live: Table, *, cores: int) -> alt.FacetChart:
         f"Points: live runs at {_listed(measured['ranks'])} ranks on {cores} cores; work and delays are sleeps.",
         f"{first['iterations']} iterations, medians of {first['repeats']} repeats.",
         "Lines: the max-plus model"
-        + (f", up to {far:,} ranks, which nobody ran." if far > 8 else " on the realised work of the same runs."),
+        + (f", up to {far:,} ranks, which nobody ran." if beyond else " on the realised work of the same runs."),
     ]
     told = "; ".join(f"{law} {gain:.2f}" for law, gain in top.items())
-    title = "What lag wins, measured and predicted" if far <= 8 else "What lag would win with many ranks"
+    title = "What lag would win with many ranks" if beyond else "What lag wins, measured and predicted"
     said = f"speed-up against ranks; greatest at {far:,} ranks: {told}"
-    return panels(layers, shown, "delay", title, lines, said, height=190 if far <= 8 else 140)
+    return panels(layers, shown, "delay", title, lines, said, height=140 if beyond else 190)
 
 
 def saved_time(rows: Table) -> alt.FacetChart:
     """How much earlier than without lag each iteration is complete; takes rows of ``limits.saved``."""
-    table = pd.DataFrame(rows)
-    table = table.assign(
-        saved_ms=1000 * table["saved_s"], label="bound " + table["bound"].astype(str), delay=table["law"]
-    )
-    names = list(dict.fromkeys(table["label"]))
-    dashes = alt.Scale(domain=names, range=[[1, 0], [6, 4], [2, 3], [8, 2, 2, 2]][: len(names)])
-    layer = (
-        alt.Chart()
-        .mark_line(strokeWidth=2)
-        .encode(
-            x=alt.X("iteration:Q", title="iteration", axis=alt.Axis(tickCount=5)),
-            y=alt.Y("saved_ms:Q", title="time saved so far (ms)"),
-            color=_ordered("label", table["label"], SERVERS[2:]),
-            strokeDash=alt.StrokeDash("label:N", scale=dashes, sort=names),
-        )
+    table = pd.DataFrame(rows).rename(columns={"law": "delay"})
+    table = table.assign(saved_ms=1000 * table["saved_s"], label="bound " + table["bound"].astype(str))
+    names = table["label"].unique()
+    line = alt.Chart().mark_line(strokeWidth=2)
+    layer = line.encode(
+        x=alt.X("iteration:Q", title="iteration", axis=alt.Axis(tickCount=5)),
+        y=alt.Y("saved_ms:Q", title="time saved so far (ms)"),
+        color=by(alt.Color, "label", names, SERVERS[2:]),
+        strokeDash=by(alt.StrokeDash, "label", names, ([1, 0], [6, 4], [2, 3], [8, 2, 2, 2])),
     )
     last = table[table["iteration"] == table["iteration"].max()].groupby("delay", sort=False)["saved_ms"].max()
     lines = [
@@ -138,23 +109,23 @@ def saved_time(rows: Table) -> alt.FacetChart:
         "Saved is when an iteration is complete at bound 0 less when it is at bound k.",
     ]
     told = "; ".join(f"{law} {ms:.0f} ms" for law, ms in last.items())
-    return panels(
-        [layer], table, "delay", "Lag pays again and again, or never", lines, f"saved time; at the end: {told}"
-    )
+    said = f"saved time; at the end: {told}"
+    return panels([layer], table, "delay", "Lag pays again and again, or never", lines, said)
 
 
 def needed_bounds(rows: Table) -> alt.HConcatChart:
     """The bound that comes close to the limit, and its memory, against ranks; takes rows of ``limits.needed``."""
     table = pd.DataFrame(rows).dropna(subset="bound").astype({"bound": float, "memory_bytes": float})
     table = table.assign(shown=table["bound"].clip(lower=0.7), mb=table["memory_bytes"] / 1e6)
-    base = alt.Chart(table).mark_line(point={"filled": True, "size": 45}, strokeWidth=1.5)
+    laws = table["law"].unique()
+    base = alt.Chart(table, width=(WIDTH - 60) // 2, height=260).mark_line(point=True)
     base = base.encode(
-        x=alt.X("ranks:Q", title="ranks P (logarithmic)", **_log(TENS)),
-        color=_ordered("law", table["law"]),
-        shape=_ordered("law", table["law"], SHAPES),
-    ).properties(width=(WIDTH - 60) // 2, height=260)
-    left = alt.Y("shown:Q", title="bound k needed (iterations)", **_log([2**n for n in range(9)]))
-    right = alt.Y("mb:Q", title="memory of a rank's slots (MB)", **_log(TENS))
+        x=alt.X("ranks:Q", title="ranks P (logarithmic)", **log(TENS)),
+        color=by(alt.Color, "law", laws, SERVERS),
+        shape=by(alt.Shape, "law", laws, SHAPES),
+    )
+    left = alt.Y("shown:Q", title="bound k needed (iterations)", **log([2**n for n in range(9)]))
+    right = alt.Y("mb:Q", title="memory of a rank's slots (MB)", **log(TENS))
     told = table.loc[table.groupby("law", sort=False)["ranks"].idxmax()]
     said = "; ".join(f"{each.law} {each.bound:.0f} at {each.ranks:,} ranks" for each in told.itertuples())
     lines = [
@@ -171,25 +142,18 @@ def balance(rows: Table, *, cores: int) -> alt.HConcatChart:
     table = pd.DataFrame(rows)
     table["mb"] = table["memory_bytes"] / 1e6
     size = {"width": (WIDTH - 60) // 2, "height": 240}
-    calls = alt.Chart(table).encode(x=alt.X("mb:Q", title="memory of a rank's slots (MB)", **_log(TENS)))
+    calls = alt.Chart(table).encode(x=alt.X("mb:Q", title="memory of a rank's slots (MB)", **log(TENS)))
+    blue = calls.encode(color=alt.value(SERVERS[4]))
     y = alt.Y("call_us:Q", title="time of a call (µs)", scale=alt.Scale(zero=False))
-    costs = alt.layer(
-        calls.mark_line(strokeWidth=1.5, color=SERVERS[4]).encode(y=y),
-        calls.mark_rule(strokeWidth=1.2, color=SERVERS[4]).encode(y="call_us_min:Q", y2="call_us_max:Q"),
-        calls.mark_point(filled=True, size=55, opacity=1, color=SERVERS[4]).encode(y=y),
-        calls.mark_text(dy=-12, fontSize=11).encode(y=y, text="bound:N"),
-    ).properties(**size)
+    numbers = calls.mark_text(dy=-12, fontSize=11).encode(y=y, text="bound:N")
+    costs = alt.layer(blue.mark_line().encode(y=y), *medians(blue, "call_us", y), numbers).properties(**size)
     names = {"iteration_us": "exchange as measured", "free_us": "exchange free"}
     long = table.melt("bound", list(names), "kind", "us").replace({"kind": names})
-    sums = (
-        alt.Chart(long)
-        .mark_line(point={"filled": True, "size": 50}, strokeWidth=1.5)
-        .encode(
-            x=alt.X("bound:O", title="bound k (iterations)", axis=alt.Axis(ticks=False)),
-            y=alt.Y("us:Q", title="time of an iteration (µs)", scale=alt.Scale(zero=False)),
-            color=_ordered("kind", long["kind"], (SERVERS[4], SERVERS[7])),
-        )
-        .properties(**size)
+    sums = alt.Chart(long).mark_line(point=True).properties(**size)
+    sums = sums.encode(
+        x=BOUND_AXIS,
+        y=alt.Y("us:Q", title="time of an iteration (µs)", scale=alt.Scale(zero=False)),
+        color=by(alt.Color, "kind", names.values(), (SERVERS[4], SERVERS[7])),
     )
     first, best = table.iloc[0], table.loc[table["iteration_us"].idxmin()]
     lines = [
@@ -221,28 +185,15 @@ def _conditions(table: pd.DataFrame, cores: int, drawn: str) -> list[str]:
 
 def _percentiles(table: pd.DataFrame, *percents: int) -> pd.DataFrame:
     """A row for each percentile, in milliseconds."""
-    columns = {
-        "predicted_ms": "predicted_p{}_s",
-        **{f"latency_ms{e}": f"latency_p{{}}_s{e}" for e in ("", "_min", "_max")},
-    }
     keys = table[["server", "idle", "batches_per_s", "rate_per_s", "repeats"]]
     return pd.concat(
-        keys.assign(percentile=f"p{n}", **{name: 1000 * table[column.format(n)] for name, column in columns.items()})
+        keys.assign(
+            percentile=f"p{n}",
+            predicted_ms=1000 * table[f"predicted_p{n}_s"],
+            **{f"latency_ms{end}": 1000 * table[f"latency_p{n}_s{end}"] for end in ("", "_min", "_max")},
+        )
         for n in percents
     )
-
-
-def _ordered(field: str, values: "pd.Series", looks: tuple[str, ...] = SERVERS) -> Any:
-    """Colours or shapes by the values of a column, in the order in which they appear."""
-    names = [str(value) for value in dict.fromkeys(values)]
-    kind = alt.Color if looks[0].startswith("#") else alt.Shape
-    return kind(f"{field}:N", scale=alt.Scale(domain=names, range=list(looks[: len(names)])), sort=names)
-
-
-def _log(values: Sequence[float] = MILLISECONDS) -> dict[str, Any]:
-    """A logarithmic scale, and an axis with these values where they fall on it."""
-    axis = alt.Axis(values=list(values), format=",~r", labelOverlap="greedy")
-    return {"scale": alt.Scale(type="log", nice=False, padding=10), "axis": axis}
 
 
 def _gains(rows: Table, column: str) -> pd.DataFrame:

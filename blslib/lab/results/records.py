@@ -9,6 +9,7 @@ import csv
 import json
 import os
 import platform
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -49,11 +50,8 @@ def data_folder(stem: str) -> Path:
 def processor() -> str:
     """The processor's name as the system gives it."""
     names = Path("/proc/cpuinfo")
-    if names.exists():
-        for line in names.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    found = re.search(r"model name\s*:(.*)", names.read_text()) if names.exists() else None
+    return found[1].strip() if found else platform.processor() or platform.machine()
 
 
 def provenance() -> Row:
