@@ -6,12 +6,11 @@ Lag Synchronous Collectives", arXiv 2512.19342; the protocol is this project's o
 """
 
 import math
-import secrets
 import threading
 import time
-from collections.abc import Sequence
-from contextlib import suppress
-from typing import NamedTuple, Self
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from mpi4py import MPI
@@ -19,12 +18,15 @@ from mpi4py import MPI
 from blslib.collective.agreement import DEFAULT_TIMEOUT_S, agree, same_host
 from blslib.collective.blocks import as_bytes
 from blslib.collective.errors import BlockError, ExchangeError, LateError, PeerError
-from blslib.collective.exchange import Arrival, Block
+from blslib.collective.exchange import Arrival, Block, Exchange
 from blslib.collective.messages import Messages
 from blslib.collective.protocol import BoundedLag, Steps
-from blslib.collective.ring import CLOSED, FAILED, LATE, LINE_BYTES, Layout, Notice, Ring, UnexpectedSize
+from blslib.collective.ring import CLOSED, FAILED, LATE, LINE_BYTES, Layout, Notice, Ring, UnexpectedSize, round_up
 from blslib.collective.waiting import Policy, complete, yield_then_sleep
 
+Error = TypeVar("Error", bound=BaseException)
+
+_IS_CLOSED = "exchange is closed"
 _LOOKS_PER_CLOCK = 16
 _NOTHING = object()
 """No tuple of blocks that anybody could post."""
@@ -46,7 +48,7 @@ class Call(NamedTuple):
     """Iterations delivered so far, those that this call returned included."""
 
 
-class BoundedLagAlltoallv:
+class BoundedLagAlltoallv(Exchange):
     """An alltoallv that every rank posts once per iteration, and in which the slowest rank may lag by ``bound``
     iterations.
 
@@ -69,6 +71,15 @@ class BoundedLagAlltoallv:
         channel: "auto" (shared rings on the same host, messages to others), or one of "ring" and "messages" for all.
         record: keep a ``Call`` for every ``post``, in ``calls``.
         waiting: what to do between two looks of a wait.
+
+    Attributes:
+        rank, size: of ``comm``.
+        bound, timeout_s, dtype: as given.
+        slot_bytes: room for one block.
+        ring_bytes: shared memory of this rank's slots: P x 2 (bound + 1) x (slot + header).
+        memory_bytes: what experiments report as its memory: ``ring_bytes``, and a control page comes on top.
+        calls: with ``record``, every call of ``post``.
+        waited_s: seconds in waits so far.
 
     Raises:
         ValueError: on every rank, for a bad argument on any rank or one on which ranks differ; the text names the rank.
@@ -102,51 +113,33 @@ class BoundedLagAlltoallv:
         self._waiting = waiting
         self.dtype, expected = agree(comm, bound, slot_bytes, dtype, recv_counts, timeout_s, channel)
         self._comm = comm.Dup()
-        ranks = same_host(self._comm, channel)
-        self._layout = Layout(self.size, bound, -(-slot_bytes // LINE_BYTES) * LINE_BYTES)
-        token = self._comm.bcast(secrets.token_hex(6) if self.rank == 0 else None)
+        layout = Layout(self.size, bound, round_up(slot_bytes, LINE_BYTES))
+        self.slot_bytes, self.ring_bytes, self.memory_bytes = layout.slot_bytes, layout.ring_bytes, layout.ring_bytes
         try:
-            self._ring = Ring(self._comm, ranks, self._layout, self.dtype, token, expected)
-        except MemoryError:  # on every rank, so that all can try again with less
+            ranks = same_host(self._comm, channel)
+            self._ring = Ring(self._comm, ranks, layout, self.dtype, expected)
+        except (ValueError, MemoryError):  # on every rank, so that all can try again with less
             self._comm.Free()
             raise
         self._memory = self._ring if len(ranks) == self.size else Messages(self._comm, self._ring)
         self._core = BoundedLag(bound, self._memory)
-        self._failure: str | None = None
-        self._news: Notice | None = None
-        self._closed = False
+        self._over: str | None = None  # why no call is legal any more
         self._turn = threading.Lock()
         self._felt_s = 0.0
         self._end = math.inf  # iterations of the rank that is known to have closed after the fewest
         self._known: object = _NOTHING
         self._views: list[memoryview] = []
-        self.calls: list[Call] = []
         self._record = record
+        self.calls: list[Call] = []
         self.waited_s = 0.0
         complete(self._comm.Ibarrier(), "building the exchange", timeout_s)  # nobody stores into a page not yet cleared
-
-    @property
-    def slot_bytes(self) -> int:
-        """Room for one block."""
-        return self._layout.slot_bytes
-
-    @property
-    def ring_bytes(self) -> int:
-        """Shared memory of this rank's slots: P x 2 (bound + 1) x (slot + header)."""
-        return self._layout.ring_bytes
-
-    @property
-    def memory_bytes(self) -> int:
-        """What an experiment reports as this exchange's memory: ``ring_bytes``; one control page comes on top."""
-        return self._layout.ring_bytes
 
     def post(self, blocks: Sequence[Block]) -> list[Arrival]:
         """Hand over this iteration's blocks, one per destination, and take what has arrived.
 
         Returns:
             All iterations up to the current one less ``bound`` that were not delivered before, and any later ones that
-            are
-            complete: in order, P one-dimensional arrays of ``dtype`` each.
+            are complete: in order, P one-dimensional arrays of ``dtype`` each.
 
         Raises:
             ValueError, TypeError: wrong blocks; nothing was sent, and the exchange can go on.
@@ -158,8 +151,6 @@ class BoundedLagAlltoallv:
             RuntimeError: another thread is in a call; nothing was sent, and the exchange can go on.
         """
         entered_s = time.perf_counter() if self._record else 0.0
-        if self._failure is not None or self._closed or self._memory.alarmed():
-            self._check()
         if blocks is self._known:
             views = self._views
         else:
@@ -169,13 +160,8 @@ class BoundedLagAlltoallv:
         arrivals = self._run(self._core.post(views))
         if self._record:
             returned_s, waited_s = time.perf_counter(), self.waited_s - waited_s
-            sent_bytes = sum(map(len, views))
-            core = self._core
-            self.calls.append(
-                Call(
-                    core.posted - 1, entered_s, returned_s - waited_s, returned_s, waited_s, sent_bytes, core.delivered
-                )
-            )
+            times_s = entered_s, returned_s - waited_s, returned_s, waited_s
+            self.calls.append(Call(self._core.posted - 1, *times_s, sum(map(len, views)), self._core.delivered))
         return arrivals
 
     def collect(self, through: int | None = None) -> list[Arrival]:
@@ -186,16 +172,12 @@ class BoundedLagAlltoallv:
             ValueError: ``through`` was not posted yet.
             PeerError, LateError, BlockError, ExchangeError, MemoryError, RuntimeError: as for ``post``.
         """
-        if self._failure is not None or self._closed or self._memory.alarmed():
-            self._check()
         if through is not None and through >= self._core.posted:
             raise ValueError(f"iteration {through} was not posted yet: the next one is {self._core.posted}")
         return self._run(self._core.wait(0 if through is None else through + 1))
 
     def drain(self) -> list[Arrival]:
         """Wait for all that was posted, here and by others; return what is not delivered yet. Raises as ``collect``."""
-        if self._failure is not None or self._closed or self._memory.alarmed():
-            self._check()
         return self._run(self._last())
 
     def _last(self) -> Steps:
@@ -216,6 +198,10 @@ class BoundedLagAlltoallv:
         attempt, started_s = 0, 0.0
         self._take_turn()
         try:
+            if self._over is not None:
+                raise ExchangeError(self._over)
+            if self._memory.alarmed():
+                self._hear(0)
             for need in steps:
                 if need:
                     if not attempt:
@@ -227,54 +213,51 @@ class BoundedLagAlltoallv:
             return self._core.deliver()
         except UnexpectedSize as found:
             source, sent, expected = found.args
-            error: ExchangeError = BlockError(
-                f"rank {source} -> rank {self.rank} sent {sent} bytes in iteration {self._core.delivered}, "
-                f"rank {self.rank} expected {expected}"
-            )
-            self._fail(error)
-            raise error from None
+            text = f"rank {source} -> rank {self.rank} sent {sent} bytes in iteration {self._core.delivered}, "
+            raise self._fail(BlockError(f"{text}rank {self.rank} expected {expected}")) from None
         except MPI.Exception as failure:
-            error = self._lost(failure)
-            self._fail(error)
-            raise error from failure
+            behind = [rank for rank, n in enumerate(self._ring.counts()) if n < self._core.posted]
+            said = str(failure).strip().splitlines()[-1]
+            text = f"MPI cannot go on, a rank among {behind} or the way to it may be gone; it says: {said}"
+            raise self._fail(PeerError(text)) from failure
         except BaseException as error:
             self._fail(error)
             raise
         finally:
             self._turn.release()
 
-    def _lost(self, failure: MPI.Exception) -> PeerError:
-        behind = [r for r, n in enumerate(self._ring.counts()) if n < self._core.posted]
-        said = str(failure).strip().splitlines()[-1]
-        return PeerError(f"MPI cannot go on, a rank among {behind} or the way to it may be gone; it says: {said}")
-
     def _pause(self, attempt: int, need: int, started_s: float) -> None:
         self._waiting(attempt)
         if need > self._end or self._memory.alarmed():
             self._hear(need)
         if attempt % _LOOKS_PER_CLOCK == 0:
-            now_s = time.perf_counter()
-            if now_s - started_s > self.timeout_s:
-                raise LateError(self._late(need))
-            if now_s - self._felt_s > _PULSE_S:
-                self._feel(now_s, [rank for rank, n in enumerate(self._memory.counts()) if n < need])
+            self._watch(started_s, lambda: self._behind(need), lambda: self._late(need))
 
-    def _feel(self, now_s: float, ranks: list[int]) -> None:
-        """Raise if one of these ranks, for which this one waits, is on this host and not alive."""
-        self._felt_s = now_s
-        for rank in ranks:
-            if rank != self.rank and rank in self._ring.segments and self._ring.segments[rank].ended():
-                self._hear(0)  # it may have said why
-                raise PeerError(
-                    f"rank {rank} is gone: its process ended without a word after posting "
-                    f"{self._memory.counts()[rank]} iterations; its launcher or the system's log may say why"
-                )
+    def _watch(self, started_s: float, awaited: Callable[[], list[int]], late: Callable[[], str]) -> None:
+        """Raise if a wait has passed its deadline, or if a rank that it waits for is on this host and not alive."""
+        now_s = time.perf_counter()
+        if now_s - started_s > self.timeout_s:
+            text = f"rank {self.rank} {late()}"
+            self._hear(0)  # after that look: whoever has gone from closed to late meanwhile is heard, not named
+            raise LateError(text)
+        if now_s - self._felt_s > _PULSE_S:
+            self._felt_s = now_s
+            for rank in awaited():
+                if rank != self.rank and rank in self._ring.segments and self._ring.segments[rank].ended():
+                    self._hear(0)  # it may have said why
+                    raise PeerError(
+                        f"rank {rank} is gone: its process ended without a word after posting "
+                        f"{self._memory.counts()[rank]} iterations; its launcher or the system's log may say why"
+                    )
+
+    def _behind(self, need: int) -> list[int]:
+        """The ranks whose first ``need`` blocks are not all here."""
+        return [rank for rank, n in enumerate(self._memory.counts()) if n < need]
 
     def _late(self, need: int) -> str:
-        posted = self._core.posted
-        behind = [(r, n) for r, n in enumerate(self._memory.counts()) if n < need]
-        names = ", ".join(f"rank {r} (posted {n}, {posted - n} behind)" for r, n in behind) or "its own sends"
-        return f"rank {self.rank} posted {posted} and waited {self.timeout_s:g} s for {names}"
+        posted, counts = self._core.posted, self._memory.counts()
+        behind = [f"rank {r} (posted {counts[r]}, {posted - counts[r]} behind)" for r in self._behind(need)]
+        return f"posted {posted} and waited {self.timeout_s:g} s for {', '.join(behind) or 'its own sends'}"
 
     # --- failure and end ---------------------------------------------------------------------------------------------
 
@@ -285,8 +268,7 @@ class BoundedLagAlltoallv:
                 continue
             if notice.state in (FAILED, LATE):
                 kind = LateError if notice.state == LATE else PeerError
-                self._news = notice
-                raise kind(notice.text)
+                raise self._fail(kind(notice.text), notice)  # passed on in its own words
             if notice.state == CLOSED:
                 self._end = min(self._end, notice.posted)
                 if notice.posted < need:
@@ -295,29 +277,16 @@ class BoundedLagAlltoallv:
                         f"{need - 1}: every rank must post equally often"
                     )
 
-    def _check(self) -> None:
-        if self._closed:
-            raise ExchangeError("exchange is closed")
-        if self._failure is not None:
-            raise ExchangeError(f"exchange has failed, only close is legal now: {self._failure}")
-        try:
-            self._hear(0)
-        except ExchangeError as error:
-            self._fail(error)
-            raise
-
-    def _fail(self, error: BaseException) -> None:
-        """Remember the failure and tell the others, once."""
-        if self._failure is not None:
-            return
-        self._failure = f"{type(error).__name__}: {error}"
-        if self._news is not None:  # heard from another rank: pass on in its own words
-            self._memory.tell(self._news)
-            return
-        state, posted = LATE if isinstance(error, LateError) else FAILED, self._core.posted
-        words = str(error) if isinstance(error, ExchangeError) else self._failure
-        text = f"rank {self.rank} failed after posting {posted} iterations: {words}"
-        self._memory.tell(Notice(state, posted, text))
+    def _fail(self, error: Error, notice: Notice | None = None) -> Error:
+        """Remember a failure and tell the others, once. Returns it, to be raised."""
+        if self._over is None:
+            self._over = f"exchange has failed, only close is legal now: {type(error).__name__}: {error}"
+            if notice is None:
+                state, posted = LATE if isinstance(error, LateError) else FAILED, self._core.posted
+                words = error if isinstance(error, ExchangeError) else f"{type(error).__name__}: {error}"
+                notice = Notice(state, posted, f"rank {self.rank} failed after posting {posted} iterations: {words}")
+            self._memory.tell(notice)
+        return error
 
     def close(self) -> None:
         """Give everything back. Waits for the other ranks to close as well; does not if a failure came before.
@@ -327,27 +296,19 @@ class BoundedLagAlltoallv:
             LateError: another rank did not close within ``timeout_s``.
             RuntimeError: another thread is in a call; the exchange stays open.
         """
-        if self._closed:
+        if self._over == _IS_CLOSED:
             return
         self._take_turn()
-        self._closed = True
         ended: dict[int, int] = {}
         try:
-            if self._failure is None:
+            if self._over is None:
                 self._memory.tell(Notice(CLOSED, self._core.posted, ""))
                 ended = self._meet()
         except BaseException as error:
             self._fail(error)
             raise
         finally:
-            self._views, self._known = [], _NOTHING
-            if self._failure is not None and isinstance(self._memory, Messages):
-                self._memory.keep()
-            with suppress(*[MPI.Exception] * bool(self._failure)):
-                self._memory.free()
-            if self._failure is None:
-                self._comm.Free()
-            del self._memory, self._ring, self._core  # the memory goes with the last view of it
+            self._free(failed=self._over is not None)
             self._turn.release()
         for rank, posted in ended.items():
             if posted != ended[0]:
@@ -364,20 +325,15 @@ class BoundedLagAlltoallv:
         Returns:
             How many iterations each rank has posted.
         """
-        request, attempt, started_s = None, 0, time.perf_counter()
-        while request is None or not request.Test():
-            if request is None and self._memory.flushed() and not self._open_ranks():
-                request = self._comm.Ibarrier()
+        barrier, attempt, started_s = None, 0, time.perf_counter()
+        while barrier is None or not barrier.Test():
+            if barrier is None and self._memory.flushed() and not self._open_ranks():
+                barrier = self._comm.Ibarrier()
             attempt += 1
             self._waiting(attempt)
             self._memory.alarmed()  # lets messages in
             self._hear(0)
-            now_s = time.perf_counter()
-            if now_s - started_s > self.timeout_s:
-                names = self._open_ranks() or "its own messages to leave"
-                raise LateError(f"rank {self.rank} waited {self.timeout_s:g} s in close for ranks {names}")
-            if now_s - self._felt_s > _PULSE_S:
-                self._feel(now_s, self._open_ranks())
+            self._watch(started_s, self._open_ranks, self._late_to_close)
         return self._ended()
 
     def _ended(self) -> dict[int, int]:
@@ -389,10 +345,19 @@ class BoundedLagAlltoallv:
         ended = self._ended()
         return [r for r, n in enumerate(self._memory.counts()) if r not in ended or n < ended[r]]
 
-    def __enter__(self) -> Self:
-        return self
+    def _late_to_close(self) -> str:
+        return f"waited {self.timeout_s:g} s in close for ranks {self._open_ranks() or 'its own messages to leave'}"
+
+    def _free(self, failed: bool) -> None:
+        """Give back what is this rank's own, and, unless something failed, what needs the others."""
+        self._over, self._known, self._views = _IS_CLOSED, _NOTHING, []
+        with suppress(MPI.Exception) if failed else nullcontext():
+            self._memory.free(failed)
+        if not failed:
+            self._comm.Free()
+        del self._memory, self._ring, self._core.memory  # the memory goes with the last view of it
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if error is not None and not self._closed:
+        if error is not None:
             self._fail(error)
         self.close()

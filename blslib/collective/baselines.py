@@ -8,19 +8,23 @@ the other in one buffer are sent from there, without packing.
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import Self
+from typing import Any
 
 import numpy as np
 from mpi4py import MPI
 
 from blslib.collective.blocks import as_bytes
 from blslib.collective.errors import ExchangeError
-from blslib.collective.exchange import Arrival, Block
+from blslib.collective.exchange import Arrival, Block, Exchange
 from blslib.collective.waiting import Policy, complete, yield_then_sleep
 
 
-class Baseline:
-    """What all share: counts, buffers, and the rules of an exchange that is open or closed."""
+class Baseline(Exchange):
+    """What all share: counts, buffers, what is outstanding, and the rules of an exchange that is open or closed.
+
+    Attributes:
+        memory_bytes: buffers of this rank, to send and to receive.
+    """
 
     def __init__(
         self,
@@ -37,19 +41,20 @@ class Baseline:
         self._send_sizes = [int(n) * self.dtype.itemsize for n in send_counts]
         self._recv_sizes = [int(n) * self.dtype.itemsize for n in recv_counts]
         self._comm = comm.Dup()
+        self.memory_bytes = (sum(self._send_sizes) + sum(self._recv_sizes)) * (bound + 2 if bound else 1)
         self._known: tuple[Block, ...] | None = None
         self._known_buffer = self._received_in = np.empty(0, np.uint8)
+        self._outstanding: deque[Any] = deque()
+        self._received: list[list[np.ndarray]] = []  # by iteration, in turn: what is handed out
         self._posted = 0
-        self._delivered = 0
         self._closed = False
         self.waited_s = 0.0
 
     def _receive_buffer(self) -> tuple[list, list[np.ndarray]]:
         """A new receive buffer, as MPI wants it and as the caller does: one array per source."""
         buffer = np.empty(sum(self._recv_sizes), np.uint8)
-        ends = np.cumsum(self._recv_sizes)
-        blocks = [buffer[end - n : end].view(self.dtype) for n, end in zip(self._recv_sizes, ends, strict=True)]
-        return _spec(buffer, self._recv_sizes), blocks
+        blocks = np.split(buffer, np.cumsum(self._recv_sizes)[:-1])
+        return _spec(buffer, self._recv_sizes), [block.view(self.dtype) for block in blocks]
 
     def _one_buffer(self, blocks: Sequence[Block], room: np.ndarray, pack: bool) -> np.ndarray:
         """All blocks one behind the other: where they lie if they do, else (or if ``pack``) packed into ``room``."""
@@ -74,11 +79,6 @@ class Baseline:
             self._known, self._known_buffer = blocks, whole
         return whole
 
-    @property
-    def memory_bytes(self) -> int:
-        """Buffers of this rank, to send and to receive."""
-        return (sum(self._send_sizes) + sum(self._recv_sizes)) * (self.bound + 2 if self.bound else 1)
-
     def collect(self, through: int | None = None) -> list[Arrival]:
         """Wait for everything up to iteration ``through``; without it, return what is complete."""
         if through is not None and through >= self._posted:
@@ -91,16 +91,27 @@ class Baseline:
 
     def _take(self, count: int) -> list[Arrival]:
         """The arrivals before iteration ``count`` and those that are there; none where ``post`` returns its own."""
-        return []
+        arrivals: list[Arrival] = []
+        started_s = time.perf_counter()
+        while self._outstanding:
+            iteration = self._posted - len(self._outstanding)
+            if not self._finished(self._outstanding[0], iteration, iteration < count):
+                break
+            self._outstanding.popleft()
+            arrivals.append(Arrival(iteration, list(self._received[iteration % len(self._received)])))
+        self.waited_s += time.perf_counter() - started_s
+        return arrivals
+
+    def _finished(self, request: Any, iteration: int, wait: bool) -> bool:
+        """Whether the oldest request, that of ``iteration``, is complete; with ``wait``, not before it is."""
+        raise NotImplementedError
 
     def close(self) -> None:
-        """Free the communicator. Collective."""
+        """Finish what is outstanding and free the communicator. Collective."""
         if not self._closed:
+            self._take(self._posted)
             self._closed = True
             self._comm.Free()
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if error is None:
@@ -141,23 +152,21 @@ class MpiAlltoallv(Baseline):
         self._equal = equal
         self._call = self._comm.Alltoall if equal else self._comm.Alltoallv
         self._room = np.empty(sum(self._send_sizes), np.uint8)
-        spec, self._received = self._receive_buffer()
+        spec, self._blocks = self._receive_buffer()
         self._received_in = spec[0]
         self._recv_spec = [spec[0], MPI.BYTE] if equal else spec
-        self._sent: np.ndarray | None = None
-        self._send_spec: list = []
+        self._send_spec: list = [None]
 
     def post(self, blocks: Sequence[Block]) -> list[Arrival]:
         """Exchange this iteration's blocks and return them."""
         buffer = self._one_buffer(blocks, self._room, pack=False)
-        if buffer is not self._sent:
+        if buffer is not self._send_spec[0]:
             self._send_spec = [buffer, MPI.BYTE] if self._equal else _spec(buffer, self._send_sizes)
-            self._sent = buffer
         started_s = time.perf_counter()
         self._call(self._send_spec, self._recv_spec)
         self.waited_s += time.perf_counter() - started_s
         self._posted += 1
-        return [Arrival(self._posted - 1, list(self._received))]
+        return [Arrival(self._posted - 1, list(self._blocks))]
 
 
 class IalltoallvWindow(Baseline):
@@ -190,43 +199,28 @@ class IalltoallvWindow(Baseline):
         # One more than can be outstanding: what the last call handed out stays valid until the next.
         self._send = [np.empty(sum(self._send_sizes), np.uint8) for _ in range(bound + 2)]
         self._send_specs = [_spec(buffer, self._send_sizes) for buffer in self._send]
-        self._receive = [self._receive_buffer() for _ in range(bound + 2)]
-        self._outstanding: deque[MPI.Request] = deque()
+        receive = [self._receive_buffer() for _ in range(bound + 2)]
+        self._recv_specs, self._received = [spec for spec, _ in receive], [blocks for _, blocks in receive]
 
     def post(self, blocks: Sequence[Block]) -> list[Arrival]:
         """Start this iteration's exchange, then wait until at most ``bound`` are outstanding."""
         slot = self._posted % len(self._send)
         self._one_buffer(blocks, self._send[slot], pack=True)
-        self._outstanding.append(self._comm.Ialltoallv(self._send_specs[slot], self._receive[slot][0]))
+        self._outstanding.append(self._comm.Ialltoallv(self._send_specs[slot], self._recv_specs[slot]))
         self._posted += 1
         return self._take(self._posted - self.bound)
 
-    def _take(self, count: int) -> list[Arrival]:
-        arrivals: list[Arrival] = []
-        started_s = time.perf_counter()
-        # Not more than fit the buffers that the next post leaves alone.
-        while self._outstanding:
-            if self._delivered < count:
-                complete(self._outstanding[0], f"iteration {self._delivered}", self._timeout_s, self._waiting)
-            elif not self._outstanding[0].Test():
-                break
-            self._outstanding.popleft()
-            arrivals.append(Arrival(self._delivered, list(self._receive[self._delivered % len(self._receive)][1])))
-            self._delivered += 1
-        self.waited_s += time.perf_counter() - started_s
-        return arrivals
-
-    def close(self) -> None:
-        """Finish what is outstanding and free the communicator. Collective."""
-        if not self._closed:
-            self._take(self._posted)
-        super().close()
+    def _finished(self, request: MPI.Request, iteration: int, wait: bool) -> bool:
+        if not wait:
+            return request.Test()
+        complete(request, f"iteration {iteration}", self._timeout_s, self._waiting)
+        return True
 
 
 def _spec(buffer: np.ndarray, sizes: Sequence[int]) -> list:
     """Buffer, sizes and displacements in bytes, as ``Alltoallv`` takes them."""
-    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64)
-    return [buffer, (np.asarray(sizes, np.int64), starts), MPI.BYTE]
+    counts = np.asarray(sizes, np.int64)
+    return [buffer, (counts, np.cumsum(counts) - counts), MPI.BYTE]
 
 
 def _adjacent(views: list[memoryview]) -> np.ndarray | None:

@@ -46,6 +46,7 @@ class Exchange(Protocol):
     def close(self) -> None:
         """Give everything back. Collective unless a failure came before."""
 
-    def __enter__(self) -> Self: ...
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None: ...

@@ -14,27 +14,15 @@ the lag that is sure to be masked is bound - 1.
 """
 
 import ctypes
-import struct
+from itertools import chain
 
 import numpy as np
 from mpi4py import MPI
 
-from blslib.collective.protocol import slots
-from blslib.collective.ring import HEADER_BYTES, TEXT_BYTES, Notice, Ring
+from blslib.collective.ring import HEADER_BYTES, Notice, Ring, as_slot
 
 _BLOCK, _LARGE, _NOTICE = 1, 2, 3
 """Tags. Messages of one pair and tag are received in the order in which they were sent."""
-
-_NOTICE_HEAD = struct.Struct("=qq")
-
-
-class _Stage:
-    """Where a block for one peer waits in one slot, with the request that sends it."""
-
-    def __init__(self, stride: int) -> None:
-        self.whole = memoryview(bytearray(stride))
-        self.size, self.room = self.whole[:8].cast("q"), self.whole[HEADER_BYTES:]
-        self.size[0] = -1
 
 
 class Messages:
@@ -42,33 +30,31 @@ class Messages:
 
     def __init__(self, comm: MPI.Comm, ring: Ring) -> None:
         self._comm, self.ring, layout = comm, ring, ring.layout
-        self._slots, self._ahead, self._slot_bytes = slots(layout.bound), layout.bound + 1, layout.slot_bytes
+        self._slots, self._slot_bytes = layout.slots, layout.slot_bytes
         self._remote = [r for r in range(comm.size) if r not in ring.peers]
         self._place = {peer: n for n, peer in enumerate(self._remote)}
         every_slot = range(self._slots)
-        # By slot, then by remote peer.
-        self._stages = [[_Stage(layout.stride) for _ in self._remote] for _ in every_slot]
+        # By slot, then by remote peer: where a block to send waits, with its request; where one is received.
+        self._stages = [[as_slot(memoryview(bytearray(layout.stride))) for _ in self._remote] for _ in every_slot]
+        for _, size, _ in chain(*self._stages):
+            size[0] = -1  # unlike any block: nothing was sent from there yet
         self._sends: list[list[MPI.Prequest]] = [[MPI.Prequest() for _ in self._remote] for _ in every_slot]
-        rooms = [[ring.slot(slot, peer) for peer in self._remote] for slot in every_slot]
-        self._sizes = [[room[:8].cast("q") for room in row] for row in rooms]
+        own = [[ring.slots[slot][peer] for peer in self._remote] for slot in every_slot]
+        self._sizes = [[size for _, size, _ in row] for row in own]
         self._receives = [
-            [
-                comm.Recv_init([room, MPI.BYTE], source=peer, tag=_BLOCK)
-                for peer, room in zip(self._remote, row, strict=True)
-            ]
-            for row in rooms
+            [comm.Recv_init([whole, MPI.BYTE], r, _BLOCK) for r, (whole, _, _) in zip(self._remote, row, strict=True)]
+            for row in own
         ]
         self._started = self._complete = 0  # iterations: receives posted; here from all remote peers
-        self._large_sends: dict[tuple[int, int], tuple[bytes, MPI.Request]] = {}
+        self._large_sends: list[list[MPI.Request]] = [[] for _ in every_slot]
         self._large_receives: dict[int, MPI.Request] = {}
         self._heard: dict[int, Notice] = {}
         self._alarm = False
         self._status = MPI.Status()
         self._hearing: tuple[int, bytearray, MPI.Request] | None = None
-        self._told: list[tuple[bytes, MPI.Request]] = []
-        self._kept = False
+        self._told: list[MPI.Request] = []
         self.fence, self.read = ring.fence, ring.read
-        for _ in range(self._ahead):
+        for _ in range(layout.bound + 1):
             self._receive()
 
     def _receive(self) -> None:
@@ -77,14 +63,9 @@ class Messages:
 
     def enter(self, iteration: int) -> bool:
         slot = iteration % self._slots
-        if not MPI.Request.Testall(self._sends[slot]):
+        if not MPI.Request.Testall(self._sends[slot] + self._large_sends[slot]):
             return False
-        if self._large_sends:
-            mine = [key for key in self._large_sends if key[0] == slot]
-            if not MPI.Request.Testall([self._large_sends[key][1] for key in mine]):
-                return False
-            for key in mine:
-                del self._large_sends[key]
+        self._large_sends[slot].clear()
         self._receive()
         return True
 
@@ -93,28 +74,24 @@ class Messages:
             self.ring.write(peer, slot, block)
             return
         n, size = self._place[peer], len(block)
-        stage = self._stages[slot][n]
+        whole, header, room = self._stages[slot][n]
         length = HEADER_BYTES
         if size <= self._slot_bytes:
-            stage.room[:size] = block
+            room[:size] = block
             length += size
         else:
-            self._large_sends[slot, peer] = bytes(block), MPI.REQUEST_NULL
-        if size != stage.size[0]:
-            if stage.size[0] >= 0:
+            self._large_sends[slot].append(self._comm.Isend([bytes(block), MPI.BYTE], dest=peer, tag=_LARGE))
+        if size != header[0]:
+            if self._sends[slot][n]:
                 self._sends[slot][n].Free()
-            stage.size[0] = size
-            self._sends[slot][n] = self._comm.Send_init([stage.whole[:length], MPI.BYTE], dest=peer, tag=_BLOCK)
+            header[0] = size
+            self._sends[slot][n] = self._comm.Send_init([whole[:length], MPI.BYTE], dest=peer, tag=_BLOCK)
 
     def publish(self, peer: int, count: int) -> None:
         if peer in self.ring.peers:
             self.ring.publish(peer, count)
             return
-        slot = (count - 1) % self._slots
-        self._sends[slot][self._place[peer]].Start()
-        if self._large_sends and (slot, peer) in self._large_sends:
-            block, _ = self._large_sends[slot, peer]
-            self._large_sends[slot, peer] = block, self._comm.Isend([block, MPI.BYTE], dest=peer, tag=_LARGE)
+        self._sends[(count - 1) % self._slots][self._place[peer]].Start()
 
     def arrived(self) -> int:
         counters = self.ring.counters
@@ -159,9 +136,8 @@ class Messages:
     def tell(self, notice: Notice) -> None:
         """Leave a notice for everybody on this host, and send it to all others."""
         self.ring.tell(notice)
-        words = _NOTICE_HEAD.pack(notice.state, notice.posted) + notice.text.encode()[:TEXT_BYTES]
         for peer in self._remote:
-            self._told.append((words, self._comm.Isend([words, MPI.BYTE], dest=peer, tag=_NOTICE)))
+            self._told.append(self._comm.Isend([notice.pack(), MPI.BYTE], dest=peer, tag=_NOTICE))
 
     def alarmed(self) -> bool:
         # Asked for by name once one is there: a receive from any source, left open while blocks arrive over both shared
@@ -171,8 +147,7 @@ class Messages:
             self._hearing = source, words, self._comm.Irecv([words, MPI.BYTE], source=source, tag=_NOTICE)
         if self._hearing is not None and self._hearing[2].Test():
             source, words, _ = self._hearing
-            state, posted = _NOTICE_HEAD.unpack_from(words)
-            self._heard[source] = Notice(state, posted, words[_NOTICE_HEAD.size :].decode(errors="replace"))
+            self._heard[source] = Notice.unpack(words)
             self._hearing, self._alarm = None, True
         return self._alarm or self.ring.alarmed()
 
@@ -185,24 +160,23 @@ class Messages:
         """Whether everything that was sent has left this rank. Receives meanwhile: the peers may be asking the same."""
         self._count()
         self.arrived()
-        sends = [request for row in self._sends for request in row]
-        others = [request for _, request in [*self._large_sends.values(), *self._told]]
-        return MPI.Request.Testall(sends + others)
+        return MPI.Request.Testall([*chain(*self._sends, *self._large_sends), *self._told])
 
-    def keep(self) -> None:
-        """Never give the buffers back: after a failure, MPI may use them until the process ends."""
-        self._kept = True
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self))  # for good: MPI ends after Python has cleaned up
+    def free(self, failed: bool) -> None:
+        """Take back the receives that nobody will answer, and all requests.
 
-    def free(self) -> None:
-        """Take back the receives that nobody will answer, and all requests."""
-        for receive in [receive for row in self._receives for receive in row]:
+        After a failure, MPI may use the buffers until the process ends, and it ends after Python has cleaned up: so
+        they are never given back.
+        """
+        if failed:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self))
+        for receive in chain(*self._receives):
             if not receive.Test():
                 receive.Cancel()
-                if not self._kept:
+                if not failed:
                     receive.Wait()
             receive.Free()
-        for send in [send for row in self._sends for send in row]:
-            if send and not self._kept:
+        for send in chain(*self._sends):
+            if send and not failed:
                 send.Free()
-        self.ring.free()
+        self.ring.free(failed)

@@ -24,14 +24,15 @@ from mpi4py import MPI
 from blslib.collective import rendezvous
 from blslib.collective.alltoallv import BoundedLagAlltoallv
 from blslib.collective.errors import BlockError, ExchangeError
-from blslib.collective.torch_mpi import MpiGroup, Work, flat_bytes, write
+from blslib.collective.torch_mpi import NAME, MpiGroup, Tensors, Work, flat_bytes, write
 from blslib.collective.waiting import complete
 
-NAME = "bls"
 LEAST_SLOT_BYTES = 4096
+_FAILURES = (ExchangeError, MemoryError)
+"""What ends a group: the second if there is no room for a large block."""
 
-Draft = tuple[torch.Tensor, torch.Tensor]
-"""An output that does not lie in one piece, and the tensor that is received in its place."""
+Bytes = Sequence[np.ndarray]
+"""P arrays of uint8: one for each rank."""
 
 
 @dataclass(frozen=True)
@@ -57,31 +58,26 @@ class AllToAllWork(Work):
     """
 
     def __init__(
-        self,
-        group: "BLSGroup",
-        outputs: list[torch.Tensor],
-        rooms: Sequence[np.ndarray],
-        drafts: list[Draft],
-        iteration: int,
-        timeout_s: float,
+        self, group: "BLSGroup", outputs: Tensors, rooms: Tensors, pieces: Bytes, iteration: int, timeout_s: float
     ) -> None:
         super().__init__(outputs, timeout_s)
-        self._group, self._rooms, self._drafts, self.iteration = group, rooms, drafts, iteration
+        self._group, self._rooms, self._pieces, self.iteration = group, rooms, pieces, iteration
 
     def _advance(self, timeout_s: float | None) -> None:
         self._group.collect(None if timeout_s is None else self.iteration, timeout_s or self._timeout_s)
 
-    def arrive(self, blocks: Sequence[np.ndarray]) -> None:
+    def arrive(self, blocks: Bytes) -> None:
         """Copy the blocks out of the ring, into the caller's tensors."""
-        for source, (room, block) in enumerate(zip(self._rooms, blocks, strict=True)):
-            if len(room) != len(block):
+        for source, (piece, block) in enumerate(zip(self._pieces, blocks, strict=True)):
+            if len(piece) != len(block):
                 rank = self._group.rank()
                 text = f"rank {source} -> rank {rank} sent {len(block)} bytes in iteration {self.iteration}, "
-                self.fail(BlockError(f"{text}rank {rank} expected {len(room)}"))
+                self.fail(BlockError(f"{text}rank {rank} expected {len(piece)}"))
                 return
-            room[:] = block
-        for output, received in self._drafts:
-            write(output, received)
+            piece[:] = block
+        for output, room in zip(self._outputs, self._rooms, strict=True):
+            if room is not output:
+                write(output, room)
         self._done = True
 
 
@@ -111,7 +107,7 @@ class BLSGroup(MpiGroup):
         self._exchange: BoundedLagAlltoallv | None = None
         self._posted = 0
         self._outstanding: deque[AllToAllWork] = deque()
-        self._failure: ExchangeError | None = None
+        self._failure: Exception | None = None
         self._open = True
         self._titles = ["", ""]
         atexit.register(self._leave)
@@ -130,27 +126,23 @@ class BLSGroup(MpiGroup):
             ValueError: splits that do not fit; nothing was sent, and the group can go on. Whatever goes wrong in the
                 exchange is raised by ``wait``.
         """
-        (room,), drafts = _rooms([output])
-        rooms = self._pieces(room, output_splits, "output")
-        sent = _in_one_piece(input)
-        return self._post(self._pieces(sent, input_splits, "input"), [output], rooms, drafts, opts)
+        room = _room(output)
+        pieces = self._pieces(room, output_splits, "output")
+        return self._post(self._pieces(input, input_splits, "input"), [output], [room], pieces, opts)
 
     alltoall_base = all_to_all_single
 
-    def alltoall(self, outputs: list[torch.Tensor], inputs: list[torch.Tensor], opts: Any = None) -> Work:
+    def alltoall(self, outputs: Tensors, inputs: Tensors, opts: Any = None) -> Work:
         """As ``dist.all_to_all``: a tensor for every rank, and one from every rank."""
         if not len(outputs) == len(inputs) == self._ranks:
             given = f"{len(outputs)} outputs and {len(inputs)} inputs"
             raise ValueError(f"all_to_all takes one tensor per rank: expected {self._ranks}, got {given}")
-        rooms, drafts = _rooms(outputs)
-        blocks = [flat_bytes(tensor) for tensor in inputs]
-        return self._post(blocks, outputs, [flat_bytes(room) for room in rooms], drafts, opts)
+        rooms = [_room(output) for output in outputs]
+        pieces = [flat_bytes(room) for room in rooms]
+        return self._post([flat_bytes(tensor) for tensor in inputs], outputs, rooms, pieces, opts)
 
     def _pieces(self, tensor: torch.Tensor, splits: Sequence[int], name: str) -> list[np.ndarray]:
-        """The bytes of a tensor that lies in one piece, cut along its first dimension into one block per rank.
-
-        They are views that keep the tensor's memory alive and in place.
-        """
+        """The bytes of a tensor, cut along its first dimension into one block per rank; views if it is in one piece."""
         flat = flat_bytes(tensor)
         rows = tensor.shape[0] if tensor.ndim else 1
         if not splits:
@@ -167,46 +159,37 @@ class BLSGroup(MpiGroup):
         row_bytes = len(flat) // max(rows, 1)
         return [flat[start * row_bytes : end * row_bytes] for start, end in pairwise((0, *accumulate(splits)))]
 
-    def _post(
-        self,
-        blocks: Sequence[np.ndarray],
-        outputs: list[torch.Tensor],
-        rooms: Sequence[np.ndarray],
-        drafts: list[Draft],
-        options: Any,
-    ) -> Work:
+    def _post(self, blocks: Bytes, outputs: Tensors, rooms: Tensors, pieces: Bytes, options: Any) -> Work:
         timeout_s = self.timeout_s(options)
-        work = AllToAllWork(self, outputs, rooms, drafts, self._posted, timeout_s)
+        work = AllToAllWork(self, outputs, rooms, pieces, self._posted, timeout_s)
         if self._exchange is None and self._failure is None:
             self._build(max(map(len, blocks)), timeout_s)
         if self._failure is not None:
             work.fail(self._failure)
         else:
-            assert self._exchange is not None
             self._posted += 1
             self._outstanding.append(work)
-            self._call(self._exchange.post, blocks, timeout_s)
+            self._call(BoundedLagAlltoallv.post, blocks, timeout_s)
         return work
 
     def collect(self, through: int | None, timeout_s: float) -> None:
         """Wait for all up to iteration ``through``; without it, take in what is there. Errors go to the works."""
-        assert self._exchange is not None
-        self._call(self._exchange.collect, through, timeout_s)
+        self._call(BoundedLagAlltoallv.collect, through, timeout_s)
 
-    def _call(self, function: Callable[[Any], list], argument: Any, timeout_s: float) -> None:
+    def _call(self, method: Callable[[BoundedLagAlltoallv, Any], list], argument: Any, timeout_s: float) -> None:
         """Call the exchange, and copy at once what arrives: the next call may overwrite it."""
         assert self._exchange is not None
         self._exchange.timeout_s = timeout_s
         try:
-            for arrival in function(argument):
+            for arrival in method(self._exchange, argument):
                 self._outstanding.popleft().arrive(arrival.blocks)
-        except ExchangeError as error:
+        except _FAILURES as error:
             self._fail(error)
 
-    def _fail(self, error: ExchangeError) -> None:
-        self._failure = self._failure or error
+    def _fail(self, error: Exception) -> None:
+        failure = self._failure = self._failure or error
         while self._outstanding:
-            self._outstanding.popleft().fail(self._failure)
+            self._outstanding.popleft().fail(failure)
 
     def _build(self, largest: int, timeout_s: float) -> None:
         """Make the exchange. Collective; slots are as large as the rank with the largest block needs them."""
@@ -261,7 +244,7 @@ class BLSGroup(MpiGroup):
                 raise self._failure
             complete(self._comm.Ibarrier(), f"the end of group {self._titles[0]!r}", self._timeout_s)
             self._comm.Free()
-        except ExchangeError as error:
+        except _FAILURES as error:
             self._fail(error)
             warnings.warn(f"group {self._titles[0]!r} ended with an error: {error}", RuntimeWarning, stacklevel=2)
 
@@ -280,27 +263,11 @@ class BLSGroup(MpiGroup):
         self.abort(error) if error else self.shutdown()
 
 
-def _is_plain(tensor: torch.Tensor) -> bool:
-    """Whether a tensor's memory holds its values, one behind the other."""
-    if not tensor.is_cpu:
-        raise TypeError(f"tensor is on device {tensor.device}, {NAME!r} moves cpu tensors: copy it to the cpu first")
-    return tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg()
-
-
-def _in_one_piece(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor if _is_plain(tensor) else tensor.resolve_conj().resolve_neg().contiguous()
-
-
-def _rooms(outputs: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], list[Draft]]:
-    """Where each output is received: in itself, or in a draft if it does not lie in one piece."""
-    rooms, drafts = [], []
-    for output in outputs:
-        room = output
-        if not _is_plain(output):
-            room = torch.empty(output.shape, dtype=output.dtype)
-            drafts.append((output, room))
-        rooms.append(room)
-    return rooms, drafts
+def _room(output: torch.Tensor) -> torch.Tensor:
+    """Where an output is received: in itself, or in a draft if its memory does not hold its values in one piece."""
+    if output.is_contiguous() and not output.is_conj() and not output.is_neg():
+        return output
+    return torch.empty_like(output, memory_format=torch.contiguous_format)
 
 
 def _setting(given: int | None, variable: str) -> int | None:

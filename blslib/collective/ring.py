@@ -13,10 +13,11 @@ A block larger than its slot goes to a place beside the rings that belongs to th
 covers it as well. Its memory is used again by the next large block of that slot, and given back at the end.
 """
 
-import mmap
 import os
-from dataclasses import dataclass
-from typing import NamedTuple
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple, Self
 
 import numpy as np
 from mpi4py import MPI
@@ -29,6 +30,7 @@ LINE_BYTES = 64
 
 HEADER_BYTES = LINE_BYTES
 TEXT_BYTES = 1920
+_HEAD = struct.Struct("=qqq")
 _PAGE_BYTES = 4096
 _WORDS = LINE_BYTES // 8
 
@@ -46,111 +48,106 @@ class Notice(NamedTuple):
     posted: int
     text: str
 
+    def pack(self) -> bytes:
+        """As bytes, the state in the first eight of them."""
+        text = self.text.encode()[:TEXT_BYTES]
+        return _HEAD.pack(self.state, self.posted, len(text)) + text
 
-def _round_up(n: int, unit: int) -> int:
+    @classmethod
+    def unpack(cls, packed: memoryview | bytearray) -> Self:
+        state, posted, length = _HEAD.unpack_from(packed)
+        return cls(state, posted, bytes(packed[_HEAD.size :][:length]).decode(errors="replace"))
+
+
+def round_up(n: int, unit: int) -> int:
+    """The least multiple of ``unit`` that is not below ``n``."""
     return -(-n // unit) * unit
 
 
-@dataclass(frozen=True)
 class Layout:
-    """Where things are in a rank's segment; the same on every rank."""
+    """Where things are in a rank's segment; the same on every rank.
 
-    size: int
-    bound: int
-    slot_bytes: int
+    Attributes:
+        slots: per source, 2 (bound + 1).
+        stride: bytes from one slot to the next.
+        ring_bytes: P x 2 (bound + 1) x (slot + header).
+        control_bytes, segment_bytes: the control page; all together. Whole pages.
+    """
 
-    @property
-    def stride(self) -> int:
-        """Bytes from one slot to the next."""
-        return HEADER_BYTES + self.slot_bytes
-
-    @property
-    def ring_bytes(self) -> int:
-        """P x 2 (bound + 1) x (slot + header)."""
-        return self.size * slots(self.bound) * self.stride
-
-    @property
-    def control_bytes(self) -> int:
-        return _round_up((self.size + 2) * LINE_BYTES + TEXT_BYTES, _PAGE_BYTES)
-
-    @property
-    def segment_bytes(self) -> int:
-        return _round_up(self.control_bytes + self.ring_bytes, _PAGE_BYTES)
+    def __init__(self, size: int, bound: int, slot_bytes: int) -> None:
+        self.size, self.bound, self.slot_bytes = size, bound, slot_bytes
+        self.slots = slots(bound)
+        self.stride = HEADER_BYTES + slot_bytes
+        self.ring_bytes = size * self.slots * self.stride
+        self.control_bytes = round_up((size + 2) * LINE_BYTES + TEXT_BYTES, _PAGE_BYTES)
+        self.segment_bytes = round_up(self.control_bytes + self.ring_bytes, _PAGE_BYTES)
 
     def slot(self, slot: int, source: int) -> int:
         """Offset of a slot's header."""
         return self.control_bytes + (slot * self.size + source) * self.stride
 
 
+Slot = tuple[memoryview, memoryview, memoryview]
+"""A slot as a whole, its header (the size of the block in it, as one int64), and the room for the block."""
+
+
+def as_slot(whole: memoryview) -> Slot:
+    """The parts of a slot's memory."""
+    return whole, whole[:8].cast("q"), whole[HEADER_BYTES:]
+
+
 class Control:
     """One rank's control page, seen from any process of its host."""
 
     def __init__(self, segment: memoryview, size: int) -> None:
-        words = segment[: (size + 2) * LINE_BYTES].cast("q")
+        words = segment[: (size + 1) * LINE_BYTES].cast("q")
         self.counters = words[: size * _WORDS : _WORDS]
-        self.alarm = words[size * _WORDS : size * _WORDS + 1]
-        self._notice = words[(size + 1) * _WORDS :]
-        self._text = segment[(size + 2) * LINE_BYTES :][:TEXT_BYTES]
+        self.alarm = words[size * _WORDS :][:1]
+        self.notice = segment[(size + 1) * LINE_BYTES :]
 
-    def put(self, notice: Notice) -> None:
-        text = notice.text.encode()[:TEXT_BYTES]
-        self._text[: len(text)] = text
-        self._notice[2] = len(text)
-        self._notice[1] = notice.posted
-        self._notice[0] = notice.state
 
-    def get(self) -> Notice:
-        state, posted, length = self._notice[:3].tolist()
-        return Notice(state, posted, bytes(self._text[:length]).decode(errors="replace"))
+@contextmanager
+def _no_room(what: str) -> Iterator[None]:
+    """The system's word for a block larger than its slot, in ours."""
+    try:
+        yield
+    except OSError as error:
+        raise MemoryError(f"{what}: {error.strerror}") from error
 
 
 class Ring:
     """This rank's own rings, and its slots in the rings of the peers on its host."""
 
     def __init__(
-        self,
-        comm: MPI.Intracomm,
-        ranks: list[int],
-        layout: Layout,
-        dtype: np.dtype,
-        token: str,
-        expected: list[int] | None,
+        self, comm: MPI.Intracomm, ranks: list[int], layout: Layout, dtype: np.dtype, expected: list[int] | None
     ) -> None:
         """Collective over ``comm``, of which ``ranks`` are on this host.
 
-        ``token`` names this exchange; ``expected`` are the bytes from each source, where that is known.
+        ``expected`` are the bytes from each source, where that is known.
 
         Raises:
             MemoryError: on every rank, if a host has too little shared memory; if it is known to have too little,
                 before anything is allocated.
         """
-        rank = comm.rank
-        self.rank, self.layout, self.dtype = rank, layout, dtype
+        self.rank, self.layout, self.dtype, self._expected = comm.rank, layout, dtype, expected
         self._check_room(comm, len(ranks))
-        self.segments = share(comm, ranks, layout.segment_bytes, token)
+        self.segments = share(comm, ranks, layout.segment_bytes)
         # Nobody stores to this window: MPI's full fence, which Python has no other name for, needs one.
         self._window = MPI.Win.Allocate_shared(LINE_BYTES, 1, comm=MPI.COMM_SELF)
         self._window.Lock_all(MPI.MODE_NOCHECK)
         self.fence = self._window.Sync
-        segments = {r: segment.memory for r, segment in self.segments.items()}
-        self.peers = {r: Control(segment, layout.size) for r, segment in segments.items()}
-        self.own = segments[rank]
-        np.frombuffer(self.own, np.uint8).fill(0)  # all pages are there from the first call on
-        self._alarm = self.peers[rank].alarm
-        self.counters = self.peers[rank].counters
-        self._counter_at = {r: control.counters[rank : rank + 1] for r, control in self.peers.items()}
-        self._room = {
-            r: [self._slot(segment, slot, rank) for slot in range(slots(layout.bound))]
-            for r, segment in segments.items()
-        }
-        self._sizes = [self._headers(slot) for slot in range(slots(layout.bound))]
-        self._arrays = [
-            [self._slot(self.own, slot, source)[1] for source in range(layout.size)]
-            for slot in range(slots(layout.bound))
-        ]
-        self._seen: list[tuple[list[int], list[np.ndarray]]] = [([], []) for _ in range(slots(layout.bound))]
+        self.peers = {r: Control(segment.memory, layout.size) for r, segment in self.segments.items()}
+        self._alarm, self.counters = self.peers[self.rank].alarm, self.peers[self.rank].counters
+        self._counter_at = {r: control.counters[self.rank : self.rank + 1] for r, control in self.peers.items()}
+        every_slot = range(layout.slots)
+        self._slots_at = {r: [self._slot(r, slot, self.rank) for slot in every_slot] for r in self.peers}
+        self.slots = [[self._slot(self.rank, slot, source) for source in range(layout.size)] for slot in every_slot]
+        own = np.frombuffer(self.segments[self.rank].memory, np.uint8)
+        own.fill(0)  # all pages are there from the first call on
+        rings = own[layout.control_bytes :][: layout.ring_bytes].reshape(-1, layout.size, layout.stride)
+        self._sizes = list(rings[:, :, :8].view(np.int64)[:, :, 0])  # by slot, so that to read P is a single operation
+        self._seen: list[tuple[list[int], list[np.ndarray]]] = [([], []) for _ in every_slot]
         self.large: dict[tuple[int, int], np.ndarray] = {}  # (slot, source): came as a message, larger than its slot
-        self._expected = expected
 
     def _check_room(self, comm: MPI.Intracomm, ranks_here: int) -> None:
         need = room = self.layout.segment_bytes * ranks_here
@@ -164,39 +161,26 @@ class Ring:
                 f"lower slot_bytes ({self.layout.slot_bytes}) or bound ({self.layout.bound}), or give it more"
             )
 
-    def _slot(self, segment: memoryview, slot: int, source: int) -> tuple[memoryview, memoryview]:
+    def _slot(self, at: int, slot: int, source: int) -> Slot:
+        """A slot of rank ``at``, for the blocks of ``source``."""
         start = self.layout.slot(slot, source)
-        body = start + HEADER_BYTES
-        return segment[start : start + 8].cast("q"), segment[body : body + self.layout.slot_bytes]
-
-    def _headers(self, slot: int) -> memoryview:
-        """The P sizes of one slot as one strided view, so that reading them is a single operation."""
-        start, stride, size = self.layout.slot(slot, 0), self.layout.stride, self.layout.size
-        return self.own[start : start + stride * size].cast("q")[:: stride // 8]
-
-    def slot(self, slot: int, source: int) -> memoryview:
-        """Header and room of one of this rank's own slots, in one piece."""
-        start = self.layout.slot(slot, source)
-        return self.own[start : start + self.layout.stride]
+        return as_slot(self.segments[at].memory[start : start + self.layout.stride])
 
     def enter(self, iteration: int) -> bool:
         return True
 
     def write(self, peer: int, slot: int, block: memoryview) -> None:
-        header, room = self._room[peer][slot]
+        _, header, room = self._slots_at[peer][slot]
         size = len(block)
         if size <= self.layout.slot_bytes:
             room[:size] = block
         else:
-            self._write_beside(peer, slot, block)
+            with _no_room(f"no room in {SHARED_DIR} for a block of {size} bytes from rank {self.rank} to rank {peer}"):
+                self.segments[peer].write_beside(slot * self.layout.size + self.rank, block)
         header[0] = size
 
     def publish(self, peer: int, count: int) -> None:
         self._counter_at[peer][0] = count
-
-    def count(self, source: int) -> None:
-        """Count one more block of a source that cannot do so itself."""
-        self.counters[source] += 1
 
     def arrived(self) -> int:
         return min(self.counters.tolist())
@@ -220,35 +204,21 @@ class Ring:
 
     def _array(self, slot: int, source: int, size: int) -> np.ndarray:
         if size <= self.layout.slot_bytes:
-            return np.frombuffer(self._arrays[slot][source][:size], dtype=self.dtype)
+            _, _, room = self.slots[slot][source]
+            return np.frombuffer(room[:size], dtype=self.dtype)
         if (slot, source) in self.large:
             return self.large.pop((slot, source)).view(self.dtype)
-        return np.frombuffer(self._map_beside(slot, source, size), dtype=self.dtype)
-
-    # --- blocks larger than their slot -------------------------------------------------------------------------------
-
-    def _write_beside(self, peer: int, slot: int, block: memoryview) -> None:
-        try:
-            self.segments[peer].write_beside(slot * self.layout.size + self.rank, block)
-        except OSError as error:
-            raise MemoryError(
-                f"no room in {SHARED_DIR} for a block of {len(block)} bytes from rank {self.rank} to rank {peer}: "
-                f"{error.strerror}"
-            ) from error
-
-    def _map_beside(self, slot: int, source: int, size: int) -> mmap.mmap:
-        try:
-            return self.segments[self.rank].map_beside(slot * self.layout.size + source, size)
-        except OSError as error:
-            raise MemoryError(
-                f"rank {self.rank} cannot map a block of {size} bytes from rank {source}: {error.strerror}"
-            ) from error
+        with _no_room(f"rank {self.rank} cannot map a block of {size} bytes from rank {source}"):
+            beside = self.segments[self.rank].map_beside(slot * self.layout.size + source, size)
+        return np.frombuffer(beside, dtype=self.dtype)
 
     # --- news --------------------------------------------------------------------------------------------------------
 
     def tell(self, notice: Notice) -> None:
         """Leave a notice for everybody on this host, and wake them."""
-        self.peers[self.rank].put(notice)
+        room, packed = self.peers[self.rank].notice, notice.pack()
+        room[8 : len(packed)] = packed[8:]
+        room[:8] = packed[:8]  # the state at last: whoever sees it, sees the rest
         self.fence()
         for control in self.peers.values():
             control.alarm[0] = 1
@@ -261,12 +231,12 @@ class Ring:
         """The latest notice of every rank of this host."""
         self._alarm[0] = 0
         self.fence()  # a notice is written before its alarm: whoever clears the alarm first misses none
-        return {r: control.get() for r, control in self.peers.items()}
+        return {r: Notice.unpack(control.notice) for r, control in self.peers.items()}
 
     def flushed(self) -> bool:
         return True
 
-    def free(self) -> None:
+    def free(self, failed: bool) -> None:
         """Give back what is this rank's own; the memory goes with the last view of it."""
         for segment in self.segments.values():
             segment.close()

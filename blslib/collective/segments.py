@@ -8,6 +8,7 @@ as they are kept. The file's lock is held by its rank until that ends, so the ot
 import fcntl
 import mmap
 import os
+import secrets
 import tempfile
 from contextlib import suppress
 
@@ -63,7 +64,7 @@ class Segment:
         os.close(self._descriptor)
 
 
-def share(comm: MPI.Intracomm, ranks: list[int], nbytes: int, token: str) -> dict[int, Segment]:
+def share(comm: MPI.Intracomm, ranks: list[int], nbytes: int) -> dict[int, Segment]:
     """Make this rank's segment, and map those of all ``ranks``, the ranks of ``comm`` on this host. Collective.
 
     Raises:
@@ -81,7 +82,7 @@ def share(comm: MPI.Intracomm, ranks: list[int], nbytes: int, token: str) -> dic
             )
         return ""
 
-    path = os.path.join(SHARED_DIR, f"bls-{token}")
+    path = os.path.join(SHARED_DIR, f"bls-{comm.bcast(secrets.token_hex(6))}")
     try:
         trouble = max(comm.allgather(attach(comm.rank)))
         if not trouble:

@@ -4,7 +4,7 @@ They are one table, which says how mpi4py does what torch calls by another name.
 MPI's, polled: waits keep torch's timeouts, and Ctrl-C works.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from functools import partialmethod
 from typing import Any, NamedTuple
@@ -17,6 +17,10 @@ from mpi4py import MPI
 from blslib.collective.errors import ExchangeError
 from blslib.collective.waiting import complete
 
+NAME = "bls"
+
+Tensors = list[torch.Tensor]
+
 
 def write(target: torch.Tensor, values: torch.Tensor) -> None:
     """Fill a tensor of the caller's, which may have been made in inference mode, outside or inside of it."""
@@ -25,7 +29,13 @@ def write(target: torch.Tensor, values: torch.Tensor) -> None:
 
 
 def flat_bytes(tensor: torch.Tensor) -> np.ndarray:
-    """A tensor's memory, (nbytes,) uint8; a copy if it does not lie in one piece."""
+    """A tensor's memory, (nbytes,) uint8; a copy if it does not lie in one piece.
+
+    Raises:
+        TypeError: it is not on the CPU.
+    """
+    if not tensor.is_cpu:
+        raise TypeError(f"tensor is on device {tensor.device}, {NAME!r} moves cpu tensors: copy it to the cpu first")
     return tensor.detach().resolve_conj().resolve_neg().contiguous().view(-1).view(torch.uint8).numpy()
 
 
@@ -37,7 +47,7 @@ class Work(dist._Work):
         timeout_s: of every wait that is given no other.
     """
 
-    def __init__(self, outputs: list[torch.Tensor], timeout_s: float) -> None:
+    def __init__(self, outputs: Tensors, timeout_s: float) -> None:
         super().__init__()
         self._outputs, self._timeout_s = outputs, timeout_s
         self._done = False
@@ -78,7 +88,7 @@ class Work(dist._Work):
     def exception(self) -> Exception | None:
         return self._error
 
-    def result(self) -> list[torch.Tensor]:
+    def result(self) -> Tensors:
         return self._outputs
 
     def get_future(self) -> torch.futures.Future:
@@ -96,21 +106,23 @@ def seconds(timeout: timedelta | None, default_s: float) -> float:
 
 
 class _MpiWork(Work):
-    """A collective that MPI does; its group keeps it until it is done, as MPI needs the buffers so long."""
+    """A collective that MPI does; its group keeps it until it is done, as MPI needs its memory so long."""
 
-    def __init__(self, group: "MpiGroup", name: str, request: MPI.Request, options: Any = None) -> None:
-        super().__init__([], group.timeout_s(options))
-        self._requests, self._name, self._request, self._status = group.requests, name, request, MPI.Status()
-        self._buffers: object = None
-        self._finish: Callable[[], None] = lambda: None
+    def __init__(
+        self,
+        group: "MpiGroup",
+        name: str,
+        request: MPI.Request,
+        memory: object = None,
+        outputs: Sequence[torch.Tensor] = (),
+        finish: Callable[[], None] = lambda: None,
+        options: Any = None,
+    ) -> None:
+        """``memory`` is what MPI reads and writes, which a request does not keep; ``finish`` is called in the end."""
+        super().__init__(list(outputs), group.timeout_s(options))
+        self._requests, self._name, self._request = group.requests, name, request
+        self._memory, self._finish, self._status = memory, finish, MPI.Status()
         group.requests.add(self)
-
-    def fills(
-        self, outputs: list[torch.Tensor], buffers: object, finish: Callable[[], None] = lambda: None
-    ) -> "_MpiWork":
-        """Say what MPI reads and writes, and what is to be done in the end."""
-        self._outputs, self._buffers, self._finish = outputs, buffers, finish
-        return self
 
     def Test(self) -> bool:  # noqa: N802 (to be polled like a request)
         return self._request.Test(self._status)
@@ -164,12 +176,9 @@ _CALLS: dict[str, Callable[[MPI.Intracomm, _Call], MPI.Request]] = {
 """By torch's name. Torch calls them with (tensors, options), or with (outputs, inputs, options)."""
 
 _ALSO_CALLED = {
-    "allreduce_coalesced": "allreduce",
-    "allgather_coalesced": "allgather",
-    "all_gather_single": "allgather",
-    "_allgather_base": "allgather",
-    "reduce_scatter_single": "reduce_scatter",
-    "_reduce_scatter_base": "reduce_scatter",
+    "allreduce": ["allreduce_coalesced"],
+    "allgather": ["allgather_coalesced", "all_gather_single", "_allgather_base"],
+    "reduce_scatter": ["reduce_scatter_single", "_reduce_scatter_base"],
 }
 
 _OPS = {"SUM": MPI.SUM, "AVG": MPI.SUM, "PRODUCT": MPI.PROD, "MIN": MPI.MIN, "MAX": MPI.MAX}
@@ -231,50 +240,41 @@ class MpiGroup(dist.ProcessGroup):
             for tensor, piece in zip(outputs, received.split([each.numel() for each in outputs]), strict=True):
                 write(tensor, piece)
 
-        request = _CALLS[name](self._comm, call)
-        return _MpiWork(self, name, request, options).fills(outputs, (sent, received), finish)
+        return _MpiWork(self, name, _CALLS[name](self._comm, call), call, outputs, finish, options)
 
-    def _sizes(self, tensors: list[torch.Tensor], unit: int) -> list[int]:
+    def _sizes(self, tensors: Tensors, unit: int) -> list[int]:
         """The size of every rank's piece: of one tensor each, or of equal parts."""
         sizes = [tensor.numel() * unit for tensor in tensors]
         return sizes if len(sizes) == self.size() else [sum(sizes) // self.size()] * self.size()
 
-    def all_gather_single_coalesced(
-        self, outputs: list[torch.Tensor], inputs: list[torch.Tensor], options: Any
-    ) -> Work:
-        return self._each("allgather", outputs, inputs, options)
-
-    def reduce_scatter_single_coalesced(
-        self, outputs: list[torch.Tensor], inputs: list[torch.Tensor], options: Any
-    ) -> Work:
-        return self._each("reduce_scatter", outputs, inputs, options)
-
-    def _each(self, name: str, outputs: list[torch.Tensor], inputs: list[torch.Tensor], options: Any) -> Work:
+    def _each(self, name: str, outputs: Tensors, inputs: Tensors, options: Any) -> Work:
         works = [self._mpi(name, *pair, options) for pair in zip(outputs, inputs, strict=True)]
         for work in works:
             work.wait()
         return works[-1]
 
+    all_gather_single_coalesced = partialmethod(_each, "allgather")
+    reduce_scatter_single_coalesced = partialmethod(_each, "reduce_scatter")
+
     def barrier(self, opts: Any = None) -> Work:
-        return _MpiWork(self, "barrier", self._comm.Ibarrier(), opts)
+        return _MpiWork(self, "barrier", self._comm.Ibarrier(), options=opts)
 
-    def send(self, tensors: list[torch.Tensor], to: int, tag: int) -> Work:
+    def send(self, tensors: Tensors, to: int, tag: int) -> Work:
         sent = flat_bytes(tensors[0])
-        return _MpiWork(self, "send", self._comm.Isend([sent, MPI.BYTE], to, tag)).fills([], sent)
+        return _MpiWork(self, "send", self._comm.Isend([sent, MPI.BYTE], to, tag), sent)
 
-    def recv(self, tensors: list[torch.Tensor], source: int, tag: int) -> Work:
+    def recv(self, tensors: Tensors, source: int, tag: int) -> Work:
         received = torch.empty(tensors[0].numel(), dtype=tensors[0].dtype)
         request = self._comm.Irecv([flat_bytes(received), MPI.BYTE], source, tag)
-        return _MpiWork(self, "recv", request).fills(tensors, received, lambda: write(tensors[0], received))
+        return _MpiWork(self, "recv", request, received, tensors, lambda: write(tensors[0], received))
 
-    def recv_anysource(self, tensors: list[torch.Tensor], tag: int) -> Work:
+    def recv_anysource(self, tensors: Tensors, tag: int) -> Work:
         return self.recv(tensors, MPI.ANY_SOURCE, tag)
 
 
-for _name in _CALLS:
-    setattr(MpiGroup, _name, partialmethod(MpiGroup._mpi, _name))
-for _name, _same in _ALSO_CALLED.items():
-    setattr(MpiGroup, _name, partialmethod(MpiGroup._mpi, _same))
+for _call in _CALLS:
+    for _name in [_call, *_ALSO_CALLED.get(_call, [])]:
+        setattr(MpiGroup, _name, partialmethod(MpiGroup._mpi, _call))
 
 
 def _flat(tensors: Any) -> Iterator[torch.Tensor]:

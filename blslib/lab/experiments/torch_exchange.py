@@ -4,7 +4,6 @@ Its groups stand beside torch's default group, which these exchanges neither nee
 """
 
 import time
-from collections import deque
 from collections.abc import Sequence
 from datetime import timedelta
 from functools import partial
@@ -52,8 +51,7 @@ class TorchAlltoallv(Baseline):
         self._room = np.empty(sum(self._send_sizes), np.uint8)
         # One more than can be under way: what the last call handed out stays valid until the next.
         self._outputs = [torch.empty(sum(recv_counts)) for _ in range(bound + 2)]
-        self._arrays = [np.split(output.numpy(), np.cumsum(recv_counts)[:-1]) for output in self._outputs]
-        self._under_way: deque[Any] = deque()
+        self._received = [np.split(output.numpy(), np.cumsum(recv_counts)[:-1]) for output in self._outputs]
 
     def post(self, blocks: Sequence[Block]) -> list[Arrival]:
         """Start this iteration's exchange, then wait until at most ``bound`` are under way."""
@@ -62,23 +60,14 @@ class TorchAlltoallv(Baseline):
         started_s = time.perf_counter()
         work = self._start(output, sent)
         self.waited_s += time.perf_counter() - started_s
-        self._under_way.append(work)
+        self._outstanding.append(work)
         self._posted += 1
         return self._take(self._posted - self.bound)
 
-    def _take(self, count: int) -> list[Arrival]:
-        arrivals = []
-        started_s = time.perf_counter()
-        while self._under_way:
-            work, iteration = self._under_way[0], self._posted - len(self._under_way)
-            if work is not None and iteration < count:
-                work.wait()
-            elif work is not None and not work.is_completed():
-                break
-            self._under_way.popleft()
-            arrivals.append(Arrival(iteration, self._arrays[iteration % len(self._arrays)]))
-        self.waited_s += time.perf_counter() - started_s
-        return arrivals
+    def _finished(self, work: Any, iteration: int, wait: bool) -> bool:
+        if wait and work is not None:
+            work.wait()
+        return work is None or wait or work.is_completed()
 
     def close(self) -> None:
         """End the group and free the communicator. Collective."""

@@ -166,7 +166,7 @@ class Engines:
             guard.watch(cluster.controller.pid)
             cluster.start_engines_sync(self.size)
             guard.watch(cluster.engine_set.pid)
-            client = cluster.connect_client_sync(timeout=10)
+            client = cluster.connect_client_sync(timeout=max(1.0, deadline_s - time.monotonic()))
         except Exception as error:
             raise RuntimeError(self._diagnose(launcher, f"{type(error).__name__}: {error}")) from error
         self.connection_file = cluster.controller.connection_files["client"]
