@@ -1,8 +1,16 @@
-"""Options and helpers that every test may use."""
+"""Options and helpers that every test may use.
+
+A test must hold on a machine that is busy with other things. So it waits for an event, not for a time, and what limits
+that wait is long, as it decides nothing but how long a test takes to fail. Where a time is itself the promise, it
+counts from the event on, and the test says ``@punctual``.
+"""
 
 import contextlib
 import os
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -11,9 +19,20 @@ from blslib.lab.ranks.launch import is_alive
 
 ROOT = Path(__file__).resolve().parents[1]
 
+LONG_S = 120.0
+"""Patience with what no test is about, such as the start of a process."""
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="run the tests marked long as well")
+
+
+def pytest_configure() -> None:
+    """Hypothesis judges examples by what they show, not by how long they take on this machine."""
+    from hypothesis import HealthCheck, settings  # here, since ranks of the tests import this module without need of it
+
+    settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("any machine")
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
@@ -45,6 +64,45 @@ def criteo_sample() -> Path:
 def aliccp_sample() -> Path:
     """A sample of Ali-CCP, one line per impression, or whatever BLS_ALICCP names."""
     return _sample("BLS_ALICCP", "aliccp_multihot_small.txt")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_memory_of_killed_jobs() -> Iterator[None]:
+    """A killed job of MPICH leaves a megabyte of shared memory per rank: take away what nobody uses any more."""
+    before = set(Path("/dev/shm").glob("mpich_shm_*"))
+    yield
+    if left := set(Path("/dev/shm").glob("mpich_shm_*")) - before:
+        used = ""
+        for maps in Path("/proc").glob("[0-9]*/maps"):
+            with contextlib.suppress(OSError):  # it has ended, or is somebody else's
+                used += maps.read_text()
+        for path in left:
+            if str(path) not in used:
+                with contextlib.suppress(OSError):
+                    path.unlink()
+
+
+class TooSlow(AssertionError):
+    """A promise of time was not kept; all else that the test looks at was right."""
+
+
+# Another program may take the machine away for half a second, and no test can tell that from a slowness of ours but by
+# looking again. So a promise of time, and nothing else, has two more tries: a disturbance passes, a fault does not.
+punctual = pytest.mark.flaky(reruns=2, reruns_delay=2, only_rerun=[TooSlow])
+
+
+def within(limit_s: float, took_s: float, *about: object) -> None:
+    """Hold a promise of time; for tests that are ``punctual``."""
+    if not took_s < limit_s:
+        raise TooSlow(f"took {took_s:.3f} s, promised {limit_s:g} s", *about)
+
+
+def until(true: Callable[[], Any], patience_s: float = LONG_S) -> bool:
+    """Wait for an event; whether it came."""
+    deadline_s = time.monotonic() + patience_s
+    while not (came := bool(true())) and time.monotonic() < deadline_s:
+        time.sleep(0.02)
+    return came
 
 
 def alive(processes: list[psutil.Process]) -> list[str]:

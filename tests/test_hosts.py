@@ -18,12 +18,13 @@ from mpi4py import MPI
 
 from blslib.lab.ranks import hosts
 from blslib.lab.ranks.launch import rank_environment, run_guarded
-from tests.conftest import ROOT
+from tests.conftest import LONG_S, ROOT, TooSlow, punctual, until, within
+from tests.test_failures import news
 
 if reason := hosts.why_not() or ("" if MPI.get_vendor()[0] == "MPICH" else "hosts are reached by MPICH's launcher"):
     pytest.skip(reason, allow_module_level=True)
 
-LIMIT_S = 60.0
+LIMIT_S = 3 * LONG_S
 MBIT_PER_S = 200.0
 
 
@@ -94,18 +95,18 @@ def sends_much(comm: Any) -> dict[str, Any]:
     return {"took_s": took_s, "sent": sent_bytes() - before}
 
 
-def is_cut_off(comm: Any, folder: Path, timeout_s: float, away_s: float) -> dict[str, Any]:
+def is_cut_off(comm: Any, folder: Path, timeout_s: float) -> dict[str, Any]:
     """The link of one host goes down in mid-run, after a sign from here; it comes back, or it does not."""
     from blslib.collective.alltoallv import BoundedLagAlltoallv
 
-    exchange = BoundedLagAlltoallv(comm, bound=2, slot_bytes=1024, timeout_s=timeout_s)
+    exchange = BoundedLagAlltoallv(comm, bound=2, slot_bytes=1024, timeout_s=LONG_S)
     seen, failure, started_s = 0, None, 0.0
     try:
         for i in range(200):
             if i == 50:
                 (folder / f"{comm.rank}.ready").write_text("")
-                while not (folder / "cut").exists():
-                    time.sleep(0.01)
+                assert until((folder / "cut").exists)
+                exchange.timeout_s = timeout_s
             started_s = time.monotonic()
             arrivals = exchange.post([np.full(8, i, np.float32)] * comm.size) + (exchange.drain() if i == 199 else [])
             for iteration, blocks in arrivals:
@@ -220,10 +221,7 @@ def cut(made: hosts.Hosts, folder: Path, back_after_s: float | None) -> threadin
     """Takes host 1 off the network when all ranks are ready, and perhaps puts it back."""
 
     def work() -> None:
-        deadline_s = time.monotonic() + LIMIT_S
-        while len(list(folder.glob("*.ready"))) < 4:
-            assert time.monotonic() < deadline_s
-            time.sleep(0.02)
+        assert until(lambda: len(list(folder.glob("*.ready"))) == 4)
         made.link(1, up=False)
         (folder / "cut").write_text("")
         if back_after_s is not None:
@@ -235,11 +233,12 @@ def cut(made: hosts.Hosts, folder: Path, back_after_s: float | None) -> threadin
     return thread
 
 
+@punctual
 def test_a_host_cut_off_is_named(two: hosts.Hosts, tmp_path: Path) -> None:
     timeout_s = 1.0
     thread = cut(two, tmp_path, None)
     try:
-        ranks = run(two, [2, 2], tmp_path, "is_cut_off", str(timeout_s), "0", code=3)
+        ranks = run(two, [2, 2], tmp_path, "is_cut_off", str(timeout_s), code=3)
     finally:
         thread.join()
         two.link(1, up=True)
@@ -247,29 +246,29 @@ def test_a_host_cut_off_is_named(two: hosts.Hosts, tmp_path: Path) -> None:
         assert rank["failure"].startswith("LateError: "), rank
         late = ("rank 2 (posted", "rank 3 (posted") if n < 2 else ("rank 0 (posted", "rank 1 (posted")
         assert all(name in rank["failure"] and "behind)" in rank["failure"] for name in late), rank
-        assert timeout_s - 0.1 <= rank["waited_s"] <= timeout_s + 0.5, rank
+    for rank in ranks:
+        within(timeout_s + 0.5, rank["waited_s"], ranks)
+        if rank["waited_s"] < timeout_s - 0.1:  # the deadline of another rank, which began to wait so much earlier
+            raise TooSlow("ranks did not begin to wait together", ranks)
 
 
 def test_a_short_cut_loses_nothing(two: hosts.Hosts, tmp_path: Path) -> None:
     thread = cut(two, tmp_path, 0.5)
     try:
-        ranks = run(two, [2, 2], tmp_path, "is_cut_off", "20", "0")
+        ranks = run(two, [2, 2], tmp_path, "is_cut_off", str(LONG_S))
     finally:
         thread.join()
     assert [(rank["seen"], rank["failure"]) for rank in ranks] == [(200, None)] * 4
 
 
+@punctual
 def test_failures_travel_over_the_network(two: hosts.Hosts, tmp_path: Path) -> None:
     command = ["-m", "tests.test_failures", "play", "auto", str(tmp_path)]
     done = two.run([2, 2], command, timeout_s=LIMIT_S, cwd=ROOT)
     assert done.returncode == 0, done.stdout
     ranks = [json.loads((tmp_path / f"{n}.json").read_text()) for n in range(4)]
-    failed_s = ranks[2]["raises"]["at_s"]
-    for n in (0, 1, 3):
-        saw = ranks[n]["raises"]
-        assert saw["text"] == "rank 2 failed after posting 20 iterations: Marked: boom"
-        assert saw["at_s"] - failed_s < 0.5
     assert [rank["works"]["kind"] for rank in ranks] == ["NoneType"] * 4
+    news("raises", [rank["raises"] for rank in ranks], 2)
 
 
 def test_a_notebook_s_engines_on_two_hosts(two: hosts.Hosts, tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,11 @@ import psutil
 import pytest
 
 from blslib.lab import driver
-from blslib.lab.ranks.launch import run_guarded
-from tests.conftest import ROOT, alive
+from blslib.lab.ranks.launch import end_trees, run_guarded
+from tests.conftest import LONG_S, ROOT, alive, until
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]-*.ipynb"))
-QUICK_TIMEOUT_S = 480
+QUICK_TIMEOUT_S = 15 * LONG_S
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -106,7 +105,7 @@ REPORT = "from blslib.lab.ranks.progress import report\nreport(1, 2)"
 def run_driver(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "blslib.lab.driver", "--notebooks", str(folder), *arguments]
     environment = {**os.environ, driver.OUT_VARIABLE: str(folder / "out")}
-    return run_guarded(command, timeout_s=120, env=environment, cwd=ROOT)
+    return run_guarded(command, timeout_s=4 * LONG_S, env=environment, cwd=ROOT)
 
 
 def test_a_failure_stops_the_run_and_says_where(tmp_path: Path) -> None:
@@ -136,31 +135,40 @@ def test_unknown_parameters_and_stems_are_failures(tmp_path: Path) -> None:
     assert driver.choose(tmp_path, ["01-fine"]) == driver.choose(tmp_path, []) == [path]
 
 
+BUSY = """
+def busy(folder):
+    import pathlib
+    import time
+
+    from mpi4py import MPI
+
+    pathlib.Path(folder, f"{MPI.COMM_WORLD.rank}.busy").touch()
+    time.sleep(600)
+"""
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=["INT", "TERM", "KILL"])
 def test_nothing_is_left_behind(tmp_path: Path, number: signal.Signals) -> None:
     """Interrupted in the middle of a cell that keeps all ranks busy, the driver takes everything with it."""
-    running = tmp_path / "running"
-    notebook(tmp_path, "01-slow", BORROW, f"import pathlib, time\npathlib.Path({str(running)!r}).touch()",
-             "ranks.run(time.sleep, 60)")  # fmt: skip
+    notebook(tmp_path, "01-slow", BORROW, BUSY, f"ranks.run(busy, {str(tmp_path)!r})")
     command = [sys.executable, "-m", "blslib.lab.driver", "--quick", "--notebooks", str(tmp_path)]
     environment = {**os.environ, driver.OUT_VARIABLE: str(tmp_path / "out")}
     with (tmp_path / "printed.txt").open("w") as printed:
         process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=printed, stderr=printed, start_new_session=True
         )
-    deadline_s = time.monotonic() + 60
-    while not running.exists() and process.poll() is None and time.monotonic() < deadline_s:
-        time.sleep(0.1)
-    assert running.exists(), (tmp_path / "printed.txt").read_text()
-    time.sleep(1)
-    started = psutil.Process(process.pid).children(recursive=True)
-    assert len(alive(started)) >= 6  # the controller, mpiexec, four engines at least
-    process.send_signal(number)
-    code = process.wait(30)
-    assert code == (-number if number == signal.SIGKILL else 128 + number)
-    deadline_s = time.monotonic() + 15
-    while alive(started) and time.monotonic() < deadline_s:
-        time.sleep(0.2)
-    assert not alive(started)
+    started = [psutil.Process(process.pid)]
+    try:
+        assert until(lambda: len(list(tmp_path.glob("*.busy"))) == 4 or process.poll() is not None)
+        assert process.poll() is None, (tmp_path / "printed.txt").read_text()
+        started += started[0].children(recursive=True)
+        assert len(alive(started)) > 6  # the driver, the controller, mpiexec, four engines at least
+        process.send_signal(number)
+        code = process.wait(LONG_S)
+        assert code == (-number if number == signal.SIGKILL else 128 + number)
+        assert until(lambda: not alive(started)), alive(started)
+    finally:
+        end_trees(started)
+        process.wait(LONG_S)
     if number == signal.SIGINT:
         assert "interrupted" in (tmp_path / "printed.txt").read_text()

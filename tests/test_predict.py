@@ -14,6 +14,7 @@ from blslib.lab.experiments.measure import Contender, Run
 from blslib.lab.experiments.predict import exchange_cost
 from blslib.theory.delays import delays
 from blslib.theory.maxplus import Cost, times
+from tests.conftest import LONG_S, TooSlow, punctual
 
 
 def made(bound: int, cost: Cost, law: str = "none") -> Run:
@@ -45,12 +46,13 @@ def test_with_its_cost_a_run_is_predicted_exactly(law, bound):
 def ran(folder: Path, name: str, *options: str) -> list[dict[str, Any]]:
     file = folder / "rows.json"
     command = [sys.executable, "-m", "blslib", "bench", name, "--quick", "--json", str(file), *options]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=5 * LONG_S, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, done.stdout + done.stderr
     assert all(column in done.stdout for column in bench.PLANS[name].columns)
     return json.loads(file.read_text())
 
 
+@punctual
 def test_live_on_several_numbers_of_ranks(tmp_path: Path) -> None:
     options = ("--ranks", "1,2", "--laws", "rotating", "--scenarios", "rotating", "--bounds", "0,4", "--repeats", "1")
     rows = ran(tmp_path, "predict", *options)
@@ -63,9 +65,10 @@ def test_live_on_several_numbers_of_ranks(tmp_path: Path) -> None:
     for row in rows:
         assert row["error"] == pytest.approx(row["measured_s"] / row["predicted_s"] - 1)
         assert row["error_min"] <= row["error"] <= row["error_max"]
-        # Loose, as others may use this machine meanwhile; docs/imbalance.md says what a quiet one shows.
-        assert -0.5 < row["error"] < 1
     assert next(row["recommended"] for row in rows if row["ranks"] == 1 and row["bound"] == 0)  # nobody to wait for
+    # Loose, as others may use this machine meanwhile; docs/imbalance.md says what a quiet one shows.
+    if far := [row for row in rows if not -0.5 < row["error"] < 1]:
+        raise TooSlow("runs took another time than was predicted", far)
 
 
 def test_simulating_costs_what_it_simulates(tmp_path: Path) -> None:

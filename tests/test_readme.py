@@ -8,6 +8,7 @@ import pytest
 from blslib.lab import driver
 from blslib.lab.ranks.launch import run_ranks
 from blslib.lab.results.claims import markdown
+from tests.conftest import LONG_S
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -22,7 +23,7 @@ def block(marker: str, language: str) -> str:
 def test_example_prints_what_the_readme_shows(tmp_path: Path) -> None:
     script = tmp_path / "example.py"
     script.write_text(block("example: example.py", "python"))
-    done = run_ranks(3, [str(script)], timeout_s=60)
+    done = run_ranks(3, [str(script)], timeout_s=LONG_S)
     assert done.returncode == 0, done.stdout
     assert done.stdout == block("output: example.py", "text")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.conftest import ROOT
+from tests.conftest import LONG_S, ROOT
 
 # Where the name to import is not the name to install: (conda, pip).
 INSTALLED_AS = {
@@ -21,7 +21,7 @@ INSTALLED_AS = {
     "yaml": ("pyyaml", "PyYAML"),
 }
 # Not imported anywhere, yet needed: the launcher, the kernel, the linters, the browser's side, what installs us.
-TOOLS = {"mpich", "ipykernel", "jupyterlab", "ruff", "mypy", "anywidget", "setuptools"}
+TOOLS = {"mpich", "ipykernel", "jupyterlab", "ruff", "mypy", "pytest-rerunfailures", "anywidget", "setuptools"}
 
 
 def conda() -> dict[str, str]:
@@ -113,7 +113,7 @@ def test_no_address_of_a_package_index() -> None:
 def reproduce(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     command = [str(ROOT / "reproduce.sh"), *arguments]
     environment = {**os.environ, **variables}
-    return subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True, timeout=LONG_S)
 
 
 @pytest.mark.parametrize("script", ["reproduce.sh", ".ci/run"])
@@ -162,7 +162,7 @@ def test_without_python_it_says_so(tmp_path: Path) -> None:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=LONG_S,
     )
     assert done.returncode == 1
     assert "no Python 3.11 or newer on PATH" in done.stderr

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import resource
 import time
 import tracemalloc
@@ -16,6 +17,7 @@ import pytest
 from blslib.lab.diagnosis import tracefile
 from blslib.lab.diagnosis.traces import RECORD_COLUMNS, TraceError, read, save
 from blslib.lab.ranks.launch import run_ranks
+from tests.conftest import LONG_S, punctual, within
 
 WORK_S = np.array([[0.010, 0.002, 0.003], [0.004, 0.020, 0.005]])
 
@@ -85,34 +87,56 @@ def test_csv_without_the_exchange_in_a_file_per_rank(tmp_path: Path) -> None:
     assert found.notes == ("no exchange_s in the file: the exchange counts as nothing",)
 
 
+NAP = """
+import os, sys, time
+
+slept_s = []
+
+def nap(seconds):
+    started_s = time.perf_counter()
+    time.sleep(seconds)
+    slept_s.append(time.perf_counter() - started_s)
+
+def tell(rank):
+    os.write(1, f"rank {rank} slept {slept_s}\\n".encode())  # in one piece, whatever others print
+"""
+
+RECORDED = f"""{NAP}
+import numpy as np
+from mpi4py import MPI
+from blslib.collective.alltoallv import BoundedLagAlltoallv
+from blslib.lab.diagnosis.traces import save
+comm = MPI.COMM_WORLD
+with BoundedLagAlltoallv(comm, bound=1, slot_bytes=100, record=True) as exchange:
+    for i in range(6):
+        nap(0.02 if i % 2 == comm.rank else 0.005)
+        exchange.post([np.zeros(5, np.float32)] * comm.size)
+    exchange.drain()
+save(sys.argv[1], comm, exchange)
+tell(comm.rank)
+"""
+
+
 def test_records_are_saved_and_read(tmp_path: Path) -> None:
     script = tmp_path / "program.py"
-    script.write_text(
-        "import sys, time\n"
-        "import numpy as np\n"
-        "from mpi4py import MPI\n"
-        "from blslib.collective.alltoallv import BoundedLagAlltoallv\n"
-        "from blslib.lab.diagnosis.traces import save\n"
-        "comm = MPI.COMM_WORLD\n"
-        "with BoundedLagAlltoallv(comm, bound=1, slot_bytes=100, record=True) as exchange:\n"
-        "    for i in range(6):\n"
-        "        time.sleep(0.02 if i % 2 == comm.rank else 0.005)\n"
-        "        exchange.post([np.zeros(5, np.float32)] * comm.size)\n"
-        "    exchange.drain()\n"
-        "save(sys.argv[1], comm, exchange)\n"
-    )
+    script.write_text(RECORDED)
     run = tmp_path / "run"
-    done = run_ranks(2, [str(script), str(run)], timeout_s=60)
+    done = run_ranks(2, [str(script), str(run)], timeout_s=LONG_S)
     assert done.returncode == 0, done.stdout
     found = read([run])
-    assert found.work_s.shape == (2, 5)
     assert (found.bound, found.slot_bytes) == (1, 128)
-    heavy = np.arange(1, 6) % 2 == np.arange(2)[:, None]
-    assert (found.work_s[heavy] >= 0.02).all()
-    assert (found.work_s[~heavy] >= 0.005).all()
-    assert np.median(found.work_s[~heavy]) < 0.015
+    assert_work_is_what_was_slept(found.work_s, done.stdout)
     assert found.total_s is not None
     assert found.total_s >= found.work_s.sum(axis=1).max() - 1e-9
+
+
+def assert_work_is_what_was_slept(work_s: np.ndarray, printed: str) -> None:
+    """The work between two calls is the sleep between them; on a busy machine a call may start some time after it."""
+    by_rank = {int(rank): json.loads(slept) for rank, slept in re.findall(r"rank (\d+) slept (\[.*?\])", printed)}
+    slept_s = np.array([by_rank[rank] for rank in (0, 1)])[:, 1:]  # work begins with the end of the first call
+    assert work_s.shape == slept_s.shape
+    assert (work_s >= slept_s - 1e-3).all()  # torch's clock is not this one
+    assert np.median(work_s - slept_s) < 5e-3
 
 
 def test_nothing_recorded_is_not_saved(tmp_path: Path) -> None:
@@ -160,8 +184,7 @@ def test_every_spelling_of_a_call_counts_once(tmp_path: Path, call: Any) -> None
     assert not found.notes
 
 
-PROFILED = """
-import os, sys, time
+PROFILED = f"""{NAP}
 os.environ["KINETO_LOG_LEVEL"] = "9"
 import torch
 import torch.distributed as dist
@@ -169,12 +192,15 @@ from blslib.collective import process_group
 dist.init_process_group("gloo")
 rank, sent = dist.get_rank(), torch.ones(64)
 with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+    started_s = time.perf_counter()
     for i in range(9):
-        time.sleep(0.03 if i % 2 == rank else 0.01)
+        nap(0.03 if i % 2 == rank else 0.01)
         work = dist.all_to_all_single(torch.empty(64), sent, async_op=sys.argv[2] == "async")
         if work:
             work.wait()
-profiler.export_chrome_trace(f"{sys.argv[1]}/{rank}.json.gz")
+    os.write(1, f"took {{time.perf_counter() - started_s}}\\n".encode())
+tell(rank)
+profiler.export_chrome_trace(f"{{sys.argv[1]}}/{{rank}}.json.gz")
 dist.destroy_process_group()
 from mpi4py import MPI
 MPI.Finalize()
@@ -188,14 +214,13 @@ def test_what_torch_writes_today(tmp_path: Path, how: str) -> None:
     script, folder = tmp_path / "program.py", tmp_path / "traces"
     script.write_text(PROFILED)
     folder.mkdir()
-    done = run_ranks(2, [str(script), str(folder), how], timeout_s=100)
+    done = run_ranks(2, [str(script), str(folder), how], timeout_s=LONG_S)
     assert done.returncode == 0, done.stdout
     found = read(sorted(folder.iterdir(), reverse=True))
-    heavy = np.arange(1, 9) % 2 == np.arange(2)[:, None]
-    assert found.work_s.shape == (2, 8)
-    assert (found.work_s[heavy] >= 0.03).all() and (found.work_s[~heavy] >= 0.01).all()
-    assert np.median(found.work_s[heavy]) < 0.04 and np.median(found.work_s[~heavy]) < 0.02
-    assert found.total_s == pytest.approx(8 * 0.031, rel=0.4)
+    assert_work_is_what_was_slept(found.work_s, done.stdout)
+    longest_s = max(map(float, re.findall(r"took (\S+)", done.stdout)))
+    assert found.total_s is not None
+    assert found.work_s.max(axis=0).sum() <= found.total_s <= longest_s
     assert not found.notes
 
 
@@ -397,12 +422,13 @@ def large(folder: Path, megabytes: float) -> list[Path]:
     return paths
 
 
+@punctual
 def test_large_traces_need_little_memory_and_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Held to the promised rate, 100 MB in 15 s, at a smaller size; memory is a few chunks, whatever the size."""
     paths = large(tmp_path, 2.5)
     started_s = time.process_time()
     found = read(paths)
-    assert time.process_time() - started_s < 15 * 5 / 100
+    took_s = time.process_time() - started_s
     np.testing.assert_allclose(found.work_s, np.broadcast_to([[0.050], [0.051]], found.work_s.shape), rtol=1e-6)
     monkeypatch.setattr(tracefile, "CHUNK", 1 << 16)
     tracemalloc.start()
@@ -412,6 +438,7 @@ def test_large_traces_need_little_memory_and_time(tmp_path: Path, monkeypatch: p
     finally:
         tracemalloc.stop()
     assert peak_bytes < 1.5e6
+    within(15 * 5 / 100, took_s)
 
 
 @pytest.mark.long

@@ -14,11 +14,12 @@ from blslib.collective.exchange import Exchange
 from blslib.collective.reference import alltoallv as reference
 
 N = 20
+TIMEOUT_S = 60.0
 EXCHANGES = {
     "mpi": MpiAlltoallv,
-    "window 0": lambda comm, **known: IalltoallvWindow(comm, bound=0, timeout_s=20, **known),
-    "window 1": lambda comm, **known: IalltoallvWindow(comm, bound=1, timeout_s=20, **known),
-    "window 4": lambda comm, **known: IalltoallvWindow(comm, bound=4, timeout_s=20, **known),
+    "window 0": lambda comm, **known: IalltoallvWindow(comm, bound=0, timeout_s=TIMEOUT_S, **known),
+    "window 1": lambda comm, **known: IalltoallvWindow(comm, bound=1, timeout_s=TIMEOUT_S, **known),
+    "window 4": lambda comm, **known: IalltoallvWindow(comm, bound=4, timeout_s=TIMEOUT_S, **known),
 }
 FORMS = {
     "apart": lambda blocks: [b.copy() for b in blocks],
@@ -126,26 +127,29 @@ def test_equal_counts(comm):
 @pytest.mark.ranks(2)
 @pytest.mark.parametrize("bound", [1, 3])
 def test_the_window_lets_nobody_run_further_than_its_bound(comm, bound):
-    away_s = 0.2
     sizes = {"send_counts": [1] * comm.size, "recv_counts": [1] * comm.size}
-    with IalltoallvWindow(comm, bound=bound, timeout_s=20, **sizes) as exchange:
-        comm.Barrier()
-        started_s = time.monotonic()
+    mine = [np.zeros(1, np.float32)] * comm.size
+    with IalltoallvWindow(comm, bound=bound, timeout_s=TIMEOUT_S, **sizes) as exchange:
+        if comm.rank:
+            for _ in range(bound):
+                exchange.post(mine)
+        comm.Barrier()  # the others have made so many calls without rank 0, and their next one waits for it
+        entered_s = 0.0
         if comm.rank == 0:
-            time.sleep(away_s)
-        took_s = []
-        for _ in range(bound + 1):
-            exchange.post([np.zeros(1, np.float32)] * comm.size)
-            took_s.append(time.monotonic() - started_s)
-        assert took_s[-1] >= 0.9 * away_s  # its clock starts when this rank is done with the barrier
-        assert comm.rank == 0 or took_s[0] < away_s
+            time.sleep(0.2)
+            entered_s = time.monotonic()
+            for _ in range(bound):
+                exchange.post(mine)
+        exchange.post(mine)
+        returned_s = time.monotonic()
+        assert returned_s >= comm.bcast(entered_s)  # one host, one clock
         exchange.drain()
 
 
 @pytest.mark.ranks(2)
 def test_the_window_has_a_deadline(comm):
     sizes = {"send_counts": [1] * comm.size, "recv_counts": [1] * comm.size}
-    exchange = IalltoallvWindow(comm, bound=0, timeout_s=0.2, **sizes)
+    exchange = IalltoallvWindow(comm, bound=0, timeout_s=0.2 if comm.rank else TIMEOUT_S, **sizes)
     if comm.rank:
         with pytest.raises(LateError, match="iteration 0 not complete after 0.2 s: a rank did not take part"):
             exchange.post([np.zeros(1, np.float32)] * comm.size)
@@ -153,6 +157,7 @@ def test_the_window_has_a_deadline(comm):
     else:
         comm.Barrier()
         exchange.post([np.zeros(1, np.float32)] * comm.size)  # now all have come
+    comm.Barrier()
     assert [a.iteration for a in exchange.drain()] == ([] if comm.rank == 0 else [0])
     exchange.close()
 
@@ -186,7 +191,7 @@ def test_wrong_counts(comm, build):
 def test_the_windows_are_left_in_order(comm):
     """Two exchanges at once, closed with iterations outstanding: close finishes them."""
     sizes = {"send_counts": [4] * comm.size, "recv_counts": [4] * comm.size}
-    with IalltoallvWindow(comm, bound=3, timeout_s=20, **sizes) as a, MpiAlltoallv(comm, **sizes) as b:
+    with IalltoallvWindow(comm, bound=3, timeout_s=TIMEOUT_S, **sizes) as a, MpiAlltoallv(comm, **sizes) as b:
         for i in range(5):
             a.post([np.full(4, i, np.float32)] * comm.size)
             ((_, blocks),) = b.post([np.full(4, -i, np.float32)] * comm.size)

@@ -46,7 +46,7 @@ def contenders(comm: MPI.Intracomm, placement: Placement, size: int) -> dict[str
     ring = {
         "slot_bytes": largest_block_bytes(placement, size, CONFIG.dim),
         "recv_counts": known["recv_counts"],
-        "timeout_s": 30.0,
+        "timeout_s": 60.0,
     }
     return {
         "mpi": partial(MpiAlltoallv, comm, **known),
@@ -82,21 +82,27 @@ def test_every_contender_gives_the_same_scores(comm, size, which):
 def test_the_others_go_on_while_one_is_away(comm):
     if comm.size == 1:
         pytest.skip("one rank has no others")
-    away_s, bound = 0.5, 4
+    away_s, bound = 0.2, 4
     placement = contiguous(CONFIG.tables, comm.size)
     model = DLRM(CONFIG, seed=5, placement=placement, rank=comm.rank)
     slot_bytes = largest_block_bytes(placement, 32, CONFIG.dim)
     batches = make_batches(32)[: bound + 1]
+    back_s = 0.0
+
+    def away(iteration: int) -> None:
+        """Rank 0 has not begun when the others have made as many steps as the bound lets them."""
+        nonlocal back_s
+        if iteration == (bound if comm.rank else 0):
+            comm.Barrier()
+            if comm.rank == 0:
+                time.sleep(away_s)
+                back_s = time.monotonic()
+
     with BoundedLagAlltoallv(comm, bound=bound, slot_bytes=slot_bytes) as exchange:
-        loop = Inference(model, exchange, before_post=lambda i: time.sleep(away_s if comm.rank == i == 0 else 0))
-        comm.Barrier()
-        for batch in batches[:-1]:
+        loop = Inference(model, exchange, before_post=away)
+        for batch in batches:
             loop.step(batch)
-        until_the_bound_s = sum(loop.times.work_s) + sum(loop.times.exchange_s)
-        loop.step(batches[-1])
+        returned_s = time.monotonic()
         loop.finish()
-    waited_s = loop.times.exchange_s[-1] + loop.times.drain_s
-    verdicts = comm.allgather((until_the_bound_s, waited_s, loop.times.work_s[0]))
-    assert verdicts[0][2] >= away_s
-    assert all(quick < away_s / 2 for quick, _, _ in verdicts[1:]), verdicts  # the bound lets them
-    assert all(waited > away_s / 3 for _, waited, _ in verdicts[1:]), verdicts  # and here it no longer does
+    assert returned_s >= comm.bcast(back_s)  # one host, one clock
+    assert comm.rank or loop.times.work_s[0] >= away_s

@@ -30,7 +30,8 @@ def test_every_contender_serves_every_batch(comm):
 def test_an_idle_rank_that_polls_does_not_wait_for_the_next_batch(comm):
     if comm.size == 1:
         pytest.skip("one rank waits for nobody")
-    late = {"law": "permanent", "rate_per_s": 15.0, "iterations": 12}  # the last rank is: it has what others wait for
+    # The last rank is late: it has what others wait for. Batches are rare: a busy machine is done before the next, too.
+    late = {"law": "permanent", "rate_per_s": 6.0, "iterations": 8}
     config = serving.ServingConfig(names=("bls",), bounds=(8,), idle=("polls", "sleeps"), **late, **SMALL)
     polls, sleeps = serving.run(comm, config)
     assert polls["latency_p50_s"] < sleeps["latency_p50_s"] / 1.5
