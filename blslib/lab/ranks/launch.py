@@ -161,18 +161,18 @@ def run_guarded(
         TimeoutError: the deadline passed; carries the end of the output.
     """
     # A file and not a pipe: a pipe would stay open, and we would wait, for as long as any grandchild holds it.
-    with tempfile.TemporaryFile("w+", errors="replace") as output:
+    with tempfile.TemporaryFile("w+", errors="replace") as output, contextlib.closing(Guard()) as guard:
         how: dict[str, Any] = {"stdin": subprocess.DEVNULL, "env": env, "cwd": cwd, "start_new_session": True}
         if capture:
             how |= {"stdout": output, "stderr": subprocess.STDOUT}
         process = subprocess.Popen(command, **how)
         try:
-            with contextlib.closing(Guard()) as guard:  # which, however we leave, ends what still runs
-                guard.watch(process.pid)
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(timeout_s)
-                late = process.returncode is None
+            guard.watch(process.pid)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout_s)
+            late = process.returncode is None
         finally:
+            guard.close()  # which ends what still runs, however we leave
             process.wait()
         output.seek(0)
         printed = output.read()
