@@ -6,23 +6,26 @@ Lag Synchronous Collectives", arXiv 2512.19342; the protocol is this project's o
 """
 
 import math
-import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext, suppress
-from typing import NamedTuple, TypeVar
+from contextlib import ExitStack, suppress
+from typing import TypeVar
 
 import numpy as np
 from mpi4py import MPI
 
-from blslib.collective.agreement import DEFAULT_TIMEOUT_S, agree, same_host
+from blslib.collective.agreement import DEFAULT_TIMEOUT_S, agree, examine, same_host
 from blslib.collective.blocks import as_bytes
+from blslib.collective.building import Building
 from blslib.collective.errors import BlockError, ExchangeError, LateError, PeerError
-from blslib.collective.exchange import Arrival, Block, Exchange
+from blslib.collective.exchange import Arrival, Block, Call, Exchange
 from blslib.collective.messages import Messages
 from blslib.collective.protocol import BoundedLag, Steps
 from blslib.collective.ring import CLOSED, FAILED, LATE, LINE_BYTES, Layout, Notice, Ring, UnexpectedSize, round_up
-from blslib.collective.waiting import Policy, complete, yield_then_sleep
+from blslib.collective.room import BOOKS_BYTES, check_room
+from blslib.collective.segments import Segment, share
+from blslib.collective.turns import IS_FORKED, Turns
+from blslib.collective.waiting import Policy, yield_then_sleep
 
 Error = TypeVar("Error", bound=BaseException)
 
@@ -35,20 +38,7 @@ _PULSE_S = 0.1
 """How often a rank that waits asks whether those it waits for are alive."""
 
 
-class Call(NamedTuple):
-    """What happened in one call of ``post``, on the clock of ``time.perf_counter``."""
-
-    iteration: int
-    entered_s: float
-    posted_s: float
-    returned_s: float
-    waited_s: float
-    sent_bytes: int
-    delivered: int
-    """Iterations delivered so far, those that this call returned included."""
-
-
-class BoundedLagAlltoallv(Exchange):
+class BoundedLagAlltoallv(Turns, Exchange):
     """An alltoallv that every rank posts once per iteration, and in which the slowest rank may lag by ``bound``
     iterations.
 
@@ -82,9 +72,13 @@ class BoundedLagAlltoallv(Exchange):
         waited_s: seconds in waits so far.
 
     Raises:
+        TypeError: ``comm`` is no intra-communicator.
         ValueError: on every rank, for a bad argument on any rank or one on which ranks differ; the text names the rank.
-        MemoryError: on every rank, if the shared memory of a host is too small for the slots.
-        LateError: another rank did not come to build the exchange in time.
+        MemoryError: on every rank, if a host has too little memory, shared or at all, for the slots.
+        OSError: on every rank, if one may not open enough files.
+        LateError: the exchange was not built within ``timeout_s``, since a rank did not come or went away.
+        PeerError: another rank failed while building it.
+        ExchangeError: in a process forked from a rank.
 
     Cost: per call P stores of a block and P of a counter, no acknowledgement and no barrier; h-relation of the blocks'
     bytes. Memory per rank: P x 2 (bound + 1) x (slot_bytes + 64) bytes of slots (``ring_bytes``) and a control page.
@@ -109,22 +103,10 @@ class BoundedLagAlltoallv(Exchange):
         record: bool = False,
         waiting: Policy = yield_then_sleep,
     ) -> None:
+        settings = examine(comm, bound, slot_bytes, dtype, recv_counts, timeout_s, channel)
+        super().__init__()
         self.rank, self.size, self.bound, self.timeout_s = comm.rank, comm.size, bound, timeout_s
-        self._waiting = waiting
-        self.dtype, expected = agree(comm, bound, slot_bytes, dtype, recv_counts, timeout_s, channel)
-        self._comm = comm.Dup()
-        layout = Layout(self.size, bound, round_up(slot_bytes, LINE_BYTES))
-        self.slot_bytes, self.ring_bytes, self.memory_bytes = layout.slot_bytes, layout.ring_bytes, layout.ring_bytes
-        try:
-            ranks = same_host(self._comm, channel)
-            self._ring = Ring(self._comm, ranks, layout, self.dtype, expected)
-        except (ValueError, MemoryError):  # on every rank, so that all can try again with less
-            self._comm.Free()
-            raise
-        self._memory = self._ring if len(ranks) == self.size else Messages(self._comm, self._ring)
-        self._core = BoundedLag(bound, self._memory)
-        self._over: str | None = None  # why no call is legal any more
-        self._turn = threading.Lock()
+        self.dtype, self._waiting = settings.dtype, waiting
         self._felt_s = 0.0
         self._end = math.inf  # iterations of the rank that is known to have closed after the fewest
         self._known: object = _NOTHING
@@ -132,7 +114,39 @@ class BoundedLagAlltoallv(Exchange):
         self._record = record
         self.calls: list[Call] = []
         self.waited_s = 0.0
-        complete(self._comm.Ibarrier(), "building the exchange", timeout_s)  # nobody stores into a page not yet cleared
+        building = Building(comm, settings.timeout_s)
+        try:
+            building.start()
+            agree(building, settings, bound, slot_bytes, channel)
+            layout = Layout(self.size, bound, round_up(slot_bytes, LINE_BYTES))
+            self.slot_bytes, self.ring_bytes = layout.slot_bytes, layout.ring_bytes
+            self.memory_bytes = self.ring_bytes
+            self._build(building, layout, settings.expected, same_host(building, channel))
+        except BaseException as error:
+            building.give_up(error)
+            raise
+        self._comm: MPI.Intracomm = building.comm
+
+    def _build(self, building: Building, layout: Layout, expected: list[int] | None, ranks: list[int]) -> None:
+        """Make the memory. Collective over the whole communicator, of which ``ranks`` are on this host."""
+        staged_bytes = (self.size - len(ranks)) * layout.slots * layout.stride
+        own_bytes = staged_bytes + self.size * layout.slots * BOOKS_BYTES
+        cure = f"lower slot_bytes ({layout.slot_bytes}) or bound ({layout.bound}), or give it more"
+        check_room(building, len(ranks), layout.segment_bytes, own_bytes, cure)
+        segments: dict[int, Segment] = {}
+        try:
+            share(building, ranks, layout.segment_bytes, segments)
+            self._ring = Ring(self.rank, segments, layout, self.dtype, expected)
+            self._memory = Messages(building.comm, self._ring) if len(ranks) < self.size else self._ring
+            self._core = BoundedLag(layout.bound, self._memory)
+            building.gather(None)  # nobody stores into a page not yet cleared
+        except BaseException as error:
+            if hasattr(self, "_core"):  # others may have built the exchange already
+                self._fail(error)
+                self._free(failed=True)
+            for segment in segments.values():
+                segment.close()
+            raise
 
     def post(self, blocks: Sequence[Block]) -> list[Arrival]:
         """Hand over this iteration's blocks, one per destination, and take what has arrived.
@@ -150,6 +164,23 @@ class BoundedLagAlltoallv(Exchange):
             MemoryError: no room for a block larger than its slot.
             RuntimeError: another thread is in a call; nothing was sent, and the exchange can go on.
         """
+        return self._alone(self._post, blocks)
+
+    def collect(self, through: int | None = None) -> list[Arrival]:
+        """Wait for everything up to iteration ``through`` and return it; without it, return what is complete and do not
+        wait.
+
+        Raises:
+            ValueError: ``through`` was not posted yet.
+            PeerError, LateError, BlockError, ExchangeError, MemoryError, RuntimeError: as for ``post``.
+        """
+        return self._alone(self._collect, through)
+
+    def drain(self) -> list[Arrival]:
+        """Wait for all that was posted, here and by others; return what is not delivered yet. Raises as ``collect``."""
+        return self._alone(lambda _: self._run(self._last()), None)
+
+    def _post(self, blocks: Sequence[Block]) -> list[Arrival]:
         entered_s = time.perf_counter() if self._record else 0.0
         if blocks is self._known:
             views = self._views
@@ -164,21 +195,10 @@ class BoundedLagAlltoallv(Exchange):
             self.calls.append(Call(self._core.posted - 1, *times_s, sum(map(len, views)), self._core.delivered))
         return arrivals
 
-    def collect(self, through: int | None = None) -> list[Arrival]:
-        """Wait for everything up to iteration ``through`` and return it; without it, return what is complete and do not
-        wait.
-
-        Raises:
-            ValueError: ``through`` was not posted yet.
-            PeerError, LateError, BlockError, ExchangeError, MemoryError, RuntimeError: as for ``post``.
-        """
+    def _collect(self, through: int | None) -> list[Arrival]:
         if through is not None and through >= self._core.posted:
             raise ValueError(f"iteration {through} was not posted yet: the next one is {self._core.posted}")
         return self._run(self._core.wait(0 if through is None else through + 1))
-
-    def drain(self) -> list[Arrival]:
-        """Wait for all that was posted, here and by others; return what is not delivered yet. Raises as ``collect``."""
-        return self._run(self._last())
 
     def _last(self) -> Steps:
         """Wait for all that was posted to arrive here, and for what this rank has sent to leave."""
@@ -187,19 +207,11 @@ class BoundedLagAlltoallv(Exchange):
         while not self._memory.flushed():
             yield posted
 
-    def _take_turn(self) -> None:
-        if not self._turn.acquire(blocking=False):
-            raise RuntimeError(
-                "another call on this exchange is under way: it serves one thread at a time, so take turns, or build "
-                "one for each thread"
-            )
-
     def _run(self, steps: Steps) -> list[Arrival]:
         attempt, started_s = 0, 0.0
-        self._take_turn()
+        if self._over is not None:
+            raise ExchangeError(self._over)
         try:
-            if self._over is not None:
-                raise ExchangeError(self._over)
             if self._memory.alarmed():
                 self._hear(0)
             for need in steps:
@@ -223,11 +235,11 @@ class BoundedLagAlltoallv(Exchange):
         except BaseException as error:
             self._fail(error)
             raise
-        finally:
-            self._turn.release()
 
     def _pause(self, attempt: int, need: int, started_s: float) -> None:
         self._waiting(attempt)
+        if self._over is not None:  # another thread has left the ``with`` block
+            raise ExchangeError(self._over)
         if need > self._end or self._memory.alarmed():
             self._hear(need)
         if attempt % _LOOKS_PER_CLOCK == 0:
@@ -237,7 +249,7 @@ class BoundedLagAlltoallv(Exchange):
         """Raise if a wait has passed its deadline, or if a rank that it waits for is on this host and not alive."""
         now_s = time.perf_counter()
         if now_s - started_s > self.timeout_s:
-            text = f"rank {self.rank} {late()}"
+            text = f"rank {self.rank} timed out: {late()}"
             self._hear(0)  # after that look: whoever has gone from closed to late meanwhile is heard, not named
             raise LateError(text)
         if now_s - self._felt_s > _PULSE_S:
@@ -296,9 +308,13 @@ class BoundedLagAlltoallv(Exchange):
             LateError: another rank did not close within ``timeout_s``.
             RuntimeError: another thread is in a call; the exchange stays open.
         """
-        if self._over == _IS_CLOSED:
-            return
-        self._take_turn()
+        self._alone(self._close, None)
+
+    def _close(self, _: None) -> list[Arrival]:
+        if self._over in (_IS_CLOSED, IS_FORKED):
+            if self._over == IS_FORKED:  # what MPI has in here is the parent's
+                self._let_go()
+            return []
         ended: dict[int, int] = {}
         try:
             if self._over is None:
@@ -309,13 +325,13 @@ class BoundedLagAlltoallv(Exchange):
             raise
         finally:
             self._free(failed=self._over is not None)
-            self._turn.release()
         for rank, posted in ended.items():
             if posted != ended[0]:
                 raise PeerError(
                     f"rank 0 closed after {ended[0]} iterations, rank {rank} after {posted}: every rank must post "
                     "equally often"
                 )
+        return []
 
     def _meet(self) -> dict[int, int]:
         """Wait until every rank has closed and received all that was sent; the frees that follow then cannot block.
@@ -350,14 +366,35 @@ class BoundedLagAlltoallv(Exchange):
 
     def _free(self, failed: bool) -> None:
         """Give back what is this rank's own, and, unless something failed, what needs the others."""
+        with ExitStack() as last:  # does each of them, whatever happens in the others
+            last.callback(self._let_go)
+            if not failed:
+                last.callback(self._comm.Free)
+            with suppress(*([MPI.Exception] if failed else [])):
+                self._memory.free(failed)
+
+    def _let_go(self) -> None:
+        """Close the files; the memory goes with the last view of it."""
         self._over, self._known, self._views = _IS_CLOSED, _NOTHING, []
-        with suppress(MPI.Exception) if failed else nullcontext():
-            self._memory.free(failed)
-        if not failed:
-            self._comm.Free()
-        del self._memory, self._ring, self._core.memory  # the memory goes with the last view of it
+        for segment in self._ring.segments.values():
+            segment.close()
+        vars(self._ring).clear()  # a traceback may hold it, and should hold no memory by it
+        del self._memory, self._ring, self._core.memory
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if error is not None:
             self._fail(error)
-        self.close()
+            deadline_s = time.monotonic() + self.timeout_s
+            while self._turn and time.monotonic() < deadline_s:  # a thread in a call will find that it is over
+                time.sleep(1e-4)
+        try:
+            self.close()
+        except BaseException:
+            self.close()  # Ctrl-C may have come before all was given back; else there is nothing left to do
+            raise
+
+    def __del__(self) -> None:
+        """Ctrl-C that comes as the ``with`` block begins or ends can keep ``__exit__`` from being run at all."""
+        if hasattr(self, "_comm") and self._over != _IS_CLOSED and not MPI.Is_finalized():
+            self._fail(ExchangeError("the exchange was dropped without being closed"))
+            self._close(None)

@@ -165,18 +165,23 @@ class Messages:
     def free(self, failed: bool) -> None:
         """Take back the receives that nobody will answer, and all requests.
 
-        After a failure, MPI may use the buffers until the process ends, and it ends after Python has cleaned up: so
-        they are never given back.
+        After a failure, MPI may use the buffers of what cannot be taken back until the process ends, and it ends after
+        Python has cleaned up: so those are never given back.
         """
-        if failed:
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self))
-        for receive in chain(*self._receives):
-            if not receive.Test():
-                receive.Cancel()
-                if not failed:
-                    receive.Wait()
-            receive.Free()
-        for send in chain(*self._sends):
-            if send and not failed:
-                send.Free()
-        self.ring.free(failed)
+        ring = self.ring
+        try:
+            requests = [*chain(*self._receives), *filter(None, chain(*self._sends))]
+            for receive in chain(*self._receives):
+                if not receive.Test():
+                    receive.Cancel()
+                    if not failed:
+                        receive.Wait()
+            others = [*chain(*self._large_sends), *self._large_receives.values(), *self._told]
+            if MPI.Request.Testall([*requests, *others]):
+                for request in requests:
+                    request.Free()
+                vars(self).clear()  # a traceback may hold this object, and should hold no memory by it
+            else:
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object(self))
+        finally:
+            ring.free(failed)

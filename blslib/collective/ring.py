@@ -13,7 +13,6 @@ A block larger than its slot goes to a place beside the rings that belongs to th
 covers it as well. Its memory is used again by the next large block of that slot, and given back at the end.
 """
 
-import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +22,7 @@ import numpy as np
 from mpi4py import MPI
 
 from blslib.collective.protocol import slots
-from blslib.collective.segments import SHARED_DIR, share
+from blslib.collective.segments import SHARED_DIR, Segment
 
 LINE_BYTES = 64
 """A cache line: headers, counters and alarms keep this distance, so that no two writers share one."""
@@ -119,19 +118,13 @@ class Ring:
     """This rank's own rings, and its slots in the rings of the peers on its host."""
 
     def __init__(
-        self, comm: MPI.Intracomm, ranks: list[int], layout: Layout, dtype: np.dtype, expected: list[int] | None
+        self, rank: int, segments: dict[int, Segment], layout: Layout, dtype: np.dtype, expected: list[int] | None
     ) -> None:
-        """Collective over ``comm``, of which ``ranks`` are on this host.
+        """Over the segments of all ranks of this host, that of this ``rank`` among them.
 
         ``expected`` are the bytes from each source, where that is known.
-
-        Raises:
-            MemoryError: on every rank, if a host has too little shared memory; if it is known to have too little,
-                before anything is allocated.
         """
-        self.rank, self.layout, self.dtype, self._expected = comm.rank, layout, dtype, expected
-        self._check_room(comm, len(ranks))
-        self.segments = share(comm, ranks, layout.segment_bytes)
+        self.rank, self.segments, self.layout, self.dtype, self._expected = rank, segments, layout, dtype, expected
         # Nobody stores to this window: MPI's full fence, which Python has no other name for, needs one.
         self._window = MPI.Win.Allocate_shared(LINE_BYTES, 1, comm=MPI.COMM_SELF)
         self._window.Lock_all(MPI.MODE_NOCHECK)
@@ -148,18 +141,6 @@ class Ring:
         self._sizes = list(rings[:, :, :8].view(np.int64)[:, :, 0])  # by slot, so that to read P is a single operation
         self._seen: list[tuple[list[int], list[np.ndarray]]] = [([], []) for _ in every_slot]
         self.large: dict[tuple[int, int], np.ndarray] = {}  # (slot, source): came as a message, larger than its slot
-
-    def _check_room(self, comm: MPI.Intracomm, ranks_here: int) -> None:
-        need = room = self.layout.segment_bytes * ranks_here
-        if os.path.isdir("/dev/shm"):
-            stat = os.statvfs("/dev/shm")
-            room = stat.f_bavail * stat.f_frsize
-        missing, need, room, ranks = max(comm.allgather((need - room, need, room, ranks_here)))
-        if missing > 0:
-            raise MemoryError(
-                f"{ranks} ranks on one host need {need} bytes of shared memory, {room} are free in /dev/shm: "
-                f"lower slot_bytes ({self.layout.slot_bytes}) or bound ({self.layout.bound}), or give it more"
-            )
 
     def _slot(self, at: int, slot: int, source: int) -> Slot:
         """A slot of rank ``at``, for the blocks of ``source``."""
@@ -238,7 +219,10 @@ class Ring:
 
     def free(self, failed: bool) -> None:
         """Give back what is this rank's own; the memory goes with the last view of it."""
-        for segment in self.segments.values():
-            segment.close()
-        self._window.Unlock_all()
-        self._window.Free()
+        try:
+            for segment in self.segments.values():
+                segment.close()
+        finally:
+            if self._window:
+                self._window.Unlock_all()
+                self._window.Free()

@@ -45,4 +45,4 @@ def complete(request: Any, what: str, timeout_s: float, policy: Policy = yield_t
         attempt += 1
         policy(attempt)
         if time.monotonic() > deadline_s:
-            raise LateError(f"{what} not complete after {timeout_s:g} s: a rank did not take part")
+            raise LateError(f"{what} timed out after {timeout_s:g} s: a rank did not take part")

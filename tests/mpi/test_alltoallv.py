@@ -531,10 +531,19 @@ def test_an_error_of_mpi_is_told_in_our_words(comm, build, monkeypatch):
     exchange.close()
 
 
+class Each:
+    """The same number for every rank."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
 FAULTS = [
     ({"bound": -1}, "bound is a whole number of iterations >= 0, got -1"),
     ({"bound": 1.5}, "bound is a whole number of iterations >= 0, got 1.5"),
+    ({"bound": True}, "bound is a whole number of iterations >= 0, got True"),
     ({"slot_bytes": 0}, "slot_bytes is a whole number >= 1, got 0"),
+    ({"slot_bytes": True}, "slot_bytes is a whole number >= 1, got True"),
     ({"dtype": "no such"}, "data type 'no such' not understood"),
     ({"dtype": object}, "dtype object has no bytes to send"),
     ({"dtype": "V0"}, "dtype .* has no bytes to send"),
@@ -542,16 +551,48 @@ FAULTS = [
     ({"timeout_s": "soon"}, "timeout_s is a time > 0, got 'soon'"),
     ({"channel": "pigeon"}, "channel is one of auto, ring, messages, got 'pigeon'"),
     ({"recv_counts": 5}, "recv_counts is one whole number >= 0 per rank .*, got 5"),
+    ({"timeout_s": True}, "timeout_s is a time > 0, got True"),
     ({"recv_counts": [-1] * 9}, "recv_counts is one whole number >= 0 per rank"),
+    (
+        {"recv_counts": Each(2**63)},
+        r"recv_counts is one whole number >= 0 per rank \(\d\), of less than 2\*\*63 bytes, got ",
+    ),
+    (
+        {"recv_counts": Each(2**61)},
+        r"recv_counts is one whole number >= 0 per rank \(\d\), of less than 2\*\*63 bytes, got ",
+    ),
+    (
+        {"recv_counts": Each(2**64)},
+        r"recv_counts is one whole number >= 0 per rank \(\d\), of less than 2\*\*63 bytes, got ",
+    ),
+    ({"recv_counts": Each(True)}, "recv_counts is one whole number >= 0 per rank"),
 ]
 
 
 @pytest.mark.parametrize(("fault", "text"), FAULTS, ids=lambda v: str(v) if isinstance(v, dict) else "")
 def test_a_bad_argument_on_one_rank_raises_on_all(comm, fault, text):
     bad = comm.size - 1
+    fault = {name: [value.number] * comm.size if isinstance(value, Each) else value for name, value in fault.items()}
     arguments = {"bound": 1, "slot_bytes": 64, "timeout_s": TIMEOUT_S} | (fault if comm.rank == bad else {})
     with pytest.raises(ValueError, match=f"^rank {bad}: {text}"):
         BoundedLagAlltoallv(comm, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("comm", "got"), [(None, "NoneType"), (MPI.COMM_NULL, "MPI.COMM_NULL"), (MPI.GROUP_EMPTY, "Group"), (3, "int")]
+)
+def test_no_communicator(comm, got):
+    with pytest.raises(TypeError, match=f"^comm is an intra-communicator of mpi4py, got {got}$"):
+        BoundedLagAlltoallv(comm, bound=0, slot_bytes=64)
+
+
+def test_thousands_of_exchanges_that_cannot_be_built(comm):
+    """MPI has about two thousand communicators, and is given all of them back."""
+    if comm.size != 2:
+        pytest.skip("two ranks show it, and soonest")
+    for n in range(2500):
+        with pytest.raises(ValueError, match=f"^rank 0: bound is a whole number of iterations >= 0, got -{n + 1}$"):
+            BoundedLagAlltoallv(comm, bound=-n - 1, slot_bytes=64)
 
 
 @pytest.mark.ranks(2)
@@ -572,7 +613,7 @@ def test_a_rank_that_does_not_come(comm):
     if comm.rank == 0:
         for other in range(1, comm.size):
             comm.recv(source=other)
-    with pytest.raises(LateError, match="building the exchange not complete after 0.2 s"):
+    with pytest.raises(LateError, match="building the exchange timed out after 0.2 s"):
         BoundedLagAlltoallv(comm, bound=0, slot_bytes=64, timeout_s=0.2)
     if comm.rank:
         comm.send(None, 0)

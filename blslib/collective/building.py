@@ -1,0 +1,147 @@
+"""How ranks build an exchange together: every step has the deadline, and a rank that fails tells the others why.
+
+MPI's collectives block in C, or, polled and then left, can never be taken back. So the ranks meet on a communicator of
+the exchange's own, by small messages from each to each: in every round each says one word and hears all others'. A rank
+that gives up sends its reason in place of its word. Nothing comes from it after that, so whoever has heard the last of
+all others may free the communicator: at once where all give up together, else when the next exchange is built.
+"""
+
+import time
+from collections.abc import Callable
+from itertools import chain
+from typing import Any
+
+from mpi4py import MPI
+
+from blslib.collective.errors import LateError, PeerError
+from blslib.collective.waiting import yield_then_sleep
+
+_TAG = 4
+_LINGER_S = 0.1
+"""How long a rank that gives up waits for the others to have heard of it."""
+
+_LOOKS = 100
+
+_ON_ALL = {kind.__name__: kind for kind in (ValueError, MemoryError, OSError, LateError, PeerError)}
+"""Failures which all ranks raise as they are, in the same words."""
+
+_WHAT = "building the exchange"
+
+
+class Building:
+    """One rank's part in building one exchange, on a duplicate of ``parent``.
+
+    Attributes:
+        rank, size: of both.
+    """
+
+    _abandoned: list["Building"] = []  # noqa: RUF012 (of the process: what could not be freed yet)
+
+    def __init__(self, parent: MPI.Intracomm, timeout_s: float) -> None:
+        self.rank, self.size, self._parent = parent.rank, parent.size, parent
+        self._timeout_s, self._deadline_s = timeout_s, time.monotonic() + timeout_s
+        self._duplicate: list[Any] = []  # the communicator, and the request that makes it
+        self._others = [rank for rank in range(self.size) if rank != self.rank]
+        self._round = 0
+        self._words: dict[tuple[int, int], Any] = {}  # by round and rank
+        self._reasons: dict[int, tuple[str, str]] = {}  # by rank that has given up: kind and text
+        self._sends: list[MPI.Request] = []
+        self._reason: tuple[str, str] | None = None  # to be told by this rank
+        self._told = False
+
+    @property
+    def comm(self) -> MPI.Intracomm:
+        """The duplicate, from ``start`` on."""
+        return self._duplicate[0]
+
+    def start(self) -> None:
+        """Make the communicator. Collective."""
+        self._begin()
+        self._wait(self._duplicate[1].Test, lambda: "a rank")
+
+    def _begin(self) -> None:
+        # In one call of C, which Ctrl-C cannot part from its result: MPI will write to it.
+        self._duplicate.extend(chain.from_iterable(map(MPI.Intracomm.Idup, [self._parent])))
+
+    def gather(self, word: Any) -> list[Any]:
+        """Every rank's word in this round, by rank; a word is small, and whatever can be pickled. Collective.
+
+        Raises:
+            LateError: the deadline passed, here or on another rank; the text names who did not take part.
+            ValueError, MemoryError, OSError: another rank gave up with such an error; same text.
+            PeerError: another rank gave up otherwise.
+        """
+        self._words[self._round, self.rank] = word
+        self._send((self._round, word))
+        self._wait(self._is_round_over, lambda: ", ".join(f"rank {rank}" for rank in self._missing()) or "a rank")
+        self._sends.clear()
+        self._round += 1
+        return [self._words.pop((self._round - 1, rank)) for rank in range(self.size)]
+
+    def _is_round_over(self) -> bool:
+        self._receive(_TAG)
+        for rank in self._missing():
+            if rank in self._reasons:
+                kind, text = self._reason = self._reasons[rank]
+                raise _ON_ALL[kind](text)
+        return not self._missing() and MPI.Request.Testall(self._sends)
+
+    def _missing(self) -> list[int]:
+        return [rank for rank in self._others if (self._round, rank) not in self._words]
+
+    def give_up(self, error: BaseException) -> None:
+        """Tell the others why this rank gives up, and free the communicator if all of them have given up as well."""
+        if self._reason is None:
+            kind, text = type(error).__name__, str(error)
+            if kind not in _ON_ALL:
+                kind, text = "PeerError", f"rank {self.rank} failed while {_WHAT}: {kind}: {text}"
+            self._reason = kind, text
+        self._abandoned.append(self)
+        if not self._duplicate:  # all ranks make equally many, or the next ones would not be the same one's
+            self._begin()
+        deadline_s, attempt = time.monotonic() + _LINGER_S, 0
+        while not self._bury() and time.monotonic() < deadline_s:
+            attempt += 1
+            yield_then_sleep(attempt)
+
+    def _wait(self, over: Callable[[], bool], missing: Callable[[], str]) -> None:
+        attempt = 0
+        while not over():
+            attempt += 1
+            # A few looks are due in any case: who comes too late should hear so, and not find the others late.
+            if attempt > _LOOKS and time.monotonic() > self._deadline_s:
+                raise LateError(f"{_WHAT} timed out after {self._timeout_s:g} s: {missing()} did not take part")
+            for building in list(self._abandoned):  # a rank that came too late for it may be waiting for word
+                building._bury()
+            yield_then_sleep(attempt)
+
+    def _send(self, message: tuple[int, Any]) -> None:
+        self._sends += [self.comm.isend(message, rank, _TAG) for rank in self._others]
+
+    def _receive(self, tag: int) -> None:
+        """Take in what is here. A message of round -1 is a reason, and its sender's last."""
+        status = MPI.Status()
+        while self.comm.Iprobe(MPI.ANY_SOURCE, tag, status):
+            source = status.Get_source()
+            if status.Get_tag() != _TAG:  # told by an exchange that was all but built
+                self.comm.Recv([bytearray(status.Get_count(MPI.BYTE)), MPI.BYTE], source, status.Get_tag())
+                continue
+            number, word = self.comm.recv(source=source, tag=_TAG)
+            if number < 0:
+                self._reasons[source] = word
+            else:
+                self._words[number, source] = word
+
+    def _bury(self) -> bool:
+        """Go on with the end of a building that failed: tell all, hear all, free. Returns whether that is done."""
+        if not self._duplicate[1].Test():
+            return False
+        if not self._told:
+            self._told = True
+            self._send((-1, self._reason))
+        self._receive(MPI.ANY_TAG)
+        if len(self._reasons) < len(self._others) or not MPI.Request.Testall(self._sends):
+            return False
+        self.comm.Free()
+        self._abandoned.remove(self)
+        return True
