@@ -6,6 +6,7 @@ Lag Synchronous Collectives", arXiv 2512.19342; the protocol is this project's o
 """
 
 import math
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
@@ -395,6 +396,6 @@ class BoundedLagAlltoallv(Turns, Exchange):
 
     def __del__(self) -> None:
         """Ctrl-C that comes as the ``with`` block begins or ends can keep ``__exit__`` from being run at all."""
-        if hasattr(self, "_comm") and self._over != _IS_CLOSED and not MPI.Is_finalized():
+        if hasattr(self, "_comm") and self._over != _IS_CLOSED and not sys.is_finalizing():
             self._fail(ExchangeError("the exchange was dropped without being closed"))
             self._close(None)
