@@ -2,6 +2,7 @@
 
 import json
 import re
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from blslib.lab.diagnosis.traces import Trace
 from blslib.lab.results import diagnosis_charts as charts
 from blslib.theory.delays import delays
 from blslib.theory.maxplus import makespan
-from tests.conftest import ROOT
+from tests.conftest import ROOT, punctual, within
 
 RNG = np.random.default_rng(3)
 QUIET_S = 0.01 + np.zeros((4, 200))
@@ -190,6 +191,25 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "vegaEmbed" in written and "<script src" not in written and "cdn" not in written
     assert main(["diagnose", str(path), "--json", "-"]) == 0
     assert json.loads(capsys.readouterr().out)["verdict"] == found["verdict"]
+
+
+@punctual
+@pytest.mark.parametrize("ranks", [4, 64])
+def test_a_million_rows_take_three_seconds(tmp_path: Path, ranks: int) -> None:
+    """Of a processor, whoever else uses the machine; most of it was once the advice, not the reading."""
+    rng, count = np.random.default_rng(1), 1_000_000 // ranks
+    path = tmp_path / "run"
+    with path.open("w") as file:
+        file.write("rank,iteration,compute_s,exchange_s\n")
+        for rank in range(ranks):
+            drawn = enumerate(rng.integers(1000, 9999, count).tolist())
+            file.writelines(f"{rank},{i},0.00{digits},0.001\n" for i, digits in drawn)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [sys.executable, "-m", "blslib", "diagnose", str(path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.stdout.startswith(f"{ranks} ranks, {count} iterations (CSV)\n")
+    within(3.0, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from blslib.theory import imbalance
 from blslib.theory.delays import Constant, delays, named
 from blslib.theory.imbalance import curve, recommend, split, windows
 from blslib.theory.maxplus import limit, makespan, times
@@ -75,6 +76,36 @@ def test_the_curve_is_the_recurrence(work_s, bounds, exchange_s):
     travelling = curve(work_s, bounds, exchange_s, travels=True)
     assert (travelling <= curve(work_s, bounds, exchange_s) * (1 + 1e-9) + 1e-9).all()
     assert curve(work_s, [0], exchange_s, travels=True) == pytest.approx(curve(work_s, [0], exchange_s))
+
+
+def test_a_long_run_is_predicted_in_stretches(monkeypatch):
+    """Never too little, and too much by less than the 256th part; at bound 0 nothing is lost."""
+    work_s, bounds = made("exponential", iterations=5003), [0, 1, 3]
+    exact_s = curve(work_s, bounds, 1e-4)
+    monkeypatch.setattr(imbalance, "STRETCH", 1)
+    got_s = curve(work_s, bounds, 1e-4)
+    assert (got_s[1:] > exact_s[1:]).all() and (got_s <= exact_s * (1 + 1 / 256)).all()
+    assert got_s[0] == pytest.approx(exact_s[0])
+    assert split(work_s, bound=3).dynamic_s == pytest.approx(curve(work_s, [3])[0] - limit(work_s))
+
+
+def test_many_ranks_are_taken_in_groups_of_lanes(monkeypatch):
+    work_s = made("exponential", iterations=50)
+    whole = recommend(work_s, exchange_s=1e-4)
+    monkeypatch.setattr(imbalance, "ABREAST", 4 * 7)
+    parts = recommend(work_s, exchange_s=1e-4)
+    assert parts.curve_s.tolist() == whole.curve_s.tolist() == curve(work_s, range(65), 1e-4).tolist()
+    assert parts.travelling_s.tolist() == curve(work_s, range(65), 1e-4, travels=True).tolist()
+    assert (parts.low, parts.high) == (whole.low, whole.high)
+
+
+def test_short_replicas_tell_the_interval_of_a_long_run(monkeypatch):
+    work_s = made("bernoulli", iterations=3000)
+    whole = recommend(work_s, bounds=[4])
+    monkeypatch.setattr(imbalance, "ENOUGH_ITERATIONS", 500)
+    short = recommend(work_s, bounds=[4])
+    assert short.low < short.win == whole.win < short.high
+    assert 0.7 < (short.high - short.low) / (whole.high - whole.low) < 1.4
 
 
 @pytest.mark.parametrize("law", ["rotating", "bernoulli", "exponential", "permanent", "none"])

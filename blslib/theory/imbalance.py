@@ -12,16 +12,22 @@ exchange   the measured time less all three              what the exchange itsel
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isqrt
+from math import isqrt, sqrt
 
 import numpy as np
 
-from blslib.theory.maxplus import Cost, Recurrence, makespan, makespans, matrix, times
+from blslib.theory.maxplus import Cost, Recurrence, makespans, matrix, times
 
 BOUNDS = range(65)
 TOLERANCE = 0.02
 """How far from the limit is close enough."""
-LATENCY_ITERATIONS = 10_000
+ENOUGH_ITERATIONS = 4096
+"""Of a longer run so many tell the latency, and make a replica of the bootstrap."""
+STRETCH = 1 << 14
+"""Iterations, or 256 times the greatest bound: a longer run is predicted in stretches of at most so many, side by side,
+each of which all ranks begin together. That loses the lag at its end, and so less than one part in 256."""
+ABREAST = 1 << 20
+"""Ranks times lanes of a recurrence that are advanced together: 8 MiB for each of its arrays."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ def split(work_s: np.ndarray, total_s: float | None = None, *, bound: int = 0) -
     by_rank = work_s.sum(axis=1)
     useful_s, limit_s = float(by_rank.mean()), float(by_rank.max())
     synchronous_s = max(limit_s, float(work_s.max(axis=0).sum()))
-    ideal_s = min(max(limit_s, makespan(work_s, bound)), synchronous_s) if bound else synchronous_s
+    ideal_s = min(max(limit_s, float(curve(work_s, [bound])[0])), synchronous_s) if bound else synchronous_s
     total_s = ideal_s if total_s is None else float(total_s)
     if not total_s >= limit_s * (1 - 1e-6):
         raise ValueError(
@@ -111,7 +117,24 @@ def curve(
     Raises:
         ValueError: as for ``split``, or a bound is negative.
     """
-    return makespans(_checked(work_s).T, bounds, cost=Cost(alpha_s=exchange_s) if travels else Cost(exchange_s))
+    return _predicted(_checked(work_s), bounds, Cost(alpha_s=exchange_s) if travels else Cost(exchange_s))
+
+
+def _predicted(work_s: np.ndarray, bounds: Sequence[int], cost: Cost) -> np.ndarray:
+    """(len(bounds),) seconds; stretches of a long run are lanes of one recurrence, what is left over a short one."""
+    ranks, iterations = work_s.shape
+    if len(bounds) > (most := max(1, ABREAST // ranks)):
+        return np.concatenate([_predicted(work_s, bounds[i : i + most], cost) for i in range(0, len(bounds), most)])
+    bounds = [min(bound, iterations) for bound in bounds]
+    stretches = -(-iterations // max(STRETCH, 256 * max(bounds, default=0)))
+    whole = iterations // stretches * stretches
+    total_s = np.zeros(len(bounds))
+    for part in (work_s[:, :whole].reshape(ranks, stretches, -1), work_s[:, whole:].reshape(ranks, 1, -1)):
+        if part.size:
+            columns = (np.repeat(column, len(bounds), axis=1) for column in np.moveaxis(part, 2, 0))
+            lanes_s = makespans(columns, bounds * part.shape[1], cost=cost)
+            total_s += lanes_s.reshape(-1, len(bounds)).sum(axis=0)
+    return total_s
 
 
 @dataclass(frozen=True)
@@ -128,6 +151,8 @@ class Recommendation:
         memory_bytes: of the slots on each rank, ``P x 2(k+1) x slot``; None if the size of a slot is not known.
         latency_s: how much longer a batch takes from the start of its work to its arrival, in the mean, when
             batches follow each other without a pause.
+        curve_s, travelling_s: (len(bounds),) predicted seconds at each bound: if the exchange takes its ranks time,
+            and if it travels, as ``curve`` has it.
     """
 
     bound: int
@@ -141,6 +166,8 @@ class Recommendation:
     hideable_s: float
     memory_bytes: int | None
     latency_s: float
+    curve_s: np.ndarray
+    travelling_s: np.ndarray
 
 
 def recommend(
@@ -170,19 +197,18 @@ def recommend(
     work_s = _checked(work_s)
     ranks, iterations = work_s.shape
     cost = Cost(exchange_s, alpha_s=travel_s)
-    predicted = makespans(work_s.T, bounds, cost=cost)
+    *predicted, synchronous_s = _predicted(work_s, [*bounds, 0], cost).tolist()
+    curve_s, travelling_s = np.array(predicted), _predicted(work_s, bounds, Cost(alpha_s=exchange_s + travel_s))
     limit_s = float(work_s.sum(axis=1).max()) + iterations * exchange_s
-    enough = bool(predicted.min() <= (1 + TOLERANCE) * limit_s)
-    near = predicted <= (1 + TOLERANCE) * (limit_s if enough else predicted.min())
-    at = int(near.argmax())
-    bound, predicted_s = int(bounds[at]), float(predicted[at])
-    synchronous_s = makespan(work_s, 0, cost=cost)
+    enough = bool(curve_s.min() <= (1 + TOLERANCE) * limit_s)
+    at = int((curve_s <= (1 + TOLERANCE) * (limit_s if enough else curve_s.min())).argmax())
+    bound, predicted_s = int(bounds[at]), predicted[at]
     win = 1 - predicted_s / synchronous_s if synchronous_s else 0.0
-    wins = _replicas(work_s, bound, cost, replicas, seed)
+    wins, drawn = _replicas(work_s, bound, cost, replicas, seed)
     # Where two blocks of iterations meet, a little less is won than in the run itself: the interval is put around that.
-    low, high = np.percentile(wins, [2.5, 97.5]) + win - np.median(wins)
-    travelling_s = makespan(work_s, bound, cost=Cost(alpha_s=exchange_s + travel_s))
-    some = work_s[:, :LATENCY_ITERATIONS]
+    # Replicas shorter than the run differ more, by the square root.
+    low, high = win + (np.percentile(wins, [2.5, 97.5]) - np.median(wins)) * sqrt(drawn / iterations)
+    some = work_s[:, :ENOUGH_ITERATIONS]
     return Recommendation(
         bound=bound,
         enough=enough,
@@ -192,24 +218,31 @@ def recommend(
         win=win,
         low=float(low),
         high=float(high),
-        hideable_s=predicted_s - travelling_s,
+        hideable_s=predicted_s - float(travelling_s[at]),
         memory_bytes=None if slot_bytes is None else ranks * 2 * (bound + 1) * slot_bytes,
         latency_s=_response_s(some, bound, cost) - _response_s(some, 0, cost),
+        curve_s=curve_s,
+        travelling_s=travelling_s,
     )
 
 
-def _replicas(work_s: np.ndarray, bound: int, cost: Cost, replicas: int, seed: int) -> np.ndarray:
-    """The win of resampled runs: iterations come in blocks, long beside the bound, as they depend on each other."""
+def _replicas(work_s: np.ndarray, bound: int, cost: Cost, replicas: int, seed: int) -> tuple[np.ndarray, int]:
+    """The win of resampled runs, and their length: blocks of iterations, as these depend on each other, long beside
+    the bound."""
     iterations = work_s.shape[1]
-    length = max(1, min(iterations // 4, max(isqrt(iterations), 8 * (bound + 1))))
-    starts = np.random.default_rng(seed).integers(iterations, size=(-(-iterations // length), replicas))
-    run = Recurrence(len(work_s), [bound] * replicas, cost=cost)
-    synchronous_s = np.full(replicas, iterations * (cost.call_s + cost.alpha_s))
-    for i in range(iterations):
-        drawn = work_s[:, (starts[i // length] + i % length) % iterations]
-        run.step(drawn)
-        synchronous_s += drawn.max(axis=0)
-    return (synchronous_s - run.finish()) / np.where(synchronous_s > 0, synchronous_s, 1.0)
+    total = min(iterations, ENOUGH_ITERATIONS)
+    length = max(1, min(total // 4, max(isqrt(iterations), 8 * (bound + 1))))
+    every = np.random.default_rng(seed).integers(iterations, size=(-(-total // length), replicas))
+    wins = []
+    for starts in np.array_split(every, -(-replicas * len(work_s) // ABREAST), axis=1):
+        run = Recurrence(len(work_s), [bound] * starts.shape[1], cost=cost)
+        synchronous_s = np.full(starts.shape[1], total * (cost.call_s + cost.alpha_s))
+        for i in range(total):
+            drawn = work_s[:, (starts[i // length] + i % length) % iterations]
+            run.step(drawn)
+            synchronous_s += drawn.max(axis=0)
+        wins.append((synchronous_s - run.finish()) / np.where(synchronous_s > 0, synchronous_s, 1.0))
+    return np.concatenate(wins), total
 
 
 def _response_s(work_s: np.ndarray, bound: int, cost: Cost) -> float:

@@ -124,7 +124,8 @@ class Recurrence:
         self.entered_s = free_s + (work_s[:, None] if work_s.ndim == 1 else work_s)
         published_s = self.entered_s + self._call_s
         self._complete_s[slot] = self._arrived(published_s)
-        self._arrival_s[slot] = np.reshape(arrival_s, (-1, 1))
+        if self._arrivals:
+            self._arrival_s[slot] = np.reshape(arrival_s, (-1, 1))
         awaited_s = self._complete_s[(self.iteration - self._bounds) % self._slots, :, self._lanes].T
         self.returned_s = np.maximum(published_s, awaited_s)
         self.iteration += 1

@@ -10,7 +10,7 @@ import pandas as pd
 
 from blslib.lab.diagnosis.traces import Trace
 from blslib.lab.results.records import Row
-from blslib.theory.imbalance import BOUNDS, Recommendation, Split, curve, recommend, split, windows
+from blslib.theory.imbalance import BOUNDS, Recommendation, Split, recommend, split, windows
 
 WINDOWS = 24
 COLUMNS = 100
@@ -34,8 +34,6 @@ class Diagnosis:
         trace: what was read.
         parts: the four-way split of its time.
         advice: the bound to choose, what it wins and costs.
-        curve_s, travelling_s: by bound from 0 to 64, predicted seconds of the run: if each call takes its own time from
-            its rank, and if the blocks travel meanwhile. The truth lies between them.
         width: iterations of a window.
         over_time: the split of each of up to 24 windows.
     """
@@ -43,8 +41,6 @@ class Diagnosis:
     trace: Trace
     parts: Split
     advice: Recommendation
-    curve_s: np.ndarray
-    travelling_s: np.ndarray
     width: int
     over_time: list[Split]
 
@@ -55,6 +51,16 @@ class Diagnosis:
     def share(self, part: str) -> float:
         """Share of the measured time, by a name of ``PARTS``."""
         return self.seconds(part) / self.parts.total_s if self.parts.total_s else 0.0
+
+    @property
+    def curve_s(self) -> np.ndarray:
+        """By bound from 0 to 64, predicted seconds of the run if each call takes its own time from its rank."""
+        return self.advice.curve_s
+
+    @property
+    def travelling_s(self) -> np.ndarray:
+        """The same if the blocks travel meanwhile. The truth lies between them."""
+        return self.advice.travelling_s
 
     @property
     def verdict(self) -> str:
@@ -132,7 +138,7 @@ class Diagnosis:
             "notes": list(self.trace.notes),
             "split": asdict(self.parts),
             "shares": {part: self.share(part) for part in PARTS},
-            "recommendation": asdict(self.advice),
+            "recommendation": {k: v for k, v in asdict(self.advice).items() if not isinstance(v, np.ndarray)},
             "work_by_rank_s": self.trace.work_s.sum(axis=1).tolist(),
             "window_iterations": self.width,
             "windows": [asdict(each) for each in self.over_time],
@@ -156,8 +162,6 @@ def diagnose(trace: Trace, *, slot_bytes: int | None = None) -> Diagnosis:
         trace,
         parts,
         recommend(trace.work_s, exchange_s=exchange_s, slot_bytes=slot_bytes or trace.slot_bytes),
-        curve(trace.work_s, BOUNDS, exchange_s),
-        curve(trace.work_s, BOUNDS, exchange_s, travels=True),
         width,
         windows(trace.work_s, width),
     )
