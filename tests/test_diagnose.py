@@ -106,7 +106,8 @@ def test_the_screen() -> None:
     memory = 4 * slots * 65536 / 2**20
     assert f"a bound of {bound} costs 4 x {slots} slots = {memory:.1f} MiB on each rank; a batch waits" in text(found)
     assert "\nbusiest rank in each 9 iterations: " in text(found)
-    assert lines[-1] == "note: mind the gap"
+    assert lines[-3] == "note: mind the gap"
+    assert lines[-2].startswith("note: assumed that nothing else in the loop makes all ranks wait, such as a barrier")
 
 
 def test_the_screen_of_special_runs() -> None:
@@ -121,6 +122,31 @@ def test_the_screen_of_special_runs() -> None:
     assert lagging.share("exchange") == pytest.approx(0, abs=1e-12)
     idle = text(diagnose(Trace(np.zeros((2, 60)), None)))
     assert "nothing to win" in idle.lower()
+
+
+@pytest.mark.parametrize(
+    ("every", "said"),
+    [
+        (
+            1,
+            "dynamic: a bound would win nothing, since all ranks meet in x::allreduce in every iteration as well: let",
+        ),
+        (2, "%), where all ranks meet in x::allreduce in 100 of 200 iterations"),
+        (1000, "%), where all ranks meet in x::allreduce in 1 of 200 iterations"),
+    ],
+)
+def test_the_headline_knows_of_other_meetings(every: int, said: str) -> None:
+    """A recorded run in which something else makes the ranks wait for each other, too."""
+    free = of(WANDERING_S, meets=np.zeros(200, bool))
+    found = of(WANDERING_S, meets=np.arange(200) % every == 0, meeting="x::allreduce")
+    assert said in found.verdict
+    assert found.as_row()["met_iterations"] == len(range(0, 200, every))
+    assert found.advice.win <= free.advice.win and not any("assumed" in note for note in [*found.notes, *free.notes])
+    if every == 1:
+        assert found.advice.win == 0 and "would win" not in found.verdict.replace("would win nothing", "")
+        assert "costs" not in text(found) and f"{found.advice.limit_s:9.3f} s" in text(found).split("limit")[1]
+        quiet = of(QUIET_S, meets=np.ones(200, bool), meeting="x::allreduce").verdict
+        assert quiet == "nothing to win: 100% of the time is useful work, waiting in x::allreduce included"
 
 
 def test_rows_of_load() -> None:

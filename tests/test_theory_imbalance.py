@@ -89,6 +89,29 @@ def test_a_long_run_is_predicted_in_stretches(monkeypatch):
     assert split(work_s, bound=3).dynamic_s == pytest.approx(curve(work_s, [3])[0] - limit(work_s))
 
 
+@given(WORK, st.lists(st.integers(0, 12), min_size=1, max_size=5), st.data())
+def test_where_all_ranks_meet_nobody_is_ahead(work_s, bounds, data):
+    """Between two meetings it is a run by itself; one in every iteration leaves nothing to win."""
+    met = data.draw(hnp.arrays(bool, work_s.shape[1]))
+    found = recommend(work_s, bounds=bounds, meets=met, replicas=2)
+    parts = np.split(work_s, np.flatnonzero(met[1:]) + 1, axis=1)
+    assert found.curve_s == pytest.approx([sum(makespan(part, k) for part in parts) for k in bounds])
+    assert found.limit_s == pytest.approx(sum(limit(part) for part in parts))
+    assert times(work_s, bounds[0], meets=met).ended_s == pytest.approx(found.curve_s[0])
+    never = recommend(work_s, bounds=bounds, exchange_s=1.0, meets=met | True, replicas=2)
+    assert never.curve_s == pytest.approx(makespan(work_s, 0, exchange_s=1.0))
+    assert (never.bound, never.enough) == (bounds[0], True) and never.win == pytest.approx(0)
+
+
+def test_meetings_in_stretches_and_replicas(monkeypatch):
+    work_s, met = made("exponential", iterations=5003), np.zeros(5003, bool)
+    met[::2] = True
+    whole = recommend(work_s, bounds=[0, 2], meets=met)
+    assert 0 < whole.low < whole.win < whole.high < recommend(work_s, bounds=[0, 2]).low
+    monkeypatch.setattr(imbalance, "STRETCH", 1)
+    assert recommend(work_s, bounds=[0, 2], meets=met).curve_s == pytest.approx(whole.curve_s, rel=1 / 256)
+
+
 def test_many_ranks_are_taken_in_groups_of_lanes(monkeypatch):
     work_s = made("exponential", iterations=50)
     whole = recommend(work_s, exchange_s=1e-4)

@@ -181,7 +181,10 @@ def test_every_spelling_of_a_call_counts_once(tmp_path: Path, call: Any) -> None
     found = read(traces(tmp_path, *documents))
     np.testing.assert_allclose(found.work_s, WORK_S, rtol=1e-6)
     assert found.total_s == pytest.approx((WORK_S + 0.001).sum(axis=1).max(), rel=1e-6)
-    assert not found.notes
+    others = {kernel: "ncclDevKernel_AllReduce", parameters: "allreduce"}
+    assert found.meeting == others.get(call, "")
+    assert found.meets is not None and found.meets.tolist() == [call in others] * 3
+    assert len(found.notes) == (call in others)
 
 
 PROFILED = f"""{NAP}
@@ -257,6 +260,29 @@ def test_other_collectives_are_told(tmp_path: Path) -> None:
         traces(tmp_path, *(document([*run_of(WORK_S[r]), event("c10d::allreduce_", 2, 1)], r) for r in (0, 1)))
     )
     assert found.notes == ("2 other collectives lie between the calls: what they waited for counts as work",)
+    assert found.meeting == "c10d::allreduce_"
+    assert found.meets is not None and found.meets.tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("more", "meeting", "met"),
+    [
+        (event("c10d::broadcast_", 2, 1), "", False),  # the root may be ahead of the others
+        (event("c10d::barrier", 2, 1), "c10d::barrier", True),
+        (event("gloo:all_reduce", 2, 1, tid=2, cat="user_annotation"), "gloo:all_reduce", True),
+        (event("MPI_Allgather", 2, 1, cat="user_annotation"), "MPI_Allgather", True),
+        (event("c10d::_reduce_scatter_base_", 2, 1), "c10d::_reduce_scatter_base_", True),
+        (event("x.py(1): all_reduce", 2, 1, cat="python_function"), "", False),
+        (event("c10d::barrier", -5, 1), "", False),  # before the loop
+        (event("c10d::barrier", 99, 1), "", False),  # after it
+    ],
+)
+def test_where_all_ranks_meet_besides(tmp_path: Path, more: Event, meeting: str, met: bool) -> None:
+    both = read(traces(tmp_path, *(document([*run_of(WORK_S[r]), more], r) for r in (0, 1))))
+    assert both.meeting == meeting
+    assert both.meets is not None and both.meets.tolist() == [met, False, False]
+    one = read(traces(tmp_path, document([*run_of(WORK_S[0]), more], 0), document(run_of(WORK_S[1]), 1)))
+    assert one.meets is not None and not one.meets.any() and not one.meeting
 
 
 def test_ranks_without_a_name_go_by_order(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from math import isqrt, sqrt
 
 import numpy as np
 
-from blslib.theory.maxplus import Cost, Recurrence, makespans, matrix, times
+from blslib.theory.maxplus import Cost, Recurrence, matrix, times
 
 BOUNDS = range(65)
 TOLERANCE = 0.02
@@ -117,23 +117,27 @@ def curve(
     Raises:
         ValueError: as for ``split``, or a bound is negative.
     """
-    return _predicted(_checked(work_s), bounds, Cost(alpha_s=exchange_s) if travels else Cost(exchange_s))
+    cost = Cost(alpha_s=exchange_s) if travels else Cost(exchange_s)
+    return _predicted(_checked(work_s), bounds, cost, np.zeros(work_s.shape[1], bool))
 
 
-def _predicted(work_s: np.ndarray, bounds: Sequence[int], cost: Cost) -> np.ndarray:
+def _predicted(work_s: np.ndarray, bounds: Sequence[int], cost: Cost, meets: np.ndarray) -> np.ndarray:
     """(len(bounds),) seconds; stretches of a long run are lanes of one recurrence, what is left over a short one."""
     ranks, iterations = work_s.shape
     if len(bounds) > (most := max(1, ABREAST // ranks)):
-        return np.concatenate([_predicted(work_s, bounds[i : i + most], cost) for i in range(0, len(bounds), most)])
+        groups = (bounds[i : i + most] for i in range(0, len(bounds), most))
+        return np.concatenate([_predicted(work_s, group, cost, meets) for group in groups])
     bounds = [min(bound, iterations) for bound in bounds]
     stretches = -(-iterations // max(STRETCH, 256 * max(bounds, default=0)))
     whole = iterations // stretches * stretches
     total_s = np.zeros(len(bounds))
-    for part in (work_s[:, :whole].reshape(ranks, stretches, -1), work_s[:, whole:].reshape(ranks, 1, -1)):
-        if part.size:
-            columns = (np.repeat(column, len(bounds), axis=1) for column in np.moveaxis(part, 2, 0))
-            lanes_s = makespans(columns, bounds * part.shape[1], cost=cost)
-            total_s += lanes_s.reshape(-1, len(bounds)).sum(axis=0)
+    rows = np.vstack([work_s, meets])
+    for part in (rows[:, :whole].reshape(ranks + 1, stretches, -1), rows[:, whole:].reshape(ranks + 1, 1, -1)):
+        run = Recurrence(ranks, bounds * part.shape[1], cost=cost)
+        for column in np.moveaxis(part, 2, 0):
+            lanes = np.repeat(column, len(bounds), axis=1)
+            run.step(lanes[:-1], meets=lanes[-1] > 0)
+        total_s += run.finish().reshape(-1, len(bounds)).sum(axis=0)
     return total_s
 
 
@@ -144,7 +148,7 @@ class Recommendation:
     Attributes:
         bound: the smallest one within ``TOLERANCE`` of ``limit_s``; if ``enough`` is False none of those tried is, and
             this is the smallest within it of the best of them: a greater one may win more.
-        synchronous_s, predicted_s, limit_s: at bound 0, at ``bound``, and at best, exchange included.
+        synchronous_s, predicted_s, limit_s: at bound 0, at ``bound``, and at best, exchange and ``meets`` included.
         win: share of ``synchronous_s`` that the bound saves: dynamic imbalance, and what is hidden of ``travel_s``.
         low, high: 95 % interval of ``win``, from a block bootstrap over iterations.
         hideable_s: what the bound would save on top, at most, if the exchange needed none of the ranks' own time.
@@ -177,6 +181,7 @@ def recommend(
     exchange_s: float = 0.0,
     travel_s: float = 0.0,
     slot_bytes: int | None = None,
+    meets: np.ndarray | None = None,
     replicas: int = 200,
     seed: int = 1,
 ) -> Recommendation:
@@ -188,6 +193,8 @@ def recommend(
         exchange_s: what each call costs each rank of its own time.
         travel_s: how long messages are on their way besides, which lag hides.
         slot_bytes: the largest block.
+        meets: (N,) bool, the iterations in which another operation makes all ranks wait for each other: there nobody is
+            ahead of anybody, whatever the bound. They are taken to wait at its beginning.
         replicas: of the bootstrap.
         seed: of the bootstrap.
 
@@ -197,18 +204,19 @@ def recommend(
     work_s = _checked(work_s)
     ranks, iterations = work_s.shape
     cost = Cost(exchange_s, alpha_s=travel_s)
-    *predicted, synchronous_s = _predicted(work_s, [*bounds, 0], cost).tolist()
-    curve_s, travelling_s = np.array(predicted), _predicted(work_s, bounds, Cost(alpha_s=exchange_s + travel_s))
-    limit_s = float(work_s.sum(axis=1).max()) + iterations * exchange_s
+    meets = np.zeros(iterations, bool) if meets is None else meets
+    *predicted, synchronous_s = _predicted(work_s, [*bounds, 0], cost, meets).tolist()
+    curve_s, travelling_s = np.array(predicted), _predicted(work_s, bounds, Cost(alpha_s=exchange_s + travel_s), meets)
+    apart = np.flatnonzero(np.r_[True, meets[1:]])
+    limit_s = float(np.add.reduceat(work_s, apart, axis=1).max(axis=0).sum()) + iterations * exchange_s
     enough = bool(curve_s.min() <= (1 + TOLERANCE) * limit_s)
     at = int((curve_s <= (1 + TOLERANCE) * (limit_s if enough else curve_s.min())).argmax())
     bound, predicted_s = int(bounds[at]), predicted[at]
     win = 1 - predicted_s / synchronous_s if synchronous_s else 0.0
-    wins, drawn = _replicas(work_s, bound, cost, replicas, seed)
+    wins, drawn = _replicas(work_s, bound, cost, meets, replicas, seed)
     # Where two blocks of iterations meet, a little less is won than in the run itself: the interval is put around that.
     # Replicas shorter than the run differ more, by the square root.
     low, high = win + (np.percentile(wins, [2.5, 97.5]) - np.median(wins)) * sqrt(drawn / iterations)
-    some = work_s[:, :ENOUGH_ITERATIONS]
     return Recommendation(
         bound=bound,
         enough=enough,
@@ -220,13 +228,15 @@ def recommend(
         high=float(high),
         hideable_s=predicted_s - float(travelling_s[at]),
         memory_bytes=None if slot_bytes is None else ranks * 2 * (bound + 1) * slot_bytes,
-        latency_s=_response_s(some, bound, cost) - _response_s(some, 0, cost),
+        latency_s=_response_s(work_s, bound, cost, meets) - _response_s(work_s, 0, cost),
         curve_s=curve_s,
         travelling_s=travelling_s,
     )
 
 
-def _replicas(work_s: np.ndarray, bound: int, cost: Cost, replicas: int, seed: int) -> tuple[np.ndarray, int]:
+def _replicas(
+    work_s: np.ndarray, bound: int, cost: Cost, meets: np.ndarray, replicas: int, seed: int
+) -> tuple[np.ndarray, int]:
     """The win of resampled runs, and their length: blocks of iterations, as these depend on each other, long beside
     the bound."""
     iterations = work_s.shape[1]
@@ -238,16 +248,18 @@ def _replicas(work_s: np.ndarray, bound: int, cost: Cost, replicas: int, seed: i
         run = Recurrence(len(work_s), [bound] * starts.shape[1], cost=cost)
         synchronous_s = np.full(starts.shape[1], total * (cost.call_s + cost.alpha_s))
         for i in range(total):
-            drawn = work_s[:, (starts[i // length] + i % length) % iterations]
-            run.step(drawn)
+            places = (starts[i // length] + i % length) % iterations
+            drawn = work_s[:, places]
+            run.step(drawn, meets=meets[places])
             synchronous_s += drawn.max(axis=0)
         wins.append((synchronous_s - run.finish()) / np.where(synchronous_s > 0, synchronous_s, 1.0))
     return np.concatenate(wins), total
 
 
-def _response_s(work_s: np.ndarray, bound: int, cost: Cost) -> float:
+def _response_s(work_s: np.ndarray, bound: int, cost: Cost, meets: np.ndarray | None = None) -> float:
     """From the start of a batch's work to its arrival on the rank where that takes longest, in the mean."""
-    found = times(work_s, bound, cost=cost)
+    work_s = work_s[:, :ENOUGH_ITERATIONS]
+    found = times(work_s, bound, cost=cost, meets=meets)
     return float((found.delivered_s - found.entered_s + work_s).max(axis=0).mean())
 
 

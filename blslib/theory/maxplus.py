@@ -109,16 +109,26 @@ class Recurrence:
         self._arrival_s: list[Seconds] = [0.0] * self._slots
         self._next = np.zeros((ranks, len(bounds)), np.int64)
 
-    def step(self, work_s: np.ndarray, *, release_s: float = -np.inf, arrival_s: Seconds = 0.0) -> None:
+    def step(
+        self,
+        work_s: np.ndarray,
+        *,
+        release_s: float = -np.inf,
+        arrival_s: Seconds = 0.0,
+        meets: np.ndarray | None = None,
+    ) -> None:
         """One iteration on all ranks.
 
         Args:
             work_s: (P,) or (P, L) seconds of own work before the call.
             release_s: no rank starts on it earlier.
             arrival_s: () or (P,) seconds of own work on this iteration's arrival, wherever it is handed out.
+            meets: (L,) bool, the lanes in which all ranks wait for each other before that work.
         """
         slot = self.iteration % self._slots
         free_s = self._hand_out(release_s)
+        if meets is not None and meets.any():
+            free_s = np.where(meets, free_s.max(axis=0), free_s)
         if release_s > -np.inf:
             free_s = np.maximum(free_s, release_s)
         self.entered_s = free_s + (work_s[:, None] if work_s.ndim == 1 else work_s)
@@ -249,6 +259,7 @@ def times(
     release_s: np.ndarray | None = None,
     arrival_s: Seconds = 0.0,
     polls: bool = False,
+    meets: np.ndarray | None = None,
 ) -> Times:
     """The times of all calls and arrivals of one run, for runs whose (P, N) matrices fit into memory.
 
@@ -259,6 +270,7 @@ def times(
         release_s: (N,) seconds at which the batches come; no rank starts on one earlier. Default: all are there.
         arrival_s: () or (P, N) seconds of work on each arrival: its end is ``delivered_s + arrival_s``.
         polls: an idle rank hands out what comes (``collect``) rather than what is there after a call.
+        meets: (N,) bool, the iterations before whose work all ranks wait for each other. Default: none.
 
     Raises:
         ValueError: ``work_s`` is no P x N matrix, ``release_s`` has another N, or the bound is negative.
@@ -269,6 +281,7 @@ def times(
     if release_s.shape != (iterations,):
         raise ValueError(f"release_s has one time for each of the {iterations} iterations, got shape {release_s.shape}")
     arrival_s = np.broadcast_to(arrival_s, work_s.shape)
+    meets = np.zeros(iterations, bool) if meets is None else meets
     entered_s, returned_s, delivered_s = np.full((3, ranks, iterations), np.nan)
 
     def watch(j: int, turned: np.ndarray, turn_s: np.ndarray) -> None:
@@ -276,7 +289,7 @@ def times(
 
     run = Recurrence(ranks, [min(bound, iterations)], cost=cost, polls=polls, watch=watch)
     for i in range(iterations):
-        run.step(work_s[:, i], release_s=release_s[i], arrival_s=arrival_s[:, i])
+        run.step(work_s[:, i], release_s=release_s[i], arrival_s=arrival_s[:, i], meets=meets[i : i + 1])
         entered_s[:, i], returned_s[:, i] = run.entered_s[:, 0], run.returned_s[:, 0]
     return Times(entered_s, returned_s, delivered_s, float(run.finish()[0]))
 

@@ -2,7 +2,7 @@
 
 import re
 from array import array
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +16,8 @@ _LATEST_US = 1e18
 """Thirty thousand years: JSON as Python reads it knows infinity, and worse."""
 
 _ALL_TO_ALL = re.compile(r"all_?to_?all|SendRecv", re.IGNORECASE)
+_MEETING = re.compile(r"all_?reduce|all_?gather|reduce_?scatter|barrier", re.IGNORECASE)
+"""Collectives from which nobody returns before everybody has come."""
 
 
 class RankTrace(NamedTuple):
@@ -24,7 +26,9 @@ class RankTrace(NamedTuple):
     Attributes:
         path: of the file.
         rank, world: this rank and their number, where the trace says so.
-        others: collectives that are no all-to-all.
+        others: collectives between the calls that are no all-to-all.
+        meeting: the one of them that all ranks wait for each other in, if there is one.
+        meets: (N,) bool, whether it, or one like it, lies in that iteration's work.
         work_s: (N,) float64 seconds of work before each of its N + 1 all-to-all calls but the first.
         total_s: from the end of the first call to that of the last.
     """
@@ -33,6 +37,8 @@ class RankTrace(NamedTuple):
     rank: int | None
     world: int | None
     others: int
+    meeting: str
+    meets: np.ndarray
     work_s: np.ndarray
     total_s: float
 
@@ -48,19 +54,20 @@ class _Timeline:
     """By level: start, end, thread."""
     operators: dict[Any, array] = field(default_factory=lambda: defaultdict(lambda: array("d")))
     """By thread, or by device for its kernels: start, end, start, end, ..."""
-    others: int = 0
+    others: dict[str, list[tuple[float, str]]] = field(default_factory=lambda: defaultdict(list))
+    """Collectives that are no all-to-all, by level: start and name."""
 
 
-def _level(event: dict[str, Any]) -> str | None:
-    """Where an event of a collective stands, from the caller to the wire; None for all other events."""
+def _level(event: dict[str, Any], what: re.Pattern[str]) -> str | None:
+    """Where an event of such a collective stands, from the caller to the wire; None for all other events."""
     kind, name, arguments = event.get("cat", ""), event.get("name", ""), event.get("args") or {}
     said = arguments.get("Collective name")
     if name == "record_param_comms":
-        return "parameters" if said and _ALL_TO_ALL.search(said) else None
-    if not _ALL_TO_ALL.search(name) or kind == "python_function" or kind.startswith("gpu_"):
+        return "parameters" if said and what.search(said) else None
+    if not what.search(name) or kind == "python_function" or kind.startswith("gpu_"):
         return None
     if kind == "kernel":
-        return None if said and not _ALL_TO_ALL.search(said) else "kernel"
+        return None if said and not what.search(said) else "kernel"
     return "dispatch" if "::" in name else "transport"
 
 
@@ -82,7 +89,8 @@ def rank_trace(path: Path, document: Json) -> RankTrace:
             document.value()
     if not events:
         raise TraceError(f"{path} is JSON without traceEvents: give what torch.profiler's export_chrome_trace writes")
-    return RankTrace(path, found.rank, found.world, found.others, *_work(found))
+    begin_us, work_s, total_s = _work(found)
+    return RankTrace(path, found.rank, found.world, *_others(found, begin_us), work_s, total_s)
 
 
 def _take(found: _Timeline, events: Iterator[Any]) -> None:
@@ -100,16 +108,20 @@ def _take_one(found: _Timeline, event: dict[str, Any]) -> None:
         raise TraceError(
             f"{found.path}: event {event.get('name')!r} has ts {start} and dur {duration}: damaged, record it again"
         )
-    level = _level(event)
+    level = _level(event, _ALL_TO_ALL)
     if level:
         thread = event.get("pid") if level == "kernel" else (event.get("pid"), event.get("tid"))
         hash(thread)  # or it is damaged
         found.calls[level].append((start, start + duration, thread))
-    elif kind == "kernel":
+        return
+    name = event.get("name", "")
+    handed_over = kind == "cpu_op" and name.startswith("c10d::") and "wait" not in name
+    if other := _level(event, _MEETING) or ("dispatch" if handed_over else None):
+        found.others[other].append((start, event["args"]["Collective name"] if other == "parameters" else name))
+    if kind == "kernel":
         found.operators[event.get("pid")].extend((start, start + duration))
-    elif kind == "cpu_op" and "wait" not in event.get("name", ""):
+    elif kind == "cpu_op" and "wait" not in name:
         found.operators[event.get("pid"), event.get("tid")].extend((start, start + duration))
-        found.others += event.get("name", "").startswith("c10d::")
 
 
 def _outermost(calls: list[tuple[float, float, Any]]) -> list[tuple[float, float, Any]]:
@@ -123,7 +135,21 @@ def _outermost(calls: list[tuple[float, float, Any]]) -> list[tuple[float, float
     return kept
 
 
-def _work(found: _Timeline) -> tuple[np.ndarray, float]:
+def _others(found: _Timeline, begin_us: np.ndarray) -> tuple[int, str, np.ndarray]:
+    """Other collectives that begin between the first call and the last: how many, and where all ranks meet in one."""
+    levels = ("kernel", "dispatch", "parameters", "transport")["kernel" not in found.calls :]
+    events = next((found.others[level] for level in levels if level in found.others), [])
+    iterations = np.searchsorted(begin_us, [start for start, _ in events], "right") - 1
+    between = [(i, name) for i, (_, name) in zip(iterations, events, strict=True) if 0 <= i < len(begin_us) - 1]
+    meetings = [(i, name) for i, name in between if _MEETING.search(name)]
+    meets = np.zeros(len(begin_us) - 1, bool)
+    meets[[i for i, _ in meetings]] = True
+    [(meeting, _)] = Counter(name for _, name in meetings).most_common(1) or [("", 0)]
+    return len(between), meeting, meets
+
+
+def _work(found: _Timeline) -> tuple[np.ndarray, np.ndarray, float]:
+    """When each call began, microseconds; the seconds of work before each but the first; and from end to end."""
     levels = {name: _outermost(calls) for name, calls in found.calls.items()}
     if not levels:
         raise TraceError(
@@ -150,7 +176,7 @@ def _work(found: _Timeline) -> tuple[np.ndarray, float]:
         beneath_one &= left_before <= np.searchsorted(begin, operators[:, 0], "right")
     operators = operators[beneath_one]
     beneath = _busy(operators, until) - _busy(operators, left[:-1])
-    return 1e-6 * (np.maximum(begin[1:] - end[:-1], 0) + beneath), 1e-6 * float(end[-1] - end[0])
+    return begin, 1e-6 * (np.maximum(begin[1:] - end[:-1], 0) + beneath), 1e-6 * float(end[-1] - end[0])
 
 
 def _busy(operators: np.ndarray, at: np.ndarray) -> np.ndarray:

@@ -75,19 +75,31 @@ class Diagnosis:
         if exchange >= WORTH:
             said.append(f"{exchange:.0%} exchange: a quicker one or finer overlap{self._hidden()}")
         if not said:
-            return f"nothing to win: {useful:.0%} of the time is useful work"
+            waiting = f", waiting in {self.trace.meeting} included" if self._meeting() else ""
+            return f"nothing to win: {useful:.0%} of the time is useful work{waiting}"
         if dynamic < WORTH and not self.trace.bound:
             said.append(f"bounded lag has nothing to win ({max(dynamic, 0):.1%} dynamic)")
         return "; ".join(said)
 
     def _lag(self) -> str:
-        advice = self.advice
+        advice, meeting = self.advice, self._meeting()
+        if meeting and advice.win < WORTH:
+            win = f"{advice.win:.1%}" if advice.win >= 5e-4 else "nothing"
+            return f"a bound would win {win}, since all ranks {meeting} as well: let that lag too, or do without it"
         if not advice.bound or advice.win < WORTH:
             return f"too little for a bound to be worth it (it would win {max(advice.win, 0):.1%})"
         sure = f"{100 * advice.low:.0f} to {advice.high:.0%}"
         chance = "" if advice.low > 0 else ", which may be chance"
         more = "" if advice.enough else ", larger ones more"
-        return f"a bound of {advice.bound} would win {advice.win:.0%} ({sure}{chance}){more}"
+        meeting = f", where all ranks {meeting}" if meeting else ""
+        return f"a bound of {advice.bound} would win {advice.win:.0%} ({sure}{chance}){more}{meeting}"
+
+    def _meeting(self) -> str:
+        """How often another collective makes all ranks wait for each other; "" if none does, or nobody knows."""
+        if self.trace.meets is None or not (often := int(self.trace.meets.sum())):
+            return ""
+        of = len(self.trace.meets)
+        return f"meet in {self.trace.meeting} in {'every iteration' if often == of else f'{often} of {of} iterations'}"
 
     def _had(self) -> str:
         """Of a run with a bound: what that has won, and whether another would be better."""
@@ -101,6 +113,19 @@ class Diagnosis:
     def _hidden(self) -> str:
         most = self.advice.hideable_s / self.parts.total_s
         return f", of which the same bound hides up to {most:.0%}" if self.advice.bound and most >= 0.005 else ""
+
+    @property
+    def notes(self) -> list[str]:
+        """What to know besides."""
+        notes = list(self.trace.notes)
+        if self.trace.meets is None and self.advice.win >= WORTH:
+            notes.append(
+                "assumed that nothing else in the loop makes all ranks wait, such as a barrier or an allreduce: "
+                "one in every iteration leaves a bound nothing to win"
+            )
+        if (iterations := self.trace.work_s.shape[1]) < FEW:
+            notes.append(f"{iterations} iterations are few: record hundreds before you trust the numbers")
+        return notes
 
     def rows_of_parts(self, case: str = "") -> list[Row]:
         """A row for each part: case, part, seconds, share."""
@@ -135,7 +160,8 @@ class Diagnosis:
         return {
             "verdict": self.verdict,
             **about,
-            "notes": list(self.trace.notes),
+            "met_iterations": None if self.trace.meets is None else int(self.trace.meets.sum()),
+            "notes": self.notes,
             "split": asdict(self.parts),
             "shares": {part: self.share(part) for part in PARTS},
             "recommendation": {k: v for k, v in asdict(self.advice).items() if not isinstance(v, np.ndarray)},
@@ -161,7 +187,7 @@ def diagnose(trace: Trace, *, slot_bytes: int | None = None) -> Diagnosis:
     return Diagnosis(
         trace,
         parts,
-        recommend(trace.work_s, exchange_s=exchange_s, slot_bytes=slot_bytes or trace.slot_bytes),
+        recommend(trace.work_s, exchange_s=exchange_s, slot_bytes=slot_bytes or trace.slot_bytes, meets=trace.meets),
         width,
         windows(trace.work_s, width),
     )
@@ -196,10 +222,7 @@ def text(found: Diagnosis) -> str:
     lines += ["", *(line for cost in _costs(found) for line in wrap(cost, COLUMNS))]
     busiest = " ".join(str(each.busiest) for each in found.over_time)
     lines += wrap(f"busiest rank in each {found.width} iterations: {busiest}", COLUMNS)
-    notes = list(found.trace.notes)
-    if iterations < FEW:
-        notes.append(f"{iterations} iterations are few: record hundreds before you trust the numbers")
-    return "\n".join([*lines, *(line for note in notes for line in wrap(f"note: {note}", COLUMNS))])
+    return "\n".join([*lines, *(line for note in found.notes for line in wrap(f"note: {note}", COLUMNS))])
 
 
 def html(found: Diagnosis, title: str) -> str:

@@ -41,6 +41,8 @@ class Trace:
         bound: of the exchange that was recorded; 0 is synchronous.
         slot_bytes: room for one block, where it is known.
         form: what the files are.
+        meets: (N,) bool, in which iterations all ranks wait for each other in something else; None: not known.
+        meeting: its name.
         notes: what a reader of the diagnosis should know.
     """
 
@@ -49,6 +51,8 @@ class Trace:
     bound: int = 0
     slot_bytes: int | None = None
     form: str = "CSV"
+    meets: np.ndarray | None = None
+    meeting: str = ""
     notes: tuple[str, ...] = ()
 
 
@@ -229,4 +233,7 @@ def _from_traces(traces: list[RankTrace]) -> Trace:
     counts = {rank: (len(each.work_s) + 1, str(each.path)) for rank, each in by_rank.items()}
     _check_counts(counts, "all-to-all calls")
     work_s = np.array([by_rank[rank].work_s for rank in sorted(by_rank)])
-    return Trace(work_s, max(each.total_s for each in traces), form="torch traces", notes=notes)
+    meets = np.logical_and.reduce([each.meets for each in traces])
+    meeting = traces[0].meeting if meets.any() else ""
+    total_s = max(each.total_s for each in traces)
+    return Trace(work_s, total_s, form="torch traces", meets=meets, meeting=meeting, notes=notes)
