@@ -2,11 +2,14 @@
 
 import gzip
 import json
+import os
 import re
 import resource
+import socket
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -71,7 +74,7 @@ def lines(columns: str = "rank,iteration,compute_s", rows: str = "0,0,1\n0,1,2\n
 
 def test_csv(tmp_path: Path) -> None:
     found = read([table(tmp_path, lines("rank, iteration, exchange_s, compute_s, host",
-                                        "1,4,.5,3,a\n0,4,.5,1,b\n0,5,.25,2,b\n1,5,.25,4,a\n"))])  # fmt: skip
+                                        "1,4,.5,3,a,\n0,4,.5,1,b\n0,5,.25,2,b,9,9\n1,5,.25,4,a\n"))])  # fmt: skip
     np.testing.assert_array_equal(found.work_s, [[1, 2], [3, 4]])
     assert found.total_s == 7.75
     assert not found.notes
@@ -317,11 +320,20 @@ TABLES = {
     "hello\nworld": "is neither CSV nor a trace, it begins with 'hello': give a CSV with rank,iteration,compute_s",
     lines("rank,step,seconds"): "has the columns rank, step, seconds and lacks iteration, compute_s: add them",
     lines("rank,iteration,entered_s"): "and lacks bound, slot_bytes, returned_s: add them",
-    lines(rows="0,0,1\n0,1,\n"): "run, line 3: compute_s is nan, must be a number >= 0",
-    lines(rows="0,0,1\n0,1,-2\n"): "run, line 3: compute_s is -2, must be a number >= 0",
-    lines(rows="0,0,1\n0,1,inf\n"): "run, line 3: compute_s is inf, must be a number >= 0",
-    lines(rows="0,0,1\n0.5,1,1\n"): "run, line 3: rank is 0.5, must be a whole number",
-    lines(rows="0,0,1\n0,1,fast\n"): "has something other than numbers in rank, iteration, compute_s",
+    lines(rows="0,0,1\n0,1,\n"): r"run, line 3: compute_s is nan, must be a number of seconds from 0 to 1e\+12",
+    lines(rows="0,0,1\n0,1,-2\n"): "run, line 3: compute_s is -2, must be a number of seconds",
+    lines(rows="0,0,1\n0,1,inf\n"): "run, line 3: compute_s is inf, must be a number of seconds",
+    lines(rows="0,0,1\n0,1,1e308\n"): r"run, line 3: compute_s is 1e\+308, must be a number of seconds",
+    lines(rows="0,0,1\n0,1,fast\n"): "run, line 3: compute_s is fast, must be a number of seconds",
+    lines(rows="0,0,1\n0,1," + "a" * 100_000): "run, line 3: compute_s is a{40}, must be a number of seconds",
+    lines(rows="0,0,1\n0.5,1,1\n"): r"run, line 3: rank is 0.5, must be a whole number from 0 to 2\^53",
+    lines(rows="0,0,1\n1e300,1,1\n"): r"run, line 3: rank is 1e\+300, must be a whole number",
+    lines(rows=f"0,0,1\n{2**63},1,1\n"): f"run, line 3: rank is {2**63}, must be a whole number",
+    lines(rows="0,0,1\n0,-1,1\n"): "run, line 3: iteration is -1, must be a whole number",
+    lines(rows="False,0,1\nTrue,0,1\n"): "run, line 2: rank is False, must be a whole number",
+    lines(rows="0,0,1\n1,True,1\n"): "run, line 3: iteration is True, must be a whole number",
+    lines(columns="rank,iteration,rank,compute_s"): "run has the column rank 2 times: leave one",
+    lines(rows='"0,0,1\n1,0,1\n'): r"run is no CSV of 3 columns \(.*EOF inside string.*\): mend it",
     lines(rows="0,0,1\n1,0,1\n3,0,1\n"): r"1 of 4 ranks missing \(2\) in .*run: give the files of all ranks",
     lines(rows="0,0,1\n0,1,1\n"): "only one rank in .*run: imbalance is between ranks, give the files of all of them",
     lines(rows="0,0,1\n1,0,1\n1,0,2\n"): "run: rank 1 has iteration 0 twice: give every call one line, once",
@@ -343,6 +355,10 @@ def test_faults_of_csv(tmp_path: Path, text: str) -> None:
         ("0,0,0,64,1,2\n1,0,0,64,1,2\n", "one call a rank in .*run: work is what lies between two"),
         ("0,0,0,64,1,2\n0,1,0,64,1,4\n1,0,0,64,1,2\n1,1,0,64,3,4\n", "clock of rank 0 goes back before or in call 1"),
         ("0,0,0,64,1,2\n0,1,0,64,3,4\n1,0,0,64,1,2\n1,1,2,64,3,4\n", "2 different bounds or slots: give the records"),
+        ("0,0,1.5,64,1,2\n", r"run, line 2: bound is 1.5, must be a whole number from 0 to 2\^53"),
+        ("0,0,True,64,1,2\n", "run, line 2: bound is True, must be a whole number"),
+        ("0,0,1,0.5,1,2\n", "run, line 2: slot_bytes is 0.5, must be a whole number"),
+        ("0,0,1,64,1,2e12\n", r"run, line 2: returned_s is 2000000000000.0, must be a number of seconds"),
     ],
 )
 def test_faults_of_records(tmp_path: Path, rows: str, said: str) -> None:
@@ -360,7 +376,7 @@ def test_files_that_do_not_belong_together(tmp_path: Path) -> None:
         read([csv, other])
     with pytest.raises(TraceError, match="cannot read .*nowhere: No such file or directory"):
         read([tmp_path / "nowhere"])
-    with pytest.raises(TraceError, match="cannot read .*: Is a directory"):
+    with pytest.raises(TraceError, match=" is a folder, expected a regular file: name the files in it"):
         read([tmp_path])
     with pytest.raises(TraceError, match="no files given"):
         read([])
@@ -385,12 +401,43 @@ def of_ranks(*ranks: int, world: int = 4) -> list[Any]:
         ([document(run_of(WORK_S[0]), 0), document(run_of(WORK_S[1][:1]), 1)],
          "rank 1 has 2 all-to-all calls in .*trace-1, rank 0 has 4 in .*trace-0: record the same iterations"),
         ([document([event("c10d::alltoall_", 0, -1)])], "event 'c10d::alltoall_' has ts 0.0 and dur -1000.0: damaged"),
+        (of_ranks(0, 1.5), "trace-1: rank is 1.5, must be a whole number >= 0: record the run again"),  # type: ignore[arg-type]
+        (of_ranks(0, True), "trace-1: rank is True, must be a whole number >= 0"),
+        (of_ranks(0, 1, world=-2), "trace-0: world_size is -2, must be a whole number >= 0"),
         ([{"name": "no trace"}], "trace-0 is JSON without traceEvents: give what torch.profiler's export_chrome"),
     ],
 )  # fmt: skip
 def test_faults_of_traces(tmp_path: Path, documents: list[Any], said: str) -> None:
     with pytest.raises(TraceError, match=said):
         read(traces(tmp_path, *documents))
+
+
+def test_whole_numbers_may_be_written_as_others(tmp_path: Path) -> None:
+    recorded = [f"{r}.0,{i}e0,1.0,64.0,{i},{i + 0.5}" for r in (0, 1) for i in (0, 1, 2)]
+    found = read([table(tmp_path, lines(",".join(RECORD_COLUMNS), "\n".join(recorded)))])
+    assert (found.bound, found.slot_bytes, found.work_s.shape) == (1, 64, (2, 2))
+    both = traces(tmp_path, *(document(run_of(WORK_S[r]), float(r), 2.0) for r in (0, 1)))  # type: ignore[arg-type]
+    np.testing.assert_allclose(read(both).work_s, WORK_S, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["fifo", "open pipe", "socket", "device"])
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path, kind: str) -> None:
+    """Nobody may ever write into a pipe; to wait for that is to hang."""
+    path, words = tmp_path / "run", "a pipe"
+    with ExitStack() as opened:
+        if kind == "fifo":
+            os.mkfifo(path)
+        elif kind == "open pipe":  # as the shell's <(...) gives it
+            path = Path(f"/dev/fd/{opened.enter_context(open(os.pipe()[0], 'rb')).fileno()}")
+        elif kind == "socket":
+            opened.enter_context(socket.socket(socket.AF_UNIX)).bind(str(path))
+            words = "a socket"
+        else:
+            path, words = Path("/dev/zero"), "a device"
+        with pytest.raises(
+            TraceError, match=f"{path} is {words}, expected a regular file: save what it gives to a file"
+        ):
+            read([path])
 
 
 def test_half_written_and_damaged(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from blslib.theory.maxplus import Cost, Recurrence, matrix, times
 BOUNDS = range(65)
 TOLERANCE = 0.02
 """How far from the limit is close enough."""
-ENOUGH_ITERATIONS = 4096
+ENOUGH_ITERATIONS = 2048
 """Of a longer run so many tell the latency, and make a replica of the bootstrap."""
 STRETCH = 1 << 14
 """Iterations, or 256 times the greatest bound: a longer run is predicted in stretches of at most so many, side by side,
@@ -228,7 +228,7 @@ def recommend(
         high=float(high),
         hideable_s=predicted_s - float(travelling_s[at]),
         memory_bytes=None if slot_bytes is None else ranks * 2 * (bound + 1) * slot_bytes,
-        latency_s=_response_s(work_s, bound, cost, meets) - _response_s(work_s, 0, cost),
+        latency_s=_longer_s(work_s[:, :ENOUGH_ITERATIONS], bound, cost, meets) if bound else 0.0,
         curve_s=curve_s,
         travelling_s=travelling_s,
     )
@@ -256,11 +256,12 @@ def _replicas(
     return np.concatenate(wins), total
 
 
-def _response_s(work_s: np.ndarray, bound: int, cost: Cost, meets: np.ndarray | None = None) -> float:
-    """From the start of a batch's work to its arrival on the rank where that takes longest, in the mean."""
-    work_s = work_s[:, :ENOUGH_ITERATIONS]
+def _longer_s(work_s: np.ndarray, bound: int, cost: Cost, meets: np.ndarray) -> float:
+    """How much longer than at bound 0, in the mean, from the start of a batch's work to its arrival, on the rank where
+    that takes longest."""
     found = times(work_s, bound, cost=cost, meets=meets)
-    return float((found.delivered_s - found.entered_s + work_s).max(axis=0).mean())
+    response_s = (found.delivered_s - found.entered_s + work_s).max(axis=0)
+    return float((response_s - work_s.max(axis=0)).mean()) - float(cost.call_s) - cost.alpha_s
 
 
 def _checked(work_s: np.ndarray) -> np.ndarray:

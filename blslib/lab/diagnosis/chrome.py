@@ -10,10 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from blslib.lab.diagnosis.tracefile import Json, TraceError
+from blslib.lab.diagnosis.tracefile import LATEST_S, Json, TraceError
 
-_LATEST_US = 1e18
-"""Thirty thousand years: JSON as Python reads it knows infinity, and worse."""
+_LATEST_US = 1e6 * LATEST_S  # JSON as Python reads it knows infinity, and worse
 
 _ALL_TO_ALL = re.compile(r"all_?to_?all|SendRecv", re.IGNORECASE)
 _MEETING = re.compile(r"all_?reduce|all_?gather|reduce_?scatter|barrier", re.IGNORECASE)
@@ -83,14 +82,21 @@ def rank_trace(path: Path, document: Json) -> RankTrace:
             events = True
             _take(found, document.items())
         elif key == "distributedInfo" and isinstance(value := document.value(), dict):
-            said = value.get("rank"), value.get("world_size")
-            found.rank, found.world = (n if isinstance(n, int) and n >= 0 else None for n in said)
+            found.rank, found.world = (_whole(path, name, value.get(name)) for name in ("rank", "world_size"))
         elif key != "distributedInfo":
             document.value()
     if not events:
         raise TraceError(f"{path} is JSON without traceEvents: give what torch.profiler's export_chrome_trace writes")
     begin_us, work_s, total_s = _work(found)
     return RankTrace(path, found.rank, found.world, *_others(found, begin_us), work_s, total_s)
+
+
+def _whole(path: Path, name: str, value: Any) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 2**53 or value % 1:
+        raise TraceError(f"{path}: {name} is {value!r}, must be a whole number >= 0: record the run again")
+    return int(value)
 
 
 def _take(found: _Timeline, events: Iterator[Any]) -> None:

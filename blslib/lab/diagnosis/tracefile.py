@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import re
+import stat
 import sys
 import zlib
 from collections.abc import Iterator
@@ -14,6 +15,9 @@ from typing import Any
 CHUNK = 1 << 20
 LARGEST_VALUE = 64 * CHUNK
 """Characters; what has not ended by then is taken for damaged, so that no file is read into memory as a whole."""
+
+LATEST_S = 1e12
+"""Thirty thousand years: whatever is longer is damaged, and sums of what is not are numbers."""
 
 NEAR = 16
 """A fault fewer characters than this before the end of what is there may be the end cutting a word in two."""
@@ -52,13 +56,19 @@ def opened(path: Path) -> Iterator[Text]:
     """The text of a file; a bar on a terminal shows how far it is read.
 
     Raises:
-        TraceError: it cannot be read, or ends in the middle of packed data.
+        TraceError: it is no regular file, as a pipe may never end; cannot be read; or ends in mid-packing.
     """
     import tqdm
 
     try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            kinds = {stat.S_IFIFO: "a pipe", stat.S_IFDIR: "a folder", stat.S_IFSOCK: "a socket"}
+            kind = kinds.get(stat.S_IFMT(found.st_mode), "a device")
+            cure = "name the files in it" if kind == "a folder" else "save what it gives to a file, and name that"
+            raise TraceError(f"{path} is {kind}, expected a regular file: {cure}")
         with path.open("rb") as raw:
-            about = {"desc": path.name, "total": path.stat().st_size, "unit": "B", "unit_scale": True}
+            about = {"desc": path.name, "total": found.st_size, "unit": "B", "unit_scale": True}
             with tqdm.tqdm(**about, leave=False, disable=not sys.stderr.isatty()) as bar, Text(raw, bar) as text:
                 yield text
     except (gzip.BadGzipFile, zlib.error) as error:

@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from blslib.lab.diagnosis.chrome import RankTrace, rank_trace
-from blslib.lab.diagnosis.tracefile import Json, Text, TraceError, opened
+from blslib.lab.diagnosis.tracefile import LATEST_S, Json, Text, TraceError, opened
 
 if TYPE_CHECKING:  # a diagnosis needs no MPI
     from mpi4py import MPI
@@ -121,25 +121,31 @@ def _table(path: Path, head: str, text: Text) -> pd.DataFrame:
         )
     if missing := [name for name in wanted if name not in columns]:
         raise TraceError(f"{path} has the columns {', '.join(columns)} and lacks {', '.join(missing)}: add them")
+    if again := {name for name in wanted if columns.count(name) > 1}:
+        raise TraceError(f"{path} has the column {min(again)} {columns.count(min(again))} times: leave one")
     numbers = [name for name in (*wanted, "exchange_s") if name in columns]
     try:
-        table = pd.read_csv(text, names=columns, header=0, usecols=numbers, skipinitialspace=True, dtype="float64")
+        about = {"names": columns, "header": 0, "usecols": numbers, "index_col": False}
+        table = pd.read_csv(text, **about, skipinitialspace=True, low_memory=False)
     except (ValueError, pd.errors.ParserError) as error:
-        raise TraceError(
-            f"{path} has something other than numbers in {', '.join(numbers)} ({error}): mend it"
-        ) from None
-    for name in numbers:
-        values = table[name]
-        rules = {"a number >= 0": np.isfinite(values) & (values >= 0)}
-        if name in ("rank", "iteration"):
-            rules["a whole number"] = values % 1 == 0
-        for rule, kept in rules.items():
-            if not kept.all():
-                row = int(kept.idxmin())
-                raise TraceError(f"{path}, line {row + 2}: {name} is {values[row]:g}, must be {rule}")
+        raise TraceError(f"{path} is no CSV of {len(columns)} columns ({str(error).strip()}): mend it") from None
     if table.empty:
         raise TraceError(f"{path} has no lines below its header: record the run again")
-    return table.astype({"rank": int, "iteration": int})
+    for name in numbers:
+        told = table[name]
+        values = pd.to_numeric(told, errors="coerce").astype("float64")
+        if pd.api.types.is_bool_dtype(told):
+            values[:] = np.nan
+        if name.endswith("_s"):
+            rule, kept = f"a number of seconds from 0 to {LATEST_S:g}", values.between(0, LATEST_S)
+        else:
+            rule, kept = "a whole number from 0 to 2^53", values.between(0, 2**53) & (values % 1 == 0)
+        if not kept.all():
+            row = int(kept.idxmin())
+            shown = ascii(str(told[row])[:40]).strip("'")
+            raise TraceError(f"{path}, line {row + 2}: {name} is {shown}, must be {rule}")
+        table[name] = values if name.endswith("_s") else values.astype("int64")
+    return table
 
 
 def _from_tables(tables: list[tuple[Path, pd.DataFrame]]) -> Trace:
