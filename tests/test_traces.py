@@ -90,6 +90,13 @@ def test_csv_without_the_exchange_in_a_file_per_rank(tmp_path: Path) -> None:
     assert found.notes == ("no exchange_s in the file: the exchange counts as nothing",)
 
 
+def test_csv_with_names_that_are_nearly_right(tmp_path: Path) -> None:
+    found = read([table(tmp_path, lines('"rank","iteration",compute_s,comm_us', "0,0,1,4\n1,0,3,2\n"))])
+    assert found.notes == (
+        "no exchange_s in the file (rename comm_us to exchange_s, in seconds?): the exchange counts as nothing",
+    )
+
+
 NAP = """
 import os, sys, time
 
@@ -318,8 +325,22 @@ TABLES = {
     " \n\n": "is empty: record the run again",
     "rank,iteration,compute_s\n": "has no lines below its header",
     "hello\nworld": "is neither CSV nor a trace, it begins with 'hello': give a CSV with rank,iteration,compute_s",
-    lines("rank,step,seconds"): "has the columns rank, step, seconds and lacks iteration, compute_s: add them",
-    lines("rank,iteration,entered_s"): "and lacks bound, slot_bytes, returned_s: add them",
+    lines("rank,step,seconds"): "has the columns rank, step, seconds and lacks iteration, compute_s: "
+    "rename step to iteration, rename seconds to compute_s",
+    lines("Rank,global_step,compute_s"): "lacks rank, iteration: rename Rank to rank, rename global_step to iteration",
+    lines(
+        "worker,iterations,time_ms"
+    ): "rename worker to rank, rename iterations to iteration, rename time_ms to compute_s, in",
+    lines(
+        "pid,iter,wait_s"
+    ): "lacks rank, iteration, compute_s: rename pid to rank, rename iter to iteration, add compute_s",
+    lines("0,0,1e-3"): "lacks rank, iteration, compute_s: write the names of the columns above them",
+    lines(
+        "x," * 50
+    ): r"has the columns (x, ){11}x \.\.\. and lacks rank, iteration, compute_s: add rank, add iteration",
+    lines().encode("utf-16").decode("latin1"): "is no text in UTF-8: save it as that, or unpack it",
+    lines("rank,iteration,entered_s,end_ms"): "and lacks bound, slot_bytes, returned_s: "
+    "add bound, add slot_bytes, rename end_ms to returned_s, in seconds",
     lines(rows="0,0,1\n0,1,\n"): r"run, line 3: compute_s is nan, must be a number of seconds from 0 to 1e\+12",
     lines(rows="0,0,1\n0,1,-2\n"): "run, line 3: compute_s is -2, must be a number of seconds",
     lines(rows="0,0,1\n0,1,inf\n"): "run, line 3: compute_s is inf, must be a number of seconds",
@@ -345,8 +366,11 @@ TABLES = {
 
 @pytest.mark.parametrize("text", TABLES)
 def test_faults_of_csv(tmp_path: Path, text: str) -> None:
+    path = table(tmp_path, text)
+    if "\0" in text:
+        path.write_bytes(text.encode("latin1"))
     with pytest.raises(TraceError, match=TABLES[text]):
-        read([table(tmp_path, text)])
+        read([path])
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,10 @@ Only durations are compared between ranks, so clocks need not agree. What comes 
 trace is not counted, since nothing says when it began. ``docs/diagnose.md`` explains the choices.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +31,15 @@ if TYPE_CHECKING:  # a diagnosis needs no MPI
 
 RECORD_COLUMNS = ("rank", "iteration", "bound", "slot_bytes", "entered_s", "returned_s")
 CSV_COLUMNS = ("rank", "iteration", "compute_s")
+
+_ALSO_CALLED = {
+    "rank": ("worker", "process", "proc", "pid", "node", "device", "gpu", "host"),
+    "iteration": ("iter", "step", "batch", "index", "call"),
+    "compute_s": ("work", "busy", "time", "duration", "elapsed", "seconds", "forward"),
+    "exchange_s": ("comm", "communication", "alltoall", "a2a", "wait"),
+    "entered_s": ("enter", "begin", "start"),
+    "returned_s": ("return", "end", "stop"),
+}
 
 
 @dataclass(frozen=True)
@@ -112,7 +123,9 @@ def read(paths: Sequence[str | Path]) -> Trace:
 def _table(path: Path, head: str, text: Text) -> pd.DataFrame:
     if not head:
         raise TraceError(f"{path} is empty: record the run again")
-    columns = [name.strip() for name in head.splitlines()[0].split(",")]
+    if "\0" in head[:1000]:
+        raise TraceError(f"{path} is no text in UTF-8: save it as that, or unpack it")
+    columns = [name.strip().strip('"') for name in head.splitlines()[0].split(",")]
     wanted = RECORD_COLUMNS if "entered_s" in columns else CSV_COLUMNS
     if len(columns) < 2:
         raise TraceError(
@@ -120,7 +133,11 @@ def _table(path: Path, head: str, text: Text) -> pd.DataFrame:
             f"give a CSV with {','.join(CSV_COLUMNS)} or the traces of torch.profiler"
         )
     if missing := [name for name in wanted if name not in columns]:
-        raise TraceError(f"{path} has the columns {', '.join(columns)} and lacks {', '.join(missing)}: add them")
+        told = ", ".join(columns[:12]) + (" ..." if len(columns) > 12 else "")
+        cures = [_meant(columns, name) or f"add {name}" for name in missing]
+        if pd.to_numeric(pd.Series(columns), errors="coerce").notna().all():
+            cures = ["write the names of the columns above them"]
+        raise TraceError(f"{path} has the columns {told} and lacks {', '.join(missing)}: {', '.join(cures)}")
     if again := {name for name in wanted if columns.count(name) > 1}:
         raise TraceError(f"{path} has the column {min(again)} {columns.count(min(again))} times: leave one")
     numbers = [name for name in (*wanted, "exchange_s") if name in columns]
@@ -145,7 +162,21 @@ def _table(path: Path, head: str, text: Text) -> pd.DataFrame:
             shown = ascii(str(told[row])[:40]).strip("'")
             raise TraceError(f"{path}, line {row + 2}: {name} is {shown}, must be {rule}")
         table[name] = values if name.endswith("_s") else values.astype("int64")
+    table.attrs["hint"] = _meant(columns, "exchange_s")
     return table
+
+
+def _meant(columns: Sequence[str], wanted: str) -> str:
+    """Which of these columns is likely to be the one wanted, as advice; "" if none is."""
+    names = (wanted, wanted.removesuffix("_s"), *_ALSO_CALLED.get(wanted, ()))
+    for name in columns[:100]:
+        *words, last = parts = re.findall("[a-z0-9]+", name.casefold()) or [""]
+        unit = last if words and last in ("s", "ms", "us", "ns", "sec", "seconds") else ""
+        if name not in (*CSV_COLUMNS, *RECORD_COLUMNS, "exchange_s") and any(
+            get_close_matches(word, names, 1, 0.85) for word in (name.casefold(), "".join(parts), *parts)
+        ):
+            return f"rename {name} to {wanted}{', in seconds' if unit not in ('', 's', 'sec', 'seconds') else ''}"
+    return ""
 
 
 def _from_tables(tables: list[tuple[Path, pd.DataFrame]]) -> Trace:
@@ -173,7 +204,8 @@ def _from_tables(tables: list[tuple[Path, pd.DataFrame]]) -> Trace:
     if "compute_s" in by_rank:
         work_s = by_rank["compute_s"]
         if "exchange_s" not in by_rank:
-            return Trace(work_s, None, notes=("no exchange_s in the file: the exchange counts as nothing",))
+            hint = f" ({tables[0][1].attrs['hint']}?)" if tables[0][1].attrs["hint"] else ""
+            return Trace(work_s, None, notes=(f"no exchange_s in the file{hint}: the exchange counts as nothing",))
         return Trace(work_s, float((work_s + by_rank["exchange_s"]).sum(axis=1).max()))
     entered_s, returned_s = by_rank["entered_s"], by_rank["returned_s"]
     if entered_s.shape[1] < 2:
