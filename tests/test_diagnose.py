@@ -238,6 +238,24 @@ def test_a_million_rows_take_three_seconds(tmp_path: Path, ranks: int) -> None:
     within(3.0, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
 
 
+def test_the_command_for_a_sampled_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "run"
+    path.write_text("rank,iteration,compute_s\n" + "".join(
+        f"{8 * r},{10 * i},{seconds}\n" for (r, i), seconds in np.ndenumerate(WANDERING_S)))  # fmt: skip
+    assert main(["diagnose", str(path)]) == 2
+    assert capsys.readouterr().err.endswith(": give the files of all ranks, or say --sampled\n")
+    assert main(["diagnose", str(path), "--sampled"]) == 0
+    shown = capsys.readouterr().out
+    assert "\nnote: 4 of at least 25 ranks were recorded: 0, 8, 16, 24 count as 0 to 3. Split and advice are" in shown
+    assert "\nnote: 200 of the iterations 0 to 1990 were recorded, and count as 0 to 199: work that" in shown
+    assert "costs at least 25 x " in shown
+    assert main(["diagnose", str(path), "--sampled", "--slot-bytes", "64", "--json", "-"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["recorded_ranks"] == [0, 8, 16, 24]
+    advice = found["recommendation"]
+    assert advice["memory_bytes"] == 25 * 2 * (advice["bound"] + 1) * 64
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -355,7 +355,9 @@ TABLES = {
     lines(rows="0,0,1\n1,True,1\n"): "run, line 3: iteration is True, must be a whole number",
     lines(columns="rank,iteration,rank,compute_s"): "run has the column rank 2 times: leave one",
     lines(rows='"0,0,1\n1,0,1\n'): r"run is no CSV of 3 columns \(.*EOF inside string.*\): mend it",
-    lines(rows="0,0,1\n1,0,1\n3,0,1\n"): r"1 of 4 ranks missing \(2\) in .*run: give the files of all ranks",
+    lines(
+        rows="0,0,1\n1,0,1\n3,0,1\n"
+    ): r"1 of 4 ranks missing \(2\) in .*run: give the files of all ranks, or say --sampled",
     lines(rows="0,0,1\n0,1,1\n"): "only one rank in .*run: imbalance is between ranks, give the files of all of them",
     lines(rows="0,0,1\n1,0,1\n1,0,2\n"): "run: rank 1 has iteration 0 twice: give every call one line, once",
     lines(rows="0,0,1\n0,1,1\n1,0,1\n"): "rank 1 has 1 iterations in .*run, rank 0 has 2 in .*run: record the same",
@@ -434,6 +436,44 @@ def of_ranks(*ranks: int, world: int = 4) -> list[Any]:
 def test_faults_of_traces(tmp_path: Path, documents: list[Any], said: str) -> None:
     with pytest.raises(TraceError, match=said):
         read(traces(tmp_path, *documents))
+
+
+def test_sampled_ranks_and_iterations(tmp_path: Path) -> None:
+    """Without the word it is refused, with a sentence that names it; with it, what is there is renumbered, and said."""
+    rows = "".join(f"{r},{i},{r + i}\n" for i in (70, 10, 40) for r in (9, 3))
+    path = table(tmp_path, lines(rows=rows))
+    with pytest.raises(TraceError, match=r"8 of 10 ranks missing \(0, 1, 2, 4, 5, 6, 7, 8\) .* or say --sampled$"):
+        read([path])
+    found = read([path], sampled=True)
+    np.testing.assert_array_equal(found.work_s, [[13, 43, 73], [19, 49, 79]])
+    assert (found.recorded, found.world) == ((3, 9), 10)
+    ranks, iterations, _ = found.notes
+    assert ranks.startswith("2 of at least 10 ranks were recorded: 3, 9 count as 0 to 1. Split and advice are of these")
+    assert iterations.startswith(
+        "3 of the iterations 10 to 70 were recorded, and count as 0 to 2: work that stays large"
+    )
+    whole = read([table(tmp_path, lines())], sampled=True)
+    assert (whole.recorded, whole.world, len(whole.notes)) == ((), 0, 1)
+    with pytest.raises(TraceError, match="no rank has iteration 11: record every call, or say --sampled"):
+        read([table(tmp_path, lines(rows=rows.replace("9,", "0,").replace("3,", "1,")))])
+    for rows in ("0,0,1\n2,0,1\n2,1,1\n", "0,0,1\n0,1,1\n2,1,1\n2,2,1\n", "0,0,1\n2,0,1\n2,0,1\n", "5,0,1\n5,1,1\n"):
+        with pytest.raises(TraceError, match=r"has 1 iterations|lacks iteration 0|iteration 0 twice|only one rank"):
+            read([table(tmp_path, lines(rows=rows))], sampled=True)
+
+
+def test_sampled_records_and_traces(tmp_path: Path) -> None:
+    def recorded(*iterations: int) -> list[Path]:
+        rows = [f"{r},{i},0,64,{2 * i + r / 10},{2 * i + 1.5}" for r in (0, 7) for i in iterations]
+        return [table(tmp_path, lines(",".join(RECORD_COLUMNS), "\n".join(rows)))]
+
+    assert read(recorded(4, 5, 6), sampled=True).world == 8
+    with pytest.raises(TraceError, match="no rank has iteration 6: record every call, work lies between two in a row"):
+        read(recorded(4, 5, 7), sampled=True)
+    found = read(traces(tmp_path, *of_ranks(6, 1, world=9)), sampled=True)
+    assert (found.recorded, found.world) == ((1, 6), 9)
+    assert found.notes[0].startswith("2 of 9 ranks were recorded: 1, 6 count as 0 to 1.")
+    with pytest.raises(TraceError, match="rank 6 of a run with 4 ranks"):
+        read(traces(tmp_path, *of_ranks(6, 1)), sampled=True)
 
 
 def test_whole_numbers_may_be_written_as_others(tmp_path: Path) -> None:

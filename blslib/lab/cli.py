@@ -89,6 +89,7 @@ def parser() -> argparse.ArgumentParser:
         help="all files of one run: traces of torch.profiler, one per rank; or CSV with rank,iteration,compute_s and, "
         "if known, exchange_s; or what blslib.lab.diagnosis.traces.save wrote",
     )
+    one.add_argument("--sampled", action="store_true", help="some ranks or steps alone were recorded: renumber those")
     one.add_argument("--slot-bytes", type=_at_least(1), metavar="N", help="bytes of the largest block, to tell memory")
     one.add_argument("--json", metavar="FILE", help="write all numbers there as well; - prints them and nothing else")
     one.add_argument("--html", type=Path, metavar="FILE", help="write a page with figures, which needs no network")
@@ -115,7 +116,7 @@ def _diagnose(given: dict[str, Any]) -> int:
     files, out, page = given["files"], given["json"], given["html"]
     started_s = time.perf_counter()
     try:
-        trace = traces.read(files)
+        trace = traces.read(files, sampled=given["sampled"])
     except TraceError as error:
         print(error, file=sys.stderr)
         return 2

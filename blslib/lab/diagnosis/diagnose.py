@@ -1,6 +1,6 @@
 """Would bounded lag help this run, with which bound, or is the problem another one? ``python -m blslib diagnose``."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from html import escape
 from math import ceil
 from textwrap import wrap
@@ -161,6 +161,7 @@ class Diagnosis:
             "verdict": self.verdict,
             **about,
             "met_iterations": None if self.trace.meets is None else int(self.trace.meets.sum()),
+            "recorded_ranks": list(self.trace.recorded or range(ranks)),
             "notes": self.notes,
             "split": asdict(self.parts),
             "shares": {part: self.share(part) for part in PARTS},
@@ -183,14 +184,11 @@ def diagnose(trace: Trace, *, slot_bytes: int | None = None) -> Diagnosis:
     """
     parts = split(trace.work_s, trace.total_s, bound=trace.bound)
     width = ceil(trace.work_s.shape[1] / WINDOWS)
-    exchange_s = max(parts.exchange_s, 0) / trace.work_s.shape[1]
-    return Diagnosis(
-        trace,
-        parts,
-        recommend(trace.work_s, exchange_s=exchange_s, slot_bytes=slot_bytes or trace.slot_bytes, meets=trace.meets),
-        width,
-        windows(trace.work_s, width),
-    )
+    exchange_s, slot_bytes = max(parts.exchange_s, 0) / trace.work_s.shape[1], slot_bytes or trace.slot_bytes
+    advice = recommend(trace.work_s, exchange_s=exchange_s, slot_bytes=slot_bytes, meets=trace.meets)
+    if trace.world and advice.memory_bytes:  # each rank has slots for all of them, recorded or not
+        advice = replace(advice, memory_bytes=advice.memory_bytes // len(trace.work_s) * trace.world)
+    return Diagnosis(trace, parts, advice, width, windows(trace.work_s, width))
 
 
 def text(found: Diagnosis) -> str:
@@ -249,7 +247,8 @@ def _costs(found: Diagnosis) -> list[str]:
         return []
     memory = f" = {advice.memory_bytes / 2**20:.1f} MiB" if advice.memory_bytes is not None else " of the largest block"
     wait = f"a batch waits {1000 * advice.latency_s:.1f} ms longer for its scores (mean)"
-    lines = [f"a bound of {advice.bound} costs {len(found.trace.work_s)} x {slots} slots{memory} on each rank; {wait}"]
+    ranks = f"at least {found.trace.world}" if found.trace.world else len(found.trace.work_s)
+    lines = [f"a bound of {advice.bound} costs {ranks} x {slots} slots{memory} on each rank; {wait}"]
     if advice.hideable_s > 0:
         hidden = f"hides up to {advice.hideable_s:.3f} s of the exchange itself, if that needs no core"
         lines.append(f"besides, and not in the table, it {hidden}")

@@ -11,12 +11,12 @@ trace is not counted, since nothing says when it began. ``docs/diagnose.md`` exp
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -54,6 +54,8 @@ class Trace:
         form: what the files are.
         meets: (N,) bool, in which iterations all ranks wait for each other in something else; None: not known.
         meeting: its name.
+        recorded: of ranks (sampled), the numbers of those in ``work_s``; empty: all of them, from 0.
+        world: ranks of the run, at least; 0: those in ``work_s``.
         notes: what a reader of the diagnosis should know.
     """
 
@@ -64,6 +66,8 @@ class Trace:
     form: str = "CSV"
     meets: np.ndarray | None = None
     meeting: str = ""
+    recorded: tuple[int, ...] = ()
+    world: int = 0
     notes: tuple[str, ...] = ()
 
 
@@ -87,11 +91,12 @@ def save(path: str | Path, comm: "MPI.Intracomm", exchange: "BoundedLagAlltoallv
         pd.DataFrame(rows, columns=list(RECORD_COLUMNS)).to_csv(path, index=False)
 
 
-def read(paths: Sequence[str | Path]) -> Trace:
+def read(paths: Sequence[str | Path], *, sampled: bool = False) -> Trace:
     """Read one recorded run; a progress bar appears on a terminal.
 
     Args:
         paths: all files of the run, in any order: CSV in one or several, traces one per rank.
+        sampled: some ranks or iterations were not recorded: number those that were from 0 on, and say so in the notes.
 
     Raises:
         TraceError: a file is missing, empty, cut off or of no known form, ranks or iterations are missing or there
@@ -111,10 +116,10 @@ def read(paths: Sequence[str | Path]) -> Trace:
     if tables and traces:
         raise TraceError(f"{tables[0][0]} is CSV and {traces[0].path} is JSON: give the files of one run in one form")
     if traces:
-        return _from_traces(traces)
+        return _from_traces(traces, sampled)
     if not tables:
         raise TraceError("no files given: name the CSV of a run, or the traces of all its ranks")
-    return _from_tables(tables)
+    return _from_tables(tables, sampled)
 
 
 # --- CSV -------------------------------------------------------------------------------------------------------------
@@ -179,7 +184,7 @@ def _meant(columns: Sequence[str], wanted: str) -> str:
     return ""
 
 
-def _from_tables(tables: list[tuple[Path, pd.DataFrame]]) -> Trace:
+def _from_tables(tables: list[tuple[Path, pd.DataFrame]], sampled: bool) -> Trace:
     forms = {tuple(table.columns): path for path, table in tables}
     if len(forms) > 1:
         (first, a), (second, b) = list(forms.items())[:2]
@@ -187,7 +192,7 @@ def _from_tables(tables: list[tuple[Path, pd.DataFrame]]) -> Trace:
     table = pd.concat([each for _, each in tables], ignore_index=True)
     where = ", ".join(str(path) for path, _ in tables)
     counts = table["rank"].value_counts().sort_index()
-    _check_ranks(counts.index.tolist(), None, where)
+    some = _check_ranks(counts.index.tolist(), None, where, sampled)
     if (again := table[table.duplicated(["rank", "iteration"])]).size:
         rank, i = again[["rank", "iteration"]].iloc[0]
         raise TraceError(f"{where}: rank {rank} has iteration {i} twice: give every call one line, once")
@@ -198,15 +203,25 @@ def _from_tables(tables: list[tuple[Path, pd.DataFrame]]) -> Trace:
         rank = min(set(counts.index) - set(table["rank"][table["iteration"] == i]))
         raise TraceError(f"{where}: rank {rank} lacks iteration {i}: record the same iterations on every rank")
     if (gap := np.diff(here.index) > 1).any():
-        raise TraceError(f"{where}: no rank has iteration {here.index[gap.argmax()] + 1}: record every call")
+        if not sampled or "entered_s" in table:
+            cure = "work lies between two in a row" if "entered_s" in table else "or say --sampled"
+            lost = here.index[gap.argmax()] + 1
+            raise TraceError(f"{where}: no rank has iteration {lost}: record every call, {cure}")
+        told = (
+            f"{len(here)} of the iterations {here.index[0]} to {here.index[-1]} were recorded, and count as "
+            f"0 to {len(here) - 1}: work that stays large for several in a row looks shorter than it is, and may need a "
+            "larger bound"
+        )
+        some["notes"] += (told,)
     table = table.sort_values(["rank", "iteration"])
     by_rank = {name: table[name].to_numpy().reshape(len(counts), -1) for name in table if name.endswith("_s")}
     if "compute_s" in by_rank:
         work_s = by_rank["compute_s"]
         if "exchange_s" not in by_rank:
             hint = f" ({tables[0][1].attrs['hint']}?)" if tables[0][1].attrs["hint"] else ""
-            return Trace(work_s, None, notes=(f"no exchange_s in the file{hint}: the exchange counts as nothing",))
-        return Trace(work_s, float((work_s + by_rank["exchange_s"]).sum(axis=1).max()))
+            some["notes"] += (f"no exchange_s in the file{hint}: the exchange counts as nothing",)
+            return Trace(work_s, None, **some)
+        return Trace(work_s, float((work_s + by_rank["exchange_s"]).sum(axis=1).max()), **some)
     entered_s, returned_s = by_rank["entered_s"], by_rank["returned_s"]
     if entered_s.shape[1] < 2:
         raise TraceError(f"one call a rank in {where}: work is what lies between two, record more of them")
@@ -219,19 +234,36 @@ def _from_tables(tables: list[tuple[Path, pd.DataFrame]]) -> Trace:
         raise TraceError(f"{where}: {len(settings)} different bounds or slots: give the records of one run at a time")
     bound, slot_bytes = (int(value) for value in settings.iloc[0])
     total_s = float((returned_s[:, -1] - returned_s[:, 0]).max())
-    return Trace(work_s, total_s, bound, slot_bytes, "records of the exchange")
+    return Trace(work_s, total_s, bound, slot_bytes, "records of the exchange", **some)
 
 
-def _check_ranks(found: list[int], world: int | None, where: str) -> None:
-    size = world or max(found) + 1
-    if missing := size - sum(rank < size for rank in found):
-        first = islice((rank for rank in range(size) if rank not in found), 8)  # a damaged file may name rank 10^12
-        listed = ", ".join(map(str, first)) + (" ..." if missing > 8 else "")
-        raise TraceError(f"{missing} of {size} ranks missing ({listed}) in {where}: give the files of all ranks")
-    if size < 2:
-        raise TraceError(f"only one rank in {where}: imbalance is between ranks, give the files of all of them")
+def _check_ranks(found: list[int], world: int | None, where: str, sampled: bool) -> dict[str, Any]:
+    """What a ``Trace`` has to say of its ranks, in ascending order here: that they are all, or which."""
+    size = world or found[-1] + 1
+    missing = size - sum(rank < size for rank in found)
+    if missing and not sampled:
+        there = set(found)
+        listed = _first((rank for rank in range(size) if rank not in there), missing)
+        raise TraceError(
+            f"{missing} of {size} ranks missing ({listed}) in {where}: give the files of all ranks, or say --sampled"
+        )
     if beyond := [rank for rank in found if rank >= size]:
         raise TraceError(f"rank {beyond[0]} of a run with {size} ranks in {where}: give the files of one run at a time")
+    if len(found) < 2:
+        raise TraceError(f"only one rank in {where}: imbalance is between ranks, give the files of all of them")
+    if not missing:
+        return {"notes": ()}
+    told = (
+        f"{len(found)} of {'' if world else 'at least '}{size} ranks were recorded: {_first(found, len(found))} count "
+        f"as 0 to {len(found) - 1}. Split and advice are of these alone: a slower one may be among the others, and "
+        "waiting for it shows as exchange here"
+    )
+    return {"recorded": tuple(found), "world": size, "notes": (told,)}
+
+
+def _first(ranks: Iterable[int], count: int) -> str:
+    """Up to eight of so many, as words: a damaged file may name rank 10^12."""
+    return ", ".join(map(str, islice(ranks, 8))) + (" ..." if count > 8 else "")
 
 
 def _check_counts(counts: dict[int, tuple[int, str]], what: str) -> None:
@@ -247,7 +279,7 @@ def _check_counts(counts: dict[int, tuple[int, str]], what: str) -> None:
 # --- traces of torch.profiler ----------------------------------------------------------------------------------------
 
 
-def _from_traces(traces: list[RankTrace]) -> Trace:
+def _from_traces(traces: list[RankTrace], sampled: bool) -> Trace:
     notes: tuple[str, ...] = ()
     ranks = [each.rank for each in traces if each.rank is not None]
     if ranks and len(ranks) < len(traces):
@@ -265,7 +297,7 @@ def _from_traces(traces: list[RankTrace]) -> Trace:
     if len(worlds) > 1:
         told = " and ".join(f"{world} in {path}" for world, path in worlds.items())
         raise TraceError(f"different numbers of ranks, {told}: give the traces of one run at a time")
-    _check_ranks(sorted(ranks), traces[0].world, ", ".join(str(each.path) for each in traces))
+    some = _check_ranks(sorted(ranks), traces[0].world, ", ".join(str(each.path) for each in traces), sampled)
     if others := sum(each.others for each in traces):
         notes += (f"{others} other collectives lie between the calls: what they waited for counts as work",)
     counts = {rank: (len(each.work_s) + 1, str(each.path)) for rank, each in by_rank.items()}
@@ -274,4 +306,5 @@ def _from_traces(traces: list[RankTrace]) -> Trace:
     meets = np.logical_and.reduce([each.meets for each in traces])
     meeting = traces[0].meeting if meets.any() else ""
     total_s = max(each.total_s for each in traces)
-    return Trace(work_s, total_s, form="torch traces", meets=meets, meeting=meeting, notes=notes)
+    some["notes"] += notes
+    return Trace(work_s, total_s, form="torch traces", meets=meets, meeting=meeting, **some)
