@@ -5,6 +5,7 @@ import json
 import os
 import re
 import resource
+import signal
 import socket
 import time
 import tracemalloc
@@ -531,6 +532,21 @@ def test_half_written_and_damaged(tmp_path: Path) -> None:
     path.write_text('{"a" 1}')
     with pytest.raises(TraceError, match="is no JSON at character 5"):
         read([path])
+
+
+def test_ctrl_c_while_reading_is_no_fault_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parser of CSV takes it for one."""
+    path = table(tmp_path, lines())
+    monkeypatch.setattr("tqdm.tqdm.update", lambda *_: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        read([path])
+
+
+def test_a_packed_csv_without_its_end(tmp_path: Path) -> None:
+    packed = gzip.compress(lines(rows="".join(f"{r},{i},{i % 7}\n" for r in (0, 1) for i in range(200_000))).encode())
+    (tmp_path / "run").write_bytes(packed[: len(packed) // 2])
+    with pytest.raises(TraceError, match=r"run is only half written \(the packed data have no end\)"):
+        read([tmp_path / "run"])
 
 
 # --- size ------------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -143,7 +144,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"cannot write {file}: its folder does not exist", file=sys.stderr)
             return 2
     try:
-        return given["run"](given)
+        code = given["run"](given)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever reads has enough, as head has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

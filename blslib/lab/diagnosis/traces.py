@@ -150,6 +150,8 @@ def _table(path: Path, head: str, text: Text) -> pd.DataFrame:
         about = {"names": columns, "header": 0, "usecols": numbers, "index_col": False}
         table = pd.read_csv(text, **about, skipinitialspace=True, low_memory=False)
     except (ValueError, pd.errors.ParserError) as error:
+        if "on source failed" in str(error):  # all that pandas leaves of a Ctrl-C that met it in a read
+            raise KeyboardInterrupt from None
         raise TraceError(f"{path} is no CSV of {len(columns)} columns ({str(error).strip()}): mend it") from None
     if table.empty:
         raise TraceError(f"{path} has no lines below its header: record the run again")
@@ -208,8 +210,8 @@ def _from_tables(tables: list[tuple[Path, pd.DataFrame]], sampled: bool) -> Trac
             lost = here.index[gap.argmax()] + 1
             raise TraceError(f"{where}: no rank has iteration {lost}: record every call, {cure}")
         told = (
-            f"{len(here)} of the iterations {here.index[0]} to {here.index[-1]} were recorded, and count as "
-            f"0 to {len(here) - 1}: work that stays large for several in a row looks shorter than it is, and may need a "
+            f"{len(here)} of the iterations {here.index[0]} to {here.index[-1]} were recorded, and count as 0 to "
+            f"{len(here) - 1}: work that stays large for several in a row looks shorter than it is, and may need a "
             "larger bound"
         )
         some["notes"] += (told,)
