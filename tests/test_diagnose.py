@@ -12,7 +12,7 @@ import pytest
 import vl_convert
 
 from blslib.lab.cli import main
-from blslib.lab.diagnosis.diagnose import COLUMNS, PARTS, Diagnosis, diagnose, text
+from blslib.lab.diagnosis.diagnose import COLUMNS, PARTS, Diagnosis, _duration, diagnose, text
 from blslib.lab.diagnosis.traces import Trace
 from blslib.lab.results import diagnosis_charts as charts
 from blslib.theory.delays import delays
@@ -108,6 +108,26 @@ def test_the_screen() -> None:
     assert "\nbusiest rank in each 9 iterations: " in text(found)
     assert lines[-3] == "note: mind the gap"
     assert lines[-2].startswith("note: assumed that nothing else in the loop makes all ranks wait, such as a barrier")
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e-3, 1, 1e3, 1e6])
+@pytest.mark.parametrize("work_s", [QUIET_S, WANDERING_S, STATIC_S, np.full((3, 60), 0.1)])
+def test_figures_as_a_person_would_write_them(work_s: np.ndarray, scale: float) -> None:
+    """No minus zero, no thousands of milliseconds, no 0.000 s."""
+    for exchange_s in (0.0, 1e-4 * scale):
+        shown = text(of(scale * work_s, exchange_s, slot_bytes=100))
+        assert not re.search(r"-0(\.0+)?\b(?!\.)", shown), shown
+        assert not re.search(r"\d{4,}(\.\d+)? (ms|us|bytes|[KM]iB)", shown), shown
+        assert float(re.findall(r"measured +([\d.]+)", shown)[0]) >= 0.1, shown
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(8.1188, "8.12 s"), (8118.8, "8119 s"), (0.99996, "1.00 s"), (0.9994, "999 ms"), (0.0135, "13.5 ms"),
+     (4.2e-5, "42.0 us"), (9.996e-3, "10.0 ms"), (0.0, "0.00 us"), (123.4, "123 s")],
+)  # fmt: skip
+def test_durations(seconds: float, said: str) -> None:
+    assert _duration(seconds) == said
 
 
 def test_the_screen_of_special_runs() -> None:

@@ -68,31 +68,31 @@ class Diagnosis:
         useful, static, dynamic, exchange = (self.share(part) for part in PARTS)
         said = [self._had()] if self.trace.bound else []
         if dynamic >= WORTH and not said:
-            said.append(f"{dynamic:.0%} dynamic: {self._lag()}")
+            said.append(f"{dynamic:z.0%} dynamic: {self._lag()}")
         if static >= WORTH:
             when = "first" if static > dynamic else "as well"
-            said.append(f"{static:.0%} static on rank {self.parts.busiest}: move tables {when}")
+            said.append(f"{static:z.0%} static on rank {self.parts.busiest}: move tables {when}")
         if exchange >= WORTH:
-            said.append(f"{exchange:.0%} exchange: a quicker one or finer overlap{self._hidden()}")
+            said.append(f"{exchange:z.0%} exchange: a quicker one or finer overlap{self._hidden()}")
         if not said:
             waiting = f", waiting in {self.trace.meeting} included" if self._meeting() else ""
-            return f"nothing to win: {useful:.0%} of the time is useful work{waiting}"
+            return f"nothing to win: {useful:z.0%} of the time is useful work{waiting}"
         if dynamic < WORTH and not self.trace.bound:
-            said.append(f"bounded lag has nothing to win ({max(dynamic, 0):.1%} dynamic)")
+            said.append(f"bounded lag has nothing to win ({dynamic:z.1%} dynamic)")
         return "; ".join(said)
 
     def _lag(self) -> str:
         advice, meeting = self.advice, self._meeting()
         if meeting and advice.win < WORTH:
-            win = f"{advice.win:.1%}" if advice.win >= 5e-4 else "nothing"
+            win = f"{advice.win:z.1%}" if advice.win >= 5e-4 else "nothing"
             return f"a bound would win {win}, since all ranks {meeting} as well: let that lag too, or do without it"
         if not advice.bound or advice.win < WORTH:
-            return f"too little for a bound to be worth it (it would win {max(advice.win, 0):.1%})"
-        sure = f"{100 * advice.low:.0f} to {advice.high:.0%}"
+            return f"too little for a bound to be worth it (it would win {advice.win:z.1%})"
+        sure = f"{100 * advice.low:z.0f} to {advice.high:z.0%}"
         chance = "" if advice.low > 0 else ", which may be chance"
         more = "" if advice.enough else ", larger ones more"
         meeting = f", where all ranks {meeting}" if meeting else ""
-        return f"a bound of {advice.bound} would win {advice.win:.0%} ({sure}{chance}){more}{meeting}"
+        return f"a bound of {advice.bound} would win {advice.win:z.0%} ({sure}{chance}){more}{meeting}"
 
     def _meeting(self) -> str:
         """How often another collective makes all ranks wait for each other; "" if none does, or nobody knows."""
@@ -106,13 +106,13 @@ class Diagnosis:
         had, advice = self.trace.bound, self.advice
         won = self.parts.won_s / (self.parts.total_s + self.parts.won_s)
         more = (float(self.curve_s[min(had, BOUNDS[-1])]) - advice.predicted_s) / self.parts.total_s
-        other = f"one of {advice.bound} would win another {more:.0%}" if more >= WORTH else "no other wins more"
+        other = f"one of {advice.bound} would win another {more:z.0%}" if more >= WORTH else "no other wins more"
         other = f"one of {advice.bound} would do as well" if advice.bound < had and more < WORTH else other
-        return f"the bound of {had} that the run had has won {won:.0%} on imbalance, {other}"
+        return f"the bound of {had} that the run had has won {won:z.0%} on imbalance, {other}"
 
     def _hidden(self) -> str:
         most = self.advice.hideable_s / self.parts.total_s
-        return f", of which the same bound hides up to {most:.0%}" if self.advice.bound and most >= 0.005 else ""
+        return f", of which the same bound hides up to {most:z.0%}" if self.advice.bound and most >= 0.005 else ""
 
     @property
     def notes(self) -> list[str]:
@@ -197,26 +197,28 @@ def text(found: Diagnosis) -> str:
     bound = f", recorded at bound {found.trace.bound}" if found.trace.bound else ""
     kind = "measured" if found.trace.total_s is not None else "work alone"
     lines = [f"{ranks} ranks, {iterations} iterations ({found.trace.form}{bound})", ""]
+    size, unit = _unit(max(parts.total_s, found.curve_s[0]))
     remarks = {"static": _busiest(found), "dynamic": "waiting for whoever comes last"}
     for part, name in PARTS.items():
         seconds, share = found.seconds(part), found.share(part)
-        lines.append(f"  {name:18}{seconds:10.3f} s{share:7.1%}  {_bar(share, 24):24} {remarks.get(part, '')}".rstrip())
-    lines.append(f"  {kind:18}{parts.total_s:10.3f} s{1:7.1%}")
+        bar = f"{_bar(share, 24):24} {remarks.get(part, '')}"
+        lines.append(f"  {name:18}{seconds / size:z10.3f} {unit}{share:z7.1%}  {bar}".rstrip())
+    lines.append(f"  {kind:18}{parts.total_s / size:10.3f} {unit}{1:7.1%}")
     if found.trace.bound:
-        lines.append(
-            f"  its bound has won {parts.won_s:10.3f} s of dynamic imbalance already, which is not in this list"
-        )
+        won = f"{parts.won_s / size:10.3f} {unit}"
+        lines.append(f"  its bound has won {won} of dynamic imbalance already, which is not in this list")
     lines += ["", *wrap(_sentence(found.verdict), COLUMNS), "", f"  bound   {'time of this run, predicted':48}  less"]
     top = max(found.curve_s[0], 1e-300)
     enough = next(k for k in SHOWN if k >= advice.bound and found.curve_s[k] <= 1.001 * found.curve_s.min())
     for k in sorted({*(k for k in SHOWN if k <= enough), advice.bound}):
-        less = f"{1 - found.curve_s[k] / top:6.1%}" if k else ""
+        less = f"{1 - found.curve_s[k] / top:z6.1%}" if k else ""
         near = "the limit" if advice.enough else "the best tried"
         mark = f"  <- within 2 % of {near}" if k == advice.bound and k else ""
-        lines.append(f"  {k:5} {found.curve_s[k]:9.3f} s  {_bar(found.curve_s[k] / top, 36):36} {less}{mark}")
-    lines.append(
-        f"  limit {advice.limit_s:9.3f} s  {_bar(advice.limit_s / top, 36):36} {1 - advice.limit_s / top:6.1%}"
-    )
+        lines.append(
+            f"  {k:5} {found.curve_s[k] / size:9.3f} {unit}  {_bar(found.curve_s[k] / top, 36):36} {less}{mark}"
+        )
+    limit = advice.limit_s / top
+    lines.append(f"  limit {advice.limit_s / size:9.3f} {unit}  {_bar(limit, 36):36} {1 - limit:z6.1%}")
     lines += ["", *(line for cost in _costs(found) for line in wrap(cost, COLUMNS))]
     busiest = " ".join(str(each.busiest) for each in found.over_time)
     lines += wrap(f"busiest rank in each {found.width} iterations: {busiest}", COLUMNS)
@@ -245,18 +247,35 @@ def _costs(found: Diagnosis) -> list[str]:
     advice, slots = found.advice, 2 * (found.advice.bound + 1)
     if not advice.bound:
         return []
-    memory = f" = {advice.memory_bytes / 2**20:.1f} MiB" if advice.memory_bytes is not None else " of the largest block"
-    wait = f"a batch waits {1000 * advice.latency_s:.1f} ms longer for its scores (mean)"
+    memory = " of the largest block" if advice.memory_bytes is None else f" = {_bytes(advice.memory_bytes)}"
+    wait = f"a batch waits {_duration(advice.latency_s)} longer for its scores (mean)"
     ranks = f"at least {found.trace.world}" if found.trace.world else len(found.trace.work_s)
     lines = [f"a bound of {advice.bound} costs {ranks} x {slots} slots{memory} on each rank; {wait}"]
     if advice.hideable_s > 0:
-        hidden = f"hides up to {advice.hideable_s:.3f} s of the exchange itself, if that needs no core"
+        hidden = f"hides up to {_duration(advice.hideable_s)} of the exchange itself, if that needs no core"
         lines.append(f"besides, and not in the table, it {hidden}")
     return lines
 
 
 def _sentence(verdict: str) -> str:
     return f"{verdict[0].upper()}{verdict[1:]}."
+
+
+def _unit(seconds: float) -> tuple[float, str]:
+    """The unit in which a person would say it, in seconds, and its name."""
+    return next(((size, name) for size, name in ((1.0, "s"), (1e-3, "ms")) if seconds >= size), (1e-6, "us"))
+
+
+def _duration(seconds: float) -> str:
+    """Three digits, in a fitting unit."""
+    size, unit = _unit(seconds * 1.0005)
+    count = seconds / size
+    return f"{count:z.{2 - min(len(f'{count:.0f}') - 1, 2)}f} {unit}"
+
+
+def _bytes(count: int) -> str:
+    powers = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
+    return next((f"{count / size:.1f} {name}" for size, name in powers if count >= size), f"{count} bytes")
 
 
 def _bar(share: float, width: int) -> str:

@@ -36,7 +36,7 @@ def parts(rows: Table, lines: tuple[str, ...] = ()) -> alt.TopLevelMixin:
     ink = alt.when(alt.FieldOneOfPredicate("part", list(COLORS)[:2])).then(alt.value("white"))
     words = base.mark_text(fontSize=11).encode(x="place:Q", text="label:N", color=ink.otherwise(alt.value("#222222")))
     static, dynamic = (table[table["part"] == PARTS[part]].set_index("case")["share"] for part in ("static", "dynamic"))
-    told = "; ".join(f"{case} {static[case]:.0%} static, {dynamic[case]:.0%} dynamic" for case in cases)
+    told = "; ".join(f"{case} {static[case]:z.0%} static, {dynamic[case]:z.0%} dynamic" for case in cases)
     remedies = "Static: place tables better. Dynamic: bounded lag. Exchange: overlap."
     return alt.layer(bars, words).properties(
         width=WIDTH - 60, height=max(60, 30 * len(cases)), title=heading("Where the time goes", [*lines, remedies]),
