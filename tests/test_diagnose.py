@@ -204,6 +204,15 @@ def test_charts_draw_and_describe_themselves() -> None:
     assert points["wandering", 0]["measured"] == 1
 
 
+def test_a_map_of_more_ranks_than_can_be_drawn() -> None:
+    work_s = 0.01 + np.arange(300)[:, None] / 1e5 + np.zeros((300, 48))
+    rows = [row for case in ("a", "b") for row in of(work_s).rows_of_load(case)]
+    chart = charts.load(rows).to_dict()
+    (drawn,) = chart["datasets"].values()
+    assert {row["rank"] for row in drawn} == set(range(196, 300)) and len(drawn) == 2 * 24 * 104
+    assert "Drawn are the 104 busiest ranks." in str(chart["title"])
+
+
 # --- the command -----------------------------------------------------------------------------------------------------
 
 

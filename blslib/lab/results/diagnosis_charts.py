@@ -16,6 +16,9 @@ from blslib.lab.results.records import Row, spread
 
 COLORS = dict(zip(PARTS.values(), ("#0072B2", "#D55E00", "#F0C04C", "#BBBBBB"), strict=True))
 
+MOST_ROWS = 5000
+"""As many as Altair draws."""
+
 
 def parts(rows: Table, lines: tuple[str, ...] = ()) -> alt.TopLevelMixin:
     """One bar a case, its four parts adding up to the measured time; takes ``rows_of_parts``."""
@@ -103,6 +106,11 @@ def load(rows: Table, lines: tuple[str, ...] = ()) -> alt.FacetChart:
     said = "; ".join(f"{case} rank {row['idxmax'][1]} at {row['max']:.2f}" for case, row in busy.iterrows())
     told = "A row that stays orange is static imbalance; orange that wanders between rows is dynamic."
     said = f"work of each rank over the run; busiest: {said} times the mean"
+    if len(table) > MOST_ROWS:
+        most = MOST_ROWS * len(by_rank) // len(table) // len(busy)
+        drawn = by_rank.groupby("case", sort=False).rank(ascending=False, method="first") <= most
+        table = table[drawn.loc[pd.MultiIndex.from_frame(table[["case", "rank"]])].to_numpy()]
+        told = f"{told} Drawn are the {most} busiest ranks."
     height = int(np.clip(18 * table["rank"].nunique(), 60, 300))
     chart = panels([layer], table, "case", "Who is busy, and when?", [*lines, told], said, height)
     return chart.resolve_scale(y="independent")
