@@ -11,7 +11,6 @@ from typing import Any
 
 from blslib import __version__
 from blslib.lab import bench
-from blslib.lab.diagnosis import diagnose, traces
 from blslib.lab.diagnosis.tracefile import TraceError
 from blslib.lab.experiments import SCENARIOS
 from blslib.theory.delays import LAWS
@@ -73,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
         one.add_argument("--json", type=Path, metavar="FILE", help="write the rows there as well")
         for option in plan.options:
             one.add_argument(f"--{option}", **special[option])
-    benches.set_defaults(run=_bench)
+    benches.set_defaults(run=_bench, extra="lab")
     one = commands.add_parser(
         "diagnose",
         help="what would help a recorded run: bounded lag, other placement, or overlap",
@@ -92,11 +91,13 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--slot-bytes", type=_at_least(1), metavar="N", help="bytes of the largest block, to tell memory")
     one.add_argument("--json", metavar="FILE", help="write all numbers there as well; - prints them and nothing else")
     one.add_argument("--html", type=Path, metavar="FILE", help="write a page with figures, which needs no network")
-    one.set_defaults(run=_diagnose)
+    one.set_defaults(run=_diagnose, extra="diagnose")
     return top
 
 
 def _bench(given: dict[str, Any]) -> int:
+    import blslib.lab.ranks.launch  # noqa: F401  # first, since without it there is no need to look for an MPI
+
     name, file = given["name"], given["json"]
     options = bench.Options(**{each.name: given[each.name] for each in fields(bench.Options) if each.name in given})
     try:
@@ -112,6 +113,8 @@ def _bench(given: dict[str, Any]) -> int:
 
 
 def _diagnose(given: dict[str, Any]) -> int:
+    from blslib.lab.diagnosis import diagnose, traces
+
     files, out, page = given["files"], given["json"], given["html"]
     started_s = time.perf_counter()
     try:
@@ -143,6 +146,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 2
     try:
         return given["run"](given)
+    except ModuleNotFoundError as error:
+        cure = f"pip install 'blslib[{given['extra']}]'"
+        print(f"{given['command']} needs {error.name}, which is not installed: {cure}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

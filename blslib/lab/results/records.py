@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 
 from blslib import __version__
-from blslib.lab.ranks.launch import mpi_environment
 
 Row = dict[str, Any]
 
@@ -57,6 +56,8 @@ def processor() -> str:
 def provenance() -> Row:
     """What a number depends on besides its configuration: machine, versions, MPI settings."""
     from mpi4py import MPI
+
+    from blslib.lab.ranks.launch import mpi_environment
 
     packages = ("numpy", "torch", "mpi4py", "ipyparallel", "pandas", "altair")
     return {
