@@ -182,6 +182,12 @@ RUN_CSV = "rank,iteration,compute_s\n" + "".join(
 )
 
 
+NO_MPI = (
+    "no MPI to use (cannot load MPI library): install one, and only one, such as mpich with pip or conda, or "
+    "libmpich-dev on Debian"
+)
+
+
 def test_help_needs_no_extra(tmp_path: Path) -> None:
     for arguments in (["--help"], ["--version"], ["bench", "--help"], ["bench", "dlrm", "--help"], ["diagnose", "-h"]):
         done = with_extra("", *arguments, cwd=tmp_path)
@@ -207,6 +213,21 @@ def test_diagnose_needs_neither_mpi_nor_torch(tmp_path: Path) -> None:
     assert "dynamic imbalance" in done.stdout
     assert "vegaEmbed" in (tmp_path / "page.html").read_text()
     assert json.loads((tmp_path / "out.json").read_text())
+
+
+@pytest.mark.parametrize("module", ["alltoallv", "baselines", "process_group"])
+def test_without_an_mpi_library_it_says_what_brings_one(module: str) -> None:
+    environment = {**os.environ, "MPI4PY_LIBMPI": "no such library"}
+    command = [sys.executable, "-c", f"import blslib.collective.{module}"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=LONG_S)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == f"ImportError: {NO_MPI}"
+    assert "During handling" not in done.stderr
+
+
+def test_a_bench_without_an_mpi_library_is_one_line(tmp_path: Path) -> None:
+    done = with_extra("lab", "bench", "alltoallv", "--quick", cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", f"{NO_MPI}\n")
 
 
 def test_no_address_of_a_package_index() -> None:

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from mpi4py import MPI
 
+from blslib.collective.mpi import MPI
 from blslib.collective.waiting import complete
 
 CHANNELS = ("auto", "ring", "messages")

@@ -13,13 +13,13 @@ from contextlib import nullcontext, suppress
 from typing import NamedTuple, TypeVar
 
 import numpy as np
-from mpi4py import MPI
 
 from blslib.collective.agreement import DEFAULT_TIMEOUT_S, agree, same_host
 from blslib.collective.blocks import as_bytes
 from blslib.collective.errors import BlockError, ExchangeError, LateError, PeerError
 from blslib.collective.exchange import Arrival, Block, Exchange
 from blslib.collective.messages import Messages
+from blslib.collective.mpi import MPI
 from blslib.collective.protocol import BoundedLag, Steps
 from blslib.collective.ring import CLOSED, FAILED, LATE, LINE_BYTES, Layout, Notice, Ring, UnexpectedSize, round_up
 from blslib.collective.waiting import Policy, complete, yield_then_sleep

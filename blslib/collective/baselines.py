@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from mpi4py import MPI
 
 from blslib.collective.blocks import as_bytes
 from blslib.collective.errors import ExchangeError
 from blslib.collective.exchange import Arrival, Block, Exchange
+from blslib.collective.mpi import MPI
 from blslib.collective.waiting import Policy, complete, yield_then_sleep
 
 

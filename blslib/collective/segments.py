@@ -12,7 +12,7 @@ import secrets
 import tempfile
 from contextlib import suppress
 
-from mpi4py import MPI
+from blslib.collective.mpi import MPI
 
 SHARED_DIR = "/dev/shm" if os.path.isdir("/dev/shm") else tempfile.gettempdir()
 

@@ -150,6 +150,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         cure = f"pip install 'blslib[{given['extra']}]'"
         print(f"{given['command']} needs {error.name}, which is not installed: {cure}", file=sys.stderr)
         return 1
+    except ImportError as error:
+        print(error, file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -69,7 +69,7 @@ def mpiexec() -> str:
     own = Path(sys.prefix) / "bin" / "mpiexec"
     found = str(own) if own.exists() else shutil.which("mpiexec")
     if found is None:
-        raise FileNotFoundError(f"no mpiexec in {own.parent} nor on PATH: run ./reproduce.sh setup, or install one MPI")
+        raise FileNotFoundError(f"no mpiexec in {own.parent} nor on PATH: run ./reproduce.sh setup, or pip install mpich")
     return found
 
 

@@ -55,8 +55,7 @@ def processor() -> str:
 
 def provenance() -> Row:
     """What a number depends on besides its configuration: machine, versions, MPI settings."""
-    from mpi4py import MPI
-
+    from blslib.collective.mpi import MPI
     from blslib.lab.ranks.launch import mpi_environment
 
     packages = ("numpy", "torch", "mpi4py", "ipyparallel", "pandas", "altair")
