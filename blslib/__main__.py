@@ -1,8 +1,21 @@
 """``python -m blslib``."""
 
+import os
+import signal
 import sys
+from types import FrameType
 
-from blslib.lab.cli import main
+
+def _end(number: int, frame: FrameType | None) -> None:
+    """End at once: an exception in the midst of imports would be lost in some, and reported at length by others."""
+    os.write(2, b"interrupted\n")
+    os._exit(128 + number)
+
 
 if __name__ == "__main__":
+    for each in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(each) != signal.SIG_IGN:
+            signal.signal(each, _end)
+    from blslib.lab.cli import main
+
     sys.exit(main())

@@ -9,6 +9,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -201,13 +202,16 @@ def bench(name: str, options: Options) -> list[Row]:
     # Here, since whoever asks for help needs none of it.
     from blslib.lab.ranks.hosts import run_on_two
     from blslib.lab.ranks.launch import run_ranks
+    from blslib.lab.ranks.signals import undisturbed
 
     start = run_on_two if PLANS[name].two_hosts else run_ranks
     steps = PLANS[name].steps(options)
     timeout_s = TIMEOUT_S + 60 * (options.minutes or 0)
     found: list[Row] = []
     for ranks in dict.fromkeys(step.ranks or options.ranks for step in steps):
-        with tempfile.TemporaryDirectory(prefix="bls-") as folder:
+        with ExitStack() as stack:
+            with undisturbed():
+                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="bls-"))
             rows = Path(folder, "rows.json")
             plan = Path(folder, "plan.json")
             plan.write_text(json.dumps([step for step in steps if (step.ranks or options.ranks) == ranks]))

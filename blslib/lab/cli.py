@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import signal
 import sys
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -13,6 +14,7 @@ from blslib import __version__
 from blslib.lab import bench
 from blslib.lab.diagnosis.tracefile import TraceError
 from blslib.lab.experiments import SCENARIOS
+from blslib.lab.ranks.signals import answering
 from blslib.theory.delays import LAWS
 
 
@@ -95,14 +97,22 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def _interrupt(number: int, _: object) -> None:
+    raise KeyboardInterrupt(number)
+
+
 def _bench(given: dict[str, Any]) -> int:
+    import mpi4py
+
     import blslib.lab.ranks.launch  # noqa: F401  # first, since without it there is no need to look for an MPI
 
+    mpi4py.rc.initialize = False  # this process is no rank
     name, file = given["name"], given["json"]
     options = bench.Options(**{each.name: given[each.name] for each in fields(bench.Options) if each.name in given})
     try:
         print(bench.heading(name, options), flush=True)
-        rows = bench.bench(name, options)
+        with answering(_interrupt):  # from here on there is something to clear away
+            rows = bench.bench(name, options)
     except (RuntimeError, TimeoutError, FileNotFoundError) as error:
         print(error, file=sys.stderr)
         return 1
@@ -153,6 +163,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ImportError as error:
         print(error, file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as signalled:
         print("interrupted", file=sys.stderr)
-        return 130
+        return 128 + (signalled.args[0] if signalled.args else signal.SIGINT)

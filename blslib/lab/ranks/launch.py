@@ -18,6 +18,8 @@ from typing import Any
 
 import psutil
 
+from blslib.lab.ranks.signals import undisturbed
+
 _ROOT = Path(__file__).resolve().parents[3]
 
 _SETTINGS = {
@@ -69,7 +71,7 @@ def mpiexec() -> str:
     own = Path(sys.prefix) / "bin" / "mpiexec"
     found = str(own) if own.exists() else shutil.which("mpiexec")
     if found is None:
-        raise FileNotFoundError(f"no mpiexec in {own.parent} nor on PATH: run ./reproduce.sh setup, or pip install mpich")
+        raise FileNotFoundError(f"no mpiexec in {own.parent} nor on PATH: run ./reproduce.sh setup, or install mpich")
     return found
 
 
@@ -112,7 +114,8 @@ class Guard:
     def __init__(self, folder: str = "") -> None:
         """Start it; ``folder``, if given, is removed at the end."""
         command = [sys.executable, "-P", __file__, folder]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, start_new_session=True)
+        how: dict[str, Any] = {"stdin": subprocess.PIPE, "text": True, "start_new_session": True}
+        self._process = subprocess.Popen(command, env=rank_environment(), **how)
 
     def watch(self, pid: int) -> None:
         """Add a process, with all that it has started by the time we are gone."""
@@ -161,19 +164,22 @@ def run_guarded(
         TimeoutError: the deadline passed; carries the end of the output.
     """
     # A file and not a pipe: a pipe would stay open, and we would wait, for as long as any grandchild holds it.
-    with tempfile.TemporaryFile("w+", errors="replace") as output, contextlib.closing(Guard()) as guard:
+    with tempfile.TemporaryFile("w+", errors="replace") as output, contextlib.ExitStack() as stack:
         how: dict[str, Any] = {"stdin": subprocess.DEVNULL, "env": env, "cwd": cwd, "start_new_session": True}
         if capture:
             how |= {"stdout": output, "stderr": subprocess.STDOUT}
-        process = subprocess.Popen(command, **how)
-        try:
+        with undisturbed():
+            guard = stack.enter_context(contextlib.closing(Guard()))
+            process = subprocess.Popen(command, **how)
             guard.watch(process.pid)
+        try:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(timeout_s)
             late = process.returncode is None
         finally:
-            guard.close()  # which ends what still runs, however we leave
-            process.wait()
+            with undisturbed():
+                guard.close()  # which ends what still runs, however we leave
+                process.wait()
         output.seek(0)
         printed = output.read()
     if late:
