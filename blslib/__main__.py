@@ -1,5 +1,6 @@
 """``python -m blslib``."""
 
+import io
 import os
 import signal
 import sys
@@ -16,6 +17,10 @@ if __name__ == "__main__":
     for each in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(each) != signal.SIG_IGN:
             signal.signal(each, _end)
+    nowhere = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")  # for a stream that is closed
+    sys.stdout, sys.stderr = sys.stdout or nowhere, sys.stderr or nowhere
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # bars, where a terminal knows no more than ASCII
     from blslib.lab.cli import main
 
     sys.exit(main())

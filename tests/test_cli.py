@@ -77,3 +77,46 @@ def test_an_interrupted_bench_leaves_nothing(tmp_path: Path, number: signal.Sign
     assert (process.returncode, said) == (128 + number, "interrupted\n")
     assert list(tmp_path.iterdir()) == []
     assert until(lambda: not alive(started)), alive(started)
+
+
+def run(*arguments: str, cwd: Path, **streams: object) -> subprocess.CompletedProcess[str]:
+    wanted = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL} | streams
+    options = {"cwd": cwd, "env": environment(cwd), "text": True, "timeout": LONG_S}
+    return subprocess.run([*BLSLIB, *arguments], **options, **wanted)
+
+
+def test_output_that_goes_nowhere(tmp_path: Path) -> None:
+    """A full disk is told; a pipe that nobody reads any more, or a stream that was closed before, is not."""
+    (tmp_path / "run.csv").write_text(RUN_CSV)
+    with open("/dev/full", "w") as full:
+        done = run("diagnose", "run.csv", "--json", "out.json", cwd=tmp_path, stdout=full)
+    assert (done.returncode, done.stderr) == (1, "cannot print: No space left on device: send the output elsewhere\n")
+    assert (tmp_path / "out.json").exists()
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = run("diagnose", "run.csv", cwd=tmp_path, stdout=writing)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
+    for closed, code in (("1", 0), ("2", 0)):
+        shell = f'exec "$@" {closed}>&-'
+        command = ["sh", "-c", shell, "sh", *BLSLIB, "diagnose", "run.csv"]
+        done = subprocess.run(command, cwd=tmp_path, env=environment(tmp_path), capture_output=True, timeout=LONG_S)
+        assert (done.returncode, done.stderr) == (code, b"")
+
+
+def test_bars_on_a_terminal_that_knows_ascii_alone(tmp_path: Path) -> None:
+    (tmp_path / "run.csv").write_text(RUN_CSV)
+    ascii_only = environment(tmp_path) | {"PYTHONIOENCODING": "ascii"}
+    command = [*BLSLIB, "diagnose", "run.csv"]
+    done = subprocess.run(command, cwd=tmp_path, env=ascii_only, capture_output=True, text=True, timeout=LONG_S)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "dynamic imbalance" in done.stdout
+
+
+@pytest.mark.parametrize("place", [".", "run.csv/x", "/proc/x"])
+def test_where_nothing_can_be_written_is_told_before_the_work(tmp_path: Path, place: str) -> None:
+    (tmp_path / "run.csv").write_text(RUN_CSV)
+    for arguments in (["diagnose", "run.csv", "--html", place], [*BENCH, "--json", place]):
+        done = run(*arguments, cwd=tmp_path)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith(f"cannot write {place}: ") and done.stderr.count("\n") == 1

@@ -15,6 +15,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from blslib.lab.results import files
 from blslib.lab.results.records import Row, provenance
 
 TIMEOUT_S = 3600.0
@@ -214,7 +215,7 @@ def bench(name: str, options: Options) -> list[Row]:
                 folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="bls-"))
             rows = Path(folder, "rows.json")
             plan = Path(folder, "plan.json")
-            plan.write_text(json.dumps([step for step in steps if (step.ranks or options.ranks) == ranks]))
+            files.write({plan: json.dumps([step for step in steps if (step.ranks or options.ranks) == ranks])})
             arguments = ["-m", "blslib.lab.bench", str(plan), str(rows)]
             done = start(ranks, arguments, timeout_s=timeout_s, capture=False)
             if done.returncode or not rows.exists():
@@ -236,7 +237,7 @@ def on_ranks(plan: str, out: str) -> None:
         arguments = {key: tuple(value) if isinstance(value, list) else value for key, value in step.arguments.items()}
         rows += module.run(comm, getattr(module, step.config)(**arguments))
     if comm.rank == 0:
-        Path(out).write_text(json.dumps(rows))
+        files.write({Path(out): json.dumps(rows)})
 
 
 def table(name: str, rows: Sequence[Row]) -> str:
@@ -268,4 +269,7 @@ def heading(name: str, options: Options) -> str:
 
 if __name__ == "__main__":
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    on_ranks(*sys.argv[1:])
+    try:
+        on_ranks(*sys.argv[1:])
+    except files.WriteError as error:
+        sys.exit(str(error))

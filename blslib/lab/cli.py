@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import signal
 import sys
 import time
@@ -15,6 +16,7 @@ from blslib.lab import bench
 from blslib.lab.diagnosis.tracefile import TraceError
 from blslib.lab.experiments import SCENARIOS
 from blslib.lab.ranks.signals import answering
+from blslib.lab.results import files
 from blslib.theory.delays import LAWS
 
 
@@ -25,7 +27,8 @@ def _several(kind: Callable[[str], object], known: Collection[object] = ()) -> C
         try:
             values = tuple(kind(part) for part in text.split(",") if part)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r}: expected numbers with commas between them") from None
+            what = f"expected {kind.__name__}, several with commas between them"
+            raise argparse.ArgumentTypeError(f"{text!r}: {what}") from None
         if not values or any(known and value not in known for value in values):
             raise argparse.ArgumentTypeError(f"{text!r}: choose from {', '.join(map(str, known)) or 'whole numbers'}")
         return values
@@ -40,8 +43,18 @@ def _at_least(least: int, unit: int = 1) -> Callable[[str], int]:
             raise ValueError
         return value
 
-    parse.__name__ = f"whole number >= {least}"
+    parse.__name__ = f"whole number >= {least}" + (f", a multiple of {unit}" if unit > 1 else "")
     return parse
+
+
+def _minutes(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise ValueError
+    return value
+
+
+_minutes.__name__ = "number of minutes > 0"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -54,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
     special: dict[str, Any] = {
         "bytes": {"type": _several(_at_least(4, 4)), "metavar": "N,N,...", "help": "bytes per block, multiples of 4"},
         "laws": {"type": _several(str, LAWS), "metavar": "LAW,...", "help": f"of {', '.join(LAWS)}"},
-        "minutes": {"type": float, "metavar": "M", "help": "how long (1)"},
+        "minutes": {"type": _minutes, "metavar": "M", "help": "how long (1)"},
         "scenarios": {"type": _several(str, SCENARIOS), "metavar": "NAME,...", "help": f"of {', '.join(SCENARIOS)}"},
     }
     benches = commands.add_parser("bench", help="measure on MPI ranks of its own and print a table")
@@ -109,60 +122,84 @@ def _bench(given: dict[str, Any]) -> int:
     mpi4py.rc.initialize = False  # this process is no rank
     name, file = given["name"], given["json"]
     options = bench.Options(**{each.name: given[each.name] for each in fields(bench.Options) if each.name in given})
+    print(bench.heading(name, options), flush=True)
     try:
-        print(bench.heading(name, options), flush=True)
         with answering(_interrupt):  # from here on there is something to clear away
             rows = bench.bench(name, options)
-    except (RuntimeError, TimeoutError, FileNotFoundError) as error:
+    except RuntimeError as error:
         print(error, file=sys.stderr)
         return 1
-    print(bench.table(name, rows))
-    if file is not None:
-        file.write_text(json.dumps(rows, indent=1) + "\n")
+    try:
+        if file is not None:
+            files.write({file: json.dumps(rows, indent=1) + "\n"})
+    finally:
+        print(bench.table(name, rows))
     return 0
 
 
 def _diagnose(given: dict[str, Any]) -> int:
     from blslib.lab.diagnosis import diagnose, traces
 
-    files, out, page = given["files"], given["json"], given["html"]
+    paths, out, page = given["files"], given["json"], given["html"]
     started_s = time.perf_counter()
     try:
-        trace = traces.read(files)
+        trace = traces.read(paths)
     except TraceError as error:
         print(error, file=sys.stderr)
         return 2
     read_s = time.perf_counter() - started_s
     found = diagnose.diagnose(trace, slot_bytes=given["slot_bytes"])
     text = json.dumps(found.as_row() | {"read_s": read_s}, indent=1) + "\n"
-    if out == "-":
-        print(text, end="")
-    else:
-        print(diagnose.text(found))
-        print(f"read {sum(file.stat().st_size for file in files) / 1e6:,.1f} MB in {read_s:.1f} s")
-        if out is not None:
-            Path(out).write_text(text)
-    if page is not None:
-        page.write_text(diagnose.html(found, ", ".join(file.name for file in files[:4])))
+    try:
+        written = {} if out in (None, "-") else {Path(out): text}
+        if page is not None:
+            written[page] = diagnose.html(found, ", ".join(path.name for path in paths[:4]))
+        files.write(written)
+    finally:
+        if out == "-":
+            print(text, end="")
+        else:
+            print(diagnose.text(found))
+            print(f"read {sum(path.stat().st_size for path in paths) / 1e6:,.1f} MB in {read_s:.1f} s")
     return 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; 0 when it did what it says."""
+    try:
+        try:
+            return _command(arguments)
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except KeyboardInterrupt as signalled:
+        print("interrupted", file=sys.stderr)
+        return 128 + (signalled.args[0] if signalled.args else signal.SIGINT)
+    except OSError as error:
+        sys.stdout = None  # what it still holds is not tried again at the end
+        if isinstance(error, BrokenPipeError):  # whoever read has seen enough
+            return 128 + signal.SIGPIPE
+        if error.errno is not None and error.filename is None:
+            error = OSError(f"cannot print: {error.strerror}: send the output elsewhere")
+        print(error, file=sys.stderr)
+        return 1
+    except ImportError as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+def _command(arguments: Sequence[str] | None) -> int:
     given = vars(parser().parse_args(arguments))
-    for file in (given["json"], given.get("html")):
-        if file not in (None, "-") and not Path(file).absolute().parent.is_dir():
-            print(f"cannot write {file}: its folder does not exist", file=sys.stderr)
-            return 2
+    try:
+        for file in (given["json"], given.get("html")):
+            if file not in (None, "-"):
+                files.check(Path(file))
+    except files.WriteError as error:
+        print(error, file=sys.stderr)
+        return 2
     try:
         return given["run"](given)
     except ModuleNotFoundError as error:
         cure = f"pip install 'blslib[{given['extra']}]'"
         print(f"{given['command']} needs {error.name}, which is not installed: {cure}", file=sys.stderr)
         return 1
-    except ImportError as error:
-        print(error, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt as signalled:
-        print("interrupted", file=sys.stderr)
-        return 128 + (signalled.args[0] if signalled.args else signal.SIGINT)
