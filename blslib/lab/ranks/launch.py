@@ -53,7 +53,10 @@ def mpi_environment() -> dict[str, str]:
 
     They change latency, so experiments record them. Source: what mpi4py sets for its own tests on small machines.
     """
-    return {name: os.environ.get(name, value) for name, value in _SETTINGS.items()}
+    settings = {name: os.environ.get(name, value) for name, value in _SETTINGS.items()}
+    # UCX listens where others can reach it, and asks nobody who they are.
+    network = os.environ.get("UCX_NET_DEVICES", "lo" if settings["HYDRA_LAUNCHER"] == "fork" else "")
+    return settings | ({"UCX_NET_DEVICES": network} if network else {})
 
 
 def rank_environment() -> dict[str, str]:
