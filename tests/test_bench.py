@@ -98,13 +98,13 @@ def test_memory_is_slots_and_headers(measured: dict[str, Rows]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["bench", "alltoallv", "--bytes", "6"], "'6': expected whole number >= 4, a multiple of 4, several"),
+        (["bench", "alltoallv", "--bytes", "6"], "'6': expected whole number >= 4, a multiple of 4, and below"),
         (["bench", "alltoallv", "--bounds", "-1"], "expected"),
         (["bench", "delayed", "--laws", "gauss"], "choose from none, bernoulli"),
         (["bench", "dlrm", "--scenarios", "x"], "choose from balanced"),
         (["bench", "dlrm", "--laws", "none"], "unrecognized arguments"),
         (["bench", "alltoallv", "--ranks", "0"], "--ranks"),
-        (["bench", "simulate", "--ranks", "0"], "'0': expected whole number >= 1, several"),
+        (["bench", "simulate", "--ranks", "0"], "'0': expected whole number >= 1, and below"),
         (["bench", "soak", "--minutes", "nan"], "invalid number of minutes > 0"),
         (["bench", "soak", "--minutes", "-1"], "invalid number of minutes > 0"),
         (["bench", "nothing"], "invalid choice"),

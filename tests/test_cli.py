@@ -7,10 +7,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+from mpi4py import MPI
 
+from blslib.lab import cli
+from blslib.lab.experiments.measure import Contender, exchanges
 from tests.conftest import LONG_S, ROOT, alive, until
 from tests.test_setup import RUN_CSV
 
@@ -120,3 +124,50 @@ def test_where_nothing_can_be_written_is_told_before_the_work(tmp_path: Path, pl
         done = run(*arguments, cwd=tmp_path)
         assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr.startswith(f"cannot write {place}: ") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--ranks", "1000000"], "1000000 ranks need 62500.0 GiB, "),
+        (["--ranks", "2", "--bytes", str(1 << 38)], "Unable to allocate "),
+        (["--ranks", "2", "--bytes", "4096", "--bounds", "50000000"], "2 ranks on one host need "),
+    ],
+)
+def test_more_than_this_machine_has_is_refused_in_words(tmp_path: Path, options: list[str], said: str) -> None:
+    done = run("bench", "alltoallv", "--quick", *options, cwd=tmp_path)
+    assert done.returncode == 1
+    first, *others = done.stderr.splitlines()
+    assert first.startswith(said)
+    assert others in ([], ["the ranks of bench alltoallv ended with code 1, see above"])
+
+
+def test_a_window_that_does_not_fit_is_refused_before_it_is_touched() -> None:
+    """Nothing is taken until it is written to, so nobody else would notice in time."""
+    eighth = [psutil.virtual_memory().available // 8 // 4]
+    with pytest.raises(MemoryError, match=r"the exchanges of a host need .* GiB, .* are free: ask for smaller blocks"):
+        with exchanges(MPI.COMM_SELF, [Contender("window", 10)], eighth, eighth, 4):
+            pass
+
+
+def test_without_a_launcher_or_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert cli.main(["bench", "alltoallv"]) == 1
+    shown = capsys.readouterr()
+    assert not shown.out and shown.err.startswith("no mpiexec in ") and shown.err.count("\n") == 1
+    bare = {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
+    command = [*BLSLIB, *BENCH, "--bytes", "64", "--bounds", "0", "--repeats", "1"]
+    done = subprocess.run(command, cwd=tmp_path, env=bare, capture_output=True, text=True, timeout=LONG_S)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_nowhere_for_what_is_temporary(tmp_path: Path) -> None:
+    code = f"import runpy, tempfile\ntempfile._candidate_tempdir_list = lambda: [{str(tmp_path / 'none')!r}]\n"
+    code += "runpy.run_module('blslib', run_name='__main__', alter_sys=True)"
+    command = [sys.executable, "-c", code, *BENCH]
+    options = {"env": environment(tmp_path), "timeout": LONG_S}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, **options)
+    assert done.returncode == 1
+    assert done.stderr.startswith("cannot go on: ") and "No usable temporary directory found" in done.stderr
+    assert done.stderr.count("\n") == 1

@@ -197,12 +197,12 @@ def bench(name: str, options: Options) -> list[Row]:
     """Start ranks, run a bench on them, and return its rows.
 
     Raises:
-        RuntimeError: the ranks failed, and have told the terminal why.
+        RuntimeError: there is no room for so many ranks, or they failed, and have told the terminal why.
         TimeoutError: they did not end within an hour, or an hour more than was asked for.
     """
     # Here, since whoever asks for help needs none of it.
     from blslib.lab.ranks.hosts import run_on_two
-    from blslib.lab.ranks.launch import run_ranks
+    from blslib.lab.ranks.launch import check_room, run_ranks
     from blslib.lab.ranks.signals import undisturbed
 
     start = run_on_two if PLANS[name].two_hosts else run_ranks
@@ -210,6 +210,7 @@ def bench(name: str, options: Options) -> list[Row]:
     timeout_s = TIMEOUT_S + 60 * (options.minutes or 0)
     found: list[Row] = []
     for ranks in dict.fromkeys(step.ranks or options.ranks for step in steps):
+        check_room(ranks)
         with ExitStack() as stack:
             with undisturbed():
                 folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="bls-"))
@@ -271,5 +272,7 @@ if __name__ == "__main__":
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     try:
         on_ranks(*sys.argv[1:])
-    except files.WriteError as error:
-        sys.exit(str(error))
+    except (MemoryError, files.WriteError) as told:  # on every rank, or on rank 0 alone
+        from blslib.collective.mpi import MPI
+
+        sys.exit(1 if MPI.COMM_WORLD.rank else str(told))

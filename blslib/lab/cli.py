@@ -1,6 +1,7 @@
 """The command line: ``python -m blslib``."""
 
 import argparse
+import errno
 import json
 import math
 import signal
@@ -39,11 +40,12 @@ def _several(kind: Callable[[str], object], known: Collection[object] = ()) -> C
 def _at_least(least: int, unit: int = 1) -> Callable[[str], int]:
     def parse(text: str) -> int:
         value = int(text)
-        if value < least or value % unit:
+        if not least <= value < 1 << 40 or value % unit:
             raise ValueError
         return value
 
-    parse.__name__ = f"whole number >= {least}" + (f", a multiple of {unit}" if unit > 1 else "")
+    what = f"whole number >= {least}" + (f", a multiple of {unit}" if unit > 1 else "")
+    parse.__name__ = f"{what}, and below 2**40"
     return parse
 
 
@@ -117,8 +119,9 @@ def _interrupt(number: int, _: object) -> None:
 def _bench(given: dict[str, Any]) -> int:
     import mpi4py
 
-    import blslib.lab.ranks.launch  # noqa: F401  # first, since without it there is no need to look for an MPI
+    from blslib.lab.ranks.launch import mpiexec
 
+    mpiexec()  # without it there is no need to begin
     mpi4py.rc.initialize = False  # this process is no rank
     name, file = given["name"], given["json"]
     options = bench.Options(**{each.name: given[each.name] for each in fields(bench.Options) if each.name in given})
@@ -179,9 +182,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout = None  # what it still holds is not tried again at the end
         if isinstance(error, BrokenPipeError):  # whoever read has seen enough
             return 128 + signal.SIGPIPE
-        if error.errno is not None and error.filename is None:
-            error = OSError(f"cannot print: {error.strerror}: send the output elsewhere")
-        print(error, file=sys.stderr)
+        told = f"cannot go on: {error}" if error.errno else str(error)
+        if error.errno == errno.ENOSPC and error.filename is None:
+            told = f"cannot print: {error.strerror}: send the output elsewhere"
+        print(told, file=sys.stderr)
         return 1
     except ImportError as error:
         print(error, file=sys.stderr)

@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+import psutil
 from mpi4py import MPI
 
 from blslib.collective.alltoallv import BoundedLagAlltoallv
@@ -78,15 +79,31 @@ def exchanges(
     """The exchange of every contender, closed in the end. Collective.
 
     Every slot has been used once, so that no run pays for touching memory the first time.
+
+    Raises:
+        MemoryError: on every rank, if a host has no room for all of them.
     """
     blocks = tuple(np.zeros(count, np.float32) for count in send_counts)
+    free = psutil.virtual_memory().available
     with ExitStack() as stack:
         made = {item: stack.enter_context(item.build(comm, send_counts, recv_counts, slot_bytes)) for item in items}
+        _check_room(comm, sum(exchange.memory_bytes for exchange in made.values()), free)
         for exchange in made.values():
             for _ in range(2 * (exchange.bound + 1)):
                 exchange.post(blocks)
             exchange.drain()
         yield made
+
+
+def _check_room(comm: MPI.Intracomm, mine: int, free: int) -> None:
+    """Before all of it is touched, as the kernel gives more memory away than there is."""
+    node: Any = comm.Split_type(MPI.COMM_TYPE_SHARED)
+    needed, free = node.allreduce(mine), node.bcast(free)
+    node.Free()
+    if short := [each for each in comm.allgather((needed, free)) if each[0] > each[1]]:
+        needed, free = short[0]
+        cure = "ask for smaller blocks, lower bounds or fewer ranks"
+        raise MemoryError(f"the exchanges of a host need {needed / 2**30:.1f} GiB, {free / 2**30:.1f} are free: {cure}")
 
 
 def interleaved(repeats: int, items: Sequence[Item], once: Callable[[Item], Result]) -> dict[Item, list[Result]]:

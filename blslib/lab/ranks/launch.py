@@ -22,6 +22,9 @@ from blslib.lab.ranks.signals import undisturbed
 
 _ROOT = Path(__file__).resolve().parents[3]
 
+RANK_BYTES = 64 << 20
+"""Memory of a rank with numpy and MPI, before it has done anything."""
+
 _SETTINGS = {
     # One thread per rank: ranks already outnumber the cores of a small machine.
     "OMP_NUM_THREADS": "1",
@@ -188,6 +191,17 @@ def run_guarded(
     if late:
         raise TimeoutError(f"no end after {timeout_s:g} s: {' '.join(command)}\n{printed[-4000:]}".rstrip())
     return subprocess.CompletedProcess(command, process.returncode, printed if capture else None)
+
+
+def check_room(ranks: int) -> None:
+    """Refuse more ranks than this host has memory for, before the kernel ends what it likes.
+
+    Raises:
+        RuntimeError: there is no room, and they would all be here.
+    """
+    needed, free = ranks * RANK_BYTES, psutil.virtual_memory().available
+    if needed > free and mpi_environment()["HYDRA_LAUNCHER"] == "fork":
+        raise RuntimeError(f"{ranks} ranks need {needed / 2**30:.1f} GiB, {free / 2**30:.1f} are free: ask for fewer")
 
 
 def run_ranks(
