@@ -126,6 +126,15 @@ def test_where_nothing_can_be_written_is_told_before_the_work(tmp_path: Path, pl
         assert done.stderr.startswith(f"cannot write {place}: ") and done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("options", [["--json", "run.csv"], ["--html", "./run.csv"], ["--json", "x", "--html", "x"]])
+def test_what_is_read_is_not_written_over(tmp_path: Path, options: list[str]) -> None:
+    (tmp_path / "run.csv").write_text(RUN_CSV)
+    done = run("diagnose", "run.csv", *options, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == f"cannot write {Path(options[-1])}: the command line names it twice: name another file\n"
+    assert (tmp_path / "run.csv").read_text() == RUN_CSV
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

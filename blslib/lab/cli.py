@@ -195,9 +195,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _command(arguments: Sequence[str] | None) -> int:
     given = vars(parser().parse_args(arguments))
     try:
+        taken = [path.resolve() for path in given.get("files", ())]
         for file in (given["json"], given.get("html")):
             if file not in (None, "-"):
                 files.check(Path(file))
+                if Path(file).resolve() in taken and not files.is_device(Path(file)):
+                    raise files.WriteError(f"cannot write {file}: the command line names it twice: name another file")
+                taken.append(Path(file).resolve())
     except files.WriteError as error:
         print(error, file=sys.stderr)
         return 2
