@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,9 @@ from blslib.collective.exchange import Arrival
 from blslib.lab import cli
 from blslib.lab.bench import PLANS
 from blslib.lab.experiments import micro, soak
-from blslib.lab.experiments.measure import Contender, Run, contenders, interleaved
+from blslib.lab.experiments.measure import Contender, Run, Timed, contenders, interleaved
 from blslib.lab.results import records
-from tests.conftest import LONG_S
+from tests.conftest import LONG_S, punctual, within
 
 Rows = list[dict[str, Any]]
 
@@ -97,12 +98,15 @@ def test_memory_is_slots_and_headers(measured: dict[str, Rows]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["bench", "alltoallv", "--bytes", "6"], "expected numbers"),
+        (["bench", "alltoallv", "--bytes", "6"], "'6': expected whole number >= 4, a multiple of 4, and below"),
         (["bench", "alltoallv", "--bounds", "-1"], "expected"),
         (["bench", "delayed", "--laws", "gauss"], "choose from none, bernoulli"),
         (["bench", "dlrm", "--scenarios", "x"], "choose from balanced"),
         (["bench", "dlrm", "--laws", "none"], "unrecognized arguments"),
         (["bench", "alltoallv", "--ranks", "0"], "--ranks"),
+        (["bench", "simulate", "--ranks", "0"], "'0': expected whole number >= 1, and below"),
+        (["bench", "soak", "--minutes", "nan"], "invalid number of minutes > 0"),
+        (["bench", "soak", "--minutes", "-1"], "invalid number of minutes > 0"),
         (["bench", "nothing"], "invalid choice"),
         (["bench", "alltoallv", "--json", "no/such/folder/x.json"], "its folder does not exist"),
     ],
@@ -140,6 +144,37 @@ def test_lag_and_work_of_a_run() -> None:
     np.testing.assert_allclose(run.waiting_s, [1.6, 1.4])
     # By hand, synchronous: 0.5, then 2.0, then 2.5, then 0.4 after the drain on rank 0.
     assert run.predicted_s(0) == pytest.approx(2.9)
+
+
+@punctual
+def test_what_collect_takes_is_no_work() -> None:
+    """In every call of the exchange time is waiting, and outside of them it is work."""
+    nap_s = 0.02
+
+    class Sleeping:
+        rank, size = 0, 1
+
+        def post(self, blocks: object) -> list[Arrival]:
+            return []
+
+        def collect(self, through: int | None = None) -> list[Arrival]:
+            time.sleep(nap_s)
+            return [Arrival(0, [])] if through is None else []
+
+        def drain(self) -> list[Arrival]:
+            return []
+
+    timed = Timed(MPI.COMM_SELF, Sleeping())
+    timed.start()
+    for _ in range(3):
+        timed.post([])
+        assert timed.collect() == [Arrival(0, [])] and timed.collect(0) == []
+    timed.drain()
+    run = timed.end()
+    assert run.waiting_s.sum() >= 6 * nap_s
+    assert run.work_s.shape == (1, 3)
+    within(nap_s, float(run.work_s.max()), run)
+    within(nap_s, run.predicted_s(0), run)
 
 
 def test_the_timed_loop_compares_whole_blocks() -> None:

@@ -312,15 +312,6 @@ def test_errors_are_one_line(
     assert not shown.out
 
 
-def test_whoever_has_read_enough_may_go(tmp_path: Path) -> None:
-    """As in ``| head -1``."""
-    command = [sys.executable, "-m", "blslib", "diagnose", str(recorded(tmp_path, QUIET_S))]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdout and process.stderr
-        process.stdout.close()
-        assert (process.stderr.read(), process.wait()) == (b"", 0)
-
-
 def test_help_and_no_mpi(tmp_path: Path) -> None:
     """The command explains itself, and a diagnosis starts no MPI and loads neither torch nor a chart."""
     done = subprocess.run(

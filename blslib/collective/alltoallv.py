@@ -13,7 +13,6 @@ from contextlib import ExitStack, suppress
 from typing import TypeVar
 
 import numpy as np
-from mpi4py import MPI
 
 from blslib.collective.agreement import DEFAULT_TIMEOUT_S, agree, examine, same_host
 from blslib.collective.blocks import as_bytes
@@ -21,6 +20,7 @@ from blslib.collective.building import Building
 from blslib.collective.errors import BlockError, ExchangeError, LateError, PeerError
 from blslib.collective.exchange import Arrival, Block, Call, Exchange
 from blslib.collective.messages import Messages
+from blslib.collective.mpi import MPI
 from blslib.collective.protocol import BoundedLag, Steps
 from blslib.collective.ring import CLOSED, FAILED, LATE, LINE_BYTES, Layout, Notice, Ring, UnexpectedSize, round_up
 from blslib.collective.room import BOOKS_BYTES, check_room
@@ -271,8 +271,6 @@ class BoundedLagAlltoallv(Turns, Exchange):
         posted, counts = self._core.posted, self._memory.counts()
         behind = [f"rank {r} (posted {counts[r]}, {posted - counts[r]} behind)" for r in self._behind(need)]
         return f"posted {posted} and waited {self.timeout_s:g} s for {', '.join(behind) or 'its own sends'}"
-
-    # --- failure and end ---------------------------------------------------------------------------------------------
 
     def _hear(self, need: int) -> None:
         """Read the others' notices; raise if one of them means that the first ``need`` iterations never come."""

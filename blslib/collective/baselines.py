@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from mpi4py import MPI
 
+from blslib.collective.agreement import check_comm, wrong_bound, wrong_counts, wrong_dtype
 from blslib.collective.blocks import as_bytes
 from blslib.collective.errors import ExchangeError
 from blslib.collective.exchange import Arrival, Block, Exchange
+from blslib.collective.mpi import MPI
 from blslib.collective.waiting import Policy, complete, yield_then_sleep
 
 
@@ -33,15 +34,21 @@ class Baseline(Exchange):
         send_counts: Sequence[int],
         recv_counts: Sequence[int],
         dtype: np.typing.DTypeLike,
+        equal: bool = False,
     ) -> None:
-        self.rank, self.size, self.bound, self.dtype = comm.rank, comm.size, bound, np.dtype(dtype)
+        check_comm(comm)
+        problem = wrong_bound(bound) or wrong_dtype(dtype)
         for name, counts in (("send_counts", send_counts), ("recv_counts", recv_counts)):
-            if len(counts) != comm.size or min(counts) < 0:
-                raise ValueError(f"{name} is one number >= 0 per rank ({comm.size}), got {list(counts)}")
+            problem = problem or wrong_counts(name, counts, comm.size, dtype)
+        if problem:
+            raise ValueError(problem)
+        self.rank, self.size, self.bound, self.dtype = comm.rank, comm.size, int(bound), np.dtype(dtype)
         self._send_sizes = [int(n) * self.dtype.itemsize for n in send_counts]
         self._recv_sizes = [int(n) * self.dtype.itemsize for n in recv_counts]
+        if equal and len({*self._send_sizes, *self._recv_sizes}) > 1:
+            raise ValueError(f"equal=True needs equal counts, got {list(send_counts)} and {list(recv_counts)}")
         self._comm = comm.Dup()
-        self.memory_bytes = (sum(self._send_sizes) + sum(self._recv_sizes)) * (bound + 2 if bound else 1)
+        self.memory_bytes = sum(self._send_sizes) + sum(self._recv_sizes)
         self._known: tuple[Block, ...] | None = None
         self._known_buffer = self._received_in = np.empty(0, np.uint8)
         self._outstanding: deque[Any] = deque()
@@ -131,8 +138,9 @@ class MpiAlltoallv(Baseline):
         equal: use ``MPI_Alltoall``, which is quicker where all counts are equal.
 
     Raises:
-        ValueError: counts are not P, or not all equal with ``equal``; in ``post``, a block that does not match its
-            count.
+        ValueError: counts are not P whole numbers, or not all equal with ``equal``; in ``post``, a block that does not
+            match its count.
+        TypeError: ``comm`` is no intra-communicator.
 
     Cost: one MPI call, and a copy of the blocks unless they lie in one buffer already.
     """
@@ -146,9 +154,7 @@ class MpiAlltoallv(Baseline):
         dtype: np.typing.DTypeLike = np.float32,
         equal: bool = False,
     ) -> None:
-        if equal and len({*send_counts, *recv_counts}) > 1:
-            raise ValueError(f"equal=True needs equal counts, got {list(send_counts)} and {list(recv_counts)}")
-        super().__init__(comm, 0, send_counts, recv_counts, dtype)
+        super().__init__(comm, 0, send_counts, recv_counts, dtype, equal)
         self._equal = equal
         self._call = self._comm.Alltoall if equal else self._comm.Alltoallv
         self._room = np.empty(sum(self._send_sizes), np.uint8)
@@ -192,14 +198,14 @@ class IalltoallvWindow(Baseline):
         timeout_s: float = 60.0,
         waiting: Policy = yield_then_sleep,
     ) -> None:
-        if bound < 0:
-            raise ValueError(f"bound is a whole number of iterations >= 0, got {bound!r}")
         super().__init__(comm, bound, send_counts, recv_counts, dtype)
         self._timeout_s, self._waiting = timeout_s, waiting
         # One more than can be outstanding: what the last call handed out stays valid until the next.
-        self._send = [np.empty(sum(self._send_sizes), np.uint8) for _ in range(bound + 2)]
+        buffers = self.bound + 2
+        self.memory_bytes *= buffers
+        self._send = [np.empty(sum(self._send_sizes), np.uint8) for _ in range(buffers)]
         self._send_specs = [_spec(buffer, self._send_sizes) for buffer in self._send]
-        receive = [self._receive_buffer() for _ in range(bound + 2)]
+        receive = [self._receive_buffer() for _ in range(buffers)]
         self._recv_specs, self._received = [spec for spec, _ in receive], [blocks for _, blocks in receive]
 
     def post(self, blocks: Sequence[Block]) -> list[Arrival]:

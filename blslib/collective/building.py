@@ -11,9 +11,8 @@ from collections.abc import Callable
 from itertools import chain
 from typing import Any
 
-from mpi4py import MPI
-
 from blslib.collective.errors import LateError, PeerError
+from blslib.collective.mpi import MPI
 from blslib.collective.waiting import yield_then_sleep
 
 _TAG = 4

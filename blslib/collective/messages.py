@@ -17,8 +17,8 @@ import ctypes
 from itertools import chain
 
 import numpy as np
-from mpi4py import MPI
 
+from blslib.collective.mpi import MPI
 from blslib.collective.ring import HEADER_BYTES, Notice, Ring, as_slot
 
 _BLOCK, _LARGE, _NOTICE = 1, 2, 3

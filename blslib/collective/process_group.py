@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from mpi4py import MPI
 
 from blslib.collective import rendezvous
 from blslib.collective.alltoallv import BoundedLagAlltoallv
 from blslib.collective.errors import BlockError, ExchangeError
+from blslib.collective.mpi import MPI
 from blslib.collective.torch_mpi import NAME, MpiGroup, Tensors, Work, flat_bytes, write
 from blslib.collective.waiting import complete
 

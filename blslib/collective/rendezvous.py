@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlparse
 
-from mpi4py import MPI
 from torch._C._distributed_c10d import FileStore, Store, TCPStore
 from torch.distributed import default_pg_timeout
 
+from blslib.collective.mpi import MPI
 from blslib.collective.waiting import complete
 
 Handler = Callable[..., Iterator[tuple[Store, int, int]]]

@@ -19,8 +19,8 @@ from contextlib import contextmanager
 from typing import NamedTuple, Self
 
 import numpy as np
-from mpi4py import MPI
 
+from blslib.collective.mpi import MPI
 from blslib.collective.protocol import slots
 from blslib.collective.segments import SHARED_DIR, Segment
 

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.distributed as dist
-from mpi4py import MPI
 
 from blslib.collective.errors import ExchangeError
+from blslib.collective.mpi import MPI
 from blslib.collective.waiting import complete
 
 NAME = "bls"

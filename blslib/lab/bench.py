@@ -6,19 +6,16 @@ To add one, put its experiment and the way it is laid out over the options into 
 import importlib
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pandas as pd
-
-from blslib.lab.ranks.hosts import run_on_two
-from blslib.lab.ranks.launch import run_ranks
+from blslib.lab.results import files
 from blslib.lab.results.records import Row, provenance
 
 TIMEOUT_S = 3600.0
@@ -125,14 +122,14 @@ def _soak(options: Options) -> list[Step]:
 
 
 class Plan(NamedTuple):
-    """A bench: what it measures, the options that fit it, its steps, the words above its printed table, how its ranks
-    are started and, if ``--ranks`` takes several numbers, which ones by default."""
+    """A bench: what it measures, the options that fit it, its steps, the words above its printed table, whether it
+    takes two hosts and, if ``--ranks`` takes several numbers, which ones by default."""
 
     about: str
     options: tuple[str, ...]
     steps: Callable[[Options], list[Step]]
     heads: str
-    start: Callable[..., subprocess.CompletedProcess[str]] = run_ranks
+    two_hosts: bool = False
     counts: tuple[int, ...] = ()
 
     @property
@@ -171,7 +168,7 @@ PLANS = {
         ("bytes",),
         _hosts,
         "hosts contender bound ranks bytes_per_block time_us share_of_mpi delayed_ratio",
-        run_on_two,
+        two_hosts=True,
     ),
     "soak": Plan(
         "endurance: exchanges of every kind for so many minutes, every byte checked; running totals",
@@ -200,19 +197,28 @@ def bench(name: str, options: Options) -> list[Row]:
     """Start ranks, run a bench on them, and return its rows.
 
     Raises:
-        RuntimeError: the ranks failed, and have told the terminal why.
+        RuntimeError: there is no room for so many ranks, or they failed, and have told the terminal why.
         TimeoutError: they did not end within an hour, or an hour more than was asked for.
     """
+    # Here, since whoever asks for help needs none of it.
+    from blslib.lab.ranks.hosts import run_on_two
+    from blslib.lab.ranks.launch import check_room, run_ranks
+    from blslib.lab.ranks.signals import undisturbed
+
+    start = run_on_two if PLANS[name].two_hosts else run_ranks
     steps = PLANS[name].steps(options)
     timeout_s = TIMEOUT_S + 60 * (options.minutes or 0)
     found: list[Row] = []
     for ranks in dict.fromkeys(step.ranks or options.ranks for step in steps):
-        with tempfile.TemporaryDirectory(prefix="bls-") as folder:
+        check_room(ranks)
+        with ExitStack() as stack:
+            with undisturbed():
+                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="bls-"))
             rows = Path(folder, "rows.json")
             plan = Path(folder, "plan.json")
-            plan.write_text(json.dumps([step for step in steps if (step.ranks or options.ranks) == ranks]))
+            files.write({plan: json.dumps([step for step in steps if (step.ranks or options.ranks) == ranks])})
             arguments = ["-m", "blslib.lab.bench", str(plan), str(rows)]
-            done = PLANS[name].start(ranks, arguments, timeout_s=timeout_s, capture=False)
+            done = start(ranks, arguments, timeout_s=timeout_s, capture=False)
             if done.returncode or not rows.exists():
                 raise RuntimeError(f"the ranks of bench {name} ended with code {done.returncode}, see above")
             found += json.loads(rows.read_text())
@@ -232,11 +238,13 @@ def on_ranks(plan: str, out: str) -> None:
         arguments = {key: tuple(value) if isinstance(value, list) else value for key, value in step.arguments.items()}
         rows += module.run(comm, getattr(module, step.config)(**arguments))
     if comm.rank == 0:
-        Path(out).write_text(json.dumps(rows))
+        files.write({Path(out): json.dumps(rows)})
 
 
 def table(name: str, rows: Sequence[Row]) -> str:
     """The printed table: a median with its least and greatest value in brackets."""
+    import pandas as pd
+
     shown = pd.DataFrame({column: [_cell(row, column) for row in rows] for column in PLANS[name].columns})
     return shown.to_string(index=False)
 
@@ -262,4 +270,9 @@ def heading(name: str, options: Options) -> str:
 
 if __name__ == "__main__":
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    on_ranks(*sys.argv[1:])
+    try:
+        on_ranks(*sys.argv[1:])
+    except (MemoryError, files.WriteError) as told:  # on every rank, or on rank 0 alone
+        from blslib.collective.mpi import MPI
+
+        sys.exit(1 if MPI.COMM_WORLD.rank else str(told))

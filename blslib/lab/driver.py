@@ -20,6 +20,7 @@ import psutil
 
 from blslib.lab.ranks.launch import end_trees, rank_environment, survivors
 from blslib.lab.ranks.progress import TERMINAL_VARIABLE
+from blslib.lab.results import files
 from blslib.lab.results.records import OUT_VARIABLE
 
 RANKS = 4
@@ -128,7 +129,7 @@ def update_readme(readme: Path, table: str) -> None:
     _, end, after = rest.partition("<!-- /claims -->")
     if not (mark and end):
         raise StopError(f"{readme} has no place for the claims: it needs <!-- claims --> and <!-- /claims -->")
-    readme.write_text(f"{before}{mark}{table}\n{end}{after}")
+    files.write({readme: f"{before}{mark}{table}\n{end}{after}"})
 
 
 def left_behind(grace_s: float = 5.0) -> list[str]:

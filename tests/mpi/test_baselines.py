@@ -2,6 +2,7 @@
 
 import random
 import time
+import tracemalloc
 from collections.abc import Callable
 
 import numpy as np
@@ -176,13 +177,57 @@ def test_wrong_blocks(comm, build):
     exchange.close()
 
 
+def test_memory_is_what_is_allocated(comm, build):
+    counts = [50_000 + 10_000 * rank for rank in range(comm.size)]
+    tracemalloc.start()
+    try:
+        exchange = build(send_counts=counts, recv_counts=counts)
+        allocated = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    exchange.close()
+    assert allocated == pytest.approx(exchange.memory_bytes, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "kind", "said"),
+    [
+        ({"comm": None}, TypeError, "comm is an intra-communicator of mpi4py, got NoneType"),
+        ({"comm": 1}, TypeError, "comm is an intra-communicator of mpi4py, got int"),
+        ({"bound": True}, ValueError, "bound is a whole number of iterations >= 0, got True"),
+        ({"bound": 1.0}, ValueError, "bound is a whole number of iterations >= 0, got 1.0"),
+        ({"bound": None}, ValueError, "bound is a whole number of iterations >= 0, got None"),
+        ({"recv_counts": 2**63}, ValueError, r"recv_counts is one whole number >= 0 per rank .*, got 9223372036"),
+        ({"recv_counts": [2**63]}, ValueError, r"recv_counts is one .*, of less than 2\*\*63 bytes in all, got \[9223"),
+        ({"recv_counts": [2**62]}, ValueError, r"recv_counts is one .*, of less than 2\*\*63 bytes in all, got \[4611"),
+        ({"send_counts": [2**64]}, ValueError, r"send_counts is one whole number >= 0 per rank .*, got \[1844"),
+        ({"send_counts": [0.5]}, ValueError, r"send_counts is one whole number >= 0 per rank .*, got \[0.5"),
+        ({"send_counts": [True]}, ValueError, r"send_counts is one whole number >= 0 per rank .*, got \[True"),
+        ({"send_counts": ["1"]}, ValueError, r"send_counts is one whole number >= 0 per rank .*, got \['1'"),
+        ({"recv_counts": [[1], 2]}, ValueError, r"recv_counts is one whole number >= 0 per rank .*, got \[\[1\], 2"),
+        ({"recv_counts": None}, ValueError, r"recv_counts is one whole number >= 0 per rank .*, got None"),
+        ({"dtype": object}, ValueError, "dtype object has no bytes to send: choose one of fixed size"),
+    ],
+)
+def test_wrong_arguments_are_told_in_words(comm, wrong, kind, said):
+    sizes = {"send_counts": [1] * comm.size, "recv_counts": [1] * comm.size}
+    wrong = {name: value * comm.size if isinstance(value, list) else value for name, value in wrong.items()}
+    given = {"comm": comm} | sizes | wrong
+    with pytest.raises(kind, match=said):
+        IalltoallvWindow(**({"bound": 1} | given))
+    if "bound" not in wrong:
+        for equal in (False, True):
+            with pytest.raises(kind, match=said):
+                MpiAlltoallv(**given, equal=equal)
+
+
 def test_wrong_counts(comm, build):
     for send, receive, name in (
         ([1], [1] * comm.size, "send_counts"),
         ([1] * comm.size, [-1] * comm.size, "recv_counts"),
     ):
         if len(send) != comm.size or min(receive) < 0:
-            with pytest.raises(ValueError, match=f"{name} is one number >= 0 per rank"):
+            with pytest.raises(ValueError, match=f"{name} is one whole number >= 0 per rank"):
                 build(send_counts=send, recv_counts=receive)
     with pytest.raises(ValueError, match="bound is a whole number of iterations >= 0, got -1"):
         IalltoallvWindow(comm, bound=-1, send_counts=[1] * comm.size, recv_counts=[1] * comm.size)

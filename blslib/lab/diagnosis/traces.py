@@ -23,6 +23,7 @@ import pandas as pd
 
 from blslib.lab.diagnosis.chrome import RankTrace, rank_trace
 from blslib.lab.diagnosis.tracefile import LATEST_S, Json, Text, TraceError, opened
+from blslib.lab.results import files
 
 if TYPE_CHECKING:  # a diagnosis needs no MPI
     from mpi4py import MPI
@@ -81,14 +82,21 @@ def save(path: str | Path, comm: "MPI.Intracomm", exchange: "BoundedLagAlltoallv
 
     Raises:
         ValueError: on every rank, if one of them has recorded nothing.
+        WriteError: on every rank, if the file cannot be written.
     """
     mine = [(c.iteration, exchange.bound, exchange.slot_bytes, c.entered_s, c.returned_s) for c in exchange.calls]
     everybody = comm.allgather(mine)
     if not all(everybody):
         raise ValueError(f"rank {everybody.index([])} recorded no calls: build the exchange with record=True")
+    failure = None
     if comm.rank == 0:
         rows = [(rank, *call) for rank, calls in enumerate(everybody) for call in calls]
-        pd.DataFrame(rows, columns=list(RECORD_COLUMNS)).to_csv(path, index=False)
+        try:
+            files.write({Path(path): pd.DataFrame(rows, columns=list(RECORD_COLUMNS)).to_csv(index=False)})
+        except Exception as error:
+            failure = str(error)
+    if failure := comm.bcast(failure):
+        raise files.WriteError(failure)
 
 
 def read(paths: Sequence[str | Path], *, sampled: bool = False) -> Trace:

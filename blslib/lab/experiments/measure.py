@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+import psutil
 from mpi4py import MPI
 
 from blslib.collective.alltoallv import BoundedLagAlltoallv
@@ -78,15 +79,31 @@ def exchanges(
     """The exchange of every contender, closed in the end. Collective.
 
     Every slot has been used once, so that no run pays for touching memory the first time.
+
+    Raises:
+        MemoryError: on every rank, if a host has no room for all of them.
     """
     blocks = tuple(np.zeros(count, np.float32) for count in send_counts)
+    free = psutil.virtual_memory().available
     with ExitStack() as stack:
         made = {item: stack.enter_context(item.build(comm, send_counts, recv_counts, slot_bytes)) for item in items}
+        _check_room(comm, sum(exchange.memory_bytes for exchange in made.values()), free)
         for exchange in made.values():
             for _ in range(2 * (exchange.bound + 1)):
                 exchange.post(blocks)
             exchange.drain()
         yield made
+
+
+def _check_room(comm: MPI.Intracomm, mine: int, free: int) -> None:
+    """Before all of it is touched, as the kernel gives more memory away than there is."""
+    node: Any = comm.Split_type(MPI.COMM_TYPE_SHARED)
+    needed, free = node.allreduce(mine), node.bcast(free)
+    node.Free()
+    if short := [each for each in comm.allgather((needed, free)) if each[0] > each[1]]:
+        needed, free = short[0]
+        cure = "ask for smaller blocks, lower bounds or fewer ranks"
+        raise MemoryError(f"the exchanges of a host need {needed / 2**30:.1f} GiB, {free / 2**30:.1f} are free: {cure}")
 
 
 def interleaved(repeats: int, items: Sequence[Item], once: Callable[[Item], Result]) -> dict[Item, list[Result]]:
@@ -132,6 +149,7 @@ class Run(NamedTuple):
         entered_s, returned_s: (P, N) seconds since the first rank started.
         drained_s: (P, 2) when each rank entered and left the drain.
         ended_s: (P,) when each rank was done.
+        collected_s: (P, N + 1) seconds in ``collect`` before each call, and after the last one.
     """
 
     started_s: np.ndarray
@@ -139,6 +157,7 @@ class Run(NamedTuple):
     returned_s: np.ndarray
     drained_s: np.ndarray
     ended_s: np.ndarray
+    collected_s: np.ndarray = np.zeros((1, 2))  # none, for any P and N
 
     @property
     def calls(self) -> int:
@@ -153,12 +172,13 @@ class Run(NamedTuple):
     @property
     def work_s(self) -> np.ndarray:
         """(P, N) seconds of own work before each call: the ``c`` of the max-plus recurrence."""
-        return self.entered_s - np.column_stack([self.started_s, self.returned_s[:, :-1]])
+        return self.entered_s - np.column_stack([self.started_s, self.returned_s[:, :-1]]) - self.collected_s[:, :-1]
 
     @property
     def waiting_s(self) -> np.ndarray:
         """(P,) seconds inside the calls of the exchange, transfer included."""
-        return (self.returned_s - self.entered_s).sum(axis=1) + self.drained_s[:, 1] - self.drained_s[:, 0]
+        drains_s = self.drained_s[:, 1] - self.drained_s[:, 0]
+        return (self.returned_s - self.entered_s).sum(axis=1) + self.collected_s.sum(axis=1) + drains_s
 
     @property
     def lag(self) -> int:
@@ -175,25 +195,27 @@ class Run(NamedTuple):
 
     def predicted_s(self, bound: int, cost: Cost | None = None) -> float:
         """``measured_s`` by the max-plus recurrence, from the realised work; by default the exchange costs nothing."""
-        before_s = self.drained_s[:, 0] - self.returned_s[:, -1]
+        before_s = self.drained_s[:, 0] - self.returned_s[:, -1] - self.collected_s[:, -1]
         after_s = self.ended_s - self.drained_s[:, 1]
         return makespan(self.work_s, bound, cost=cost, before_drain_s=before_s, after_drain_s=after_s)
 
 
 class Timed:
-    """An exchange that notes when each call of ``post`` was entered and returned; costs about 0.2 us a call.
+    """An exchange that notes when each call was entered and returned; costs about 0.2 us a call.
 
     Attributes:
         started_s: when the run began, on the clock of ``time.perf_counter``.
+        collected_s: seconds in ``collect`` since the last call of ``post``.
     """
 
     def __init__(self, comm: MPI.Intracomm, exchange: Any) -> None:
-        self.rank, self.size, self.collect = exchange.rank, exchange.size, exchange.collect
+        self.rank, self.size = exchange.rank, exchange.size
         self._comm, self._exchange = comm, exchange
         self._entered_s: list[float] = []
         self._returned_s: list[float] = []
+        self._collected_s: list[float] = []
         self._drain_s = (0.0, 0.0)
-        self.started_s = 0.0
+        self.started_s = self.collected_s = 0.0
 
     def start(self) -> None:
         """All ranks set off together. Collective."""
@@ -204,6 +226,14 @@ class Timed:
         self._entered_s.append(time.perf_counter())
         arrivals = self._exchange.post(blocks)
         self._returned_s.append(time.perf_counter())
+        self._collected_s.append(self.collected_s)
+        self.collected_s = 0.0
+        return arrivals
+
+    def collect(self, through: int | None = None) -> list[Arrival]:
+        entered_s = time.perf_counter()
+        arrivals = self._exchange.collect(through)
+        self.collected_s += time.perf_counter() - entered_s
         return arrivals
 
     def drain(self) -> list[Arrival]:
@@ -215,11 +245,10 @@ class Timed:
     def end(self) -> Run:
         """The run, which ends here, with all ranks side by side. Collective; the result is on every rank."""
         mine = np.array([self.started_s, time.perf_counter(), *self._drain_s, *self._entered_s, *self._returned_s])
-        everybody = np.empty((self.size, len(mine)))
-        self._comm.Allgather(mine, everybody)
-        everybody -= everybody[:, 0].min()
-        edges_s, entered_s, returned_s = np.split(everybody, [4, 4 + len(self._entered_s)], axis=1)
-        return Run(edges_s[:, 0], entered_s, returned_s, edges_s[:, 2:], edges_s[:, 1])
+        everybody, first_s = np.array(self._comm.allgather(mine)), self._comm.allreduce(self.started_s, op=MPI.MIN)
+        edges_s, entered_s, returned_s = np.split(everybody - first_s, [4, 4 + len(self._entered_s)], axis=1)
+        collected_s = np.array(self._comm.allgather([*self._collected_s, self.collected_s]))
+        return Run(edges_s[:, 0], entered_s, returned_s, edges_s[:, 2:], edges_s[:, 1], collected_s)
 
 
 def judged(bound: int, runs: Sequence[Run]) -> Row:

@@ -43,8 +43,8 @@ def run(comm: MPI.Intracomm, config: MicroConfig) -> list[Row]:
     """
     items = contenders(config.names, config.bounds)
     counts = [config.bytes_per_block // 4] * comm.size
-    loop = Loop(comm, counts)
     with exchanges(comm, items, counts, counts, config.bytes_per_block) as made:
+        loop = Loop(comm, counts)
         calls = loop.calls(made[items[0]])
 
         def once(turn: tuple[Contender, bool]) -> float:

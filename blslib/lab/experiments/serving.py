@@ -79,6 +79,7 @@ class Served(NamedTuple):
         scored_s: (P, N) when each rank had scored its part.
         run: the calls of the exchange.
         scores: (N, rows) float32, of the samples of this rank.
+        collected_s: (P, N) seconds that each step spent in ``collect``.
     """
 
     due_s: np.ndarray
@@ -86,6 +87,7 @@ class Served(NamedTuple):
     scored_s: np.ndarray
     run: Run
     scores: np.ndarray
+    collected_s: np.ndarray = np.zeros((1, 1))  # none, for any P and N
 
     @property
     def latency_s(self) -> np.ndarray:
@@ -101,10 +103,11 @@ class Served(NamedTuple):
         """(N,) latencies by the max-plus recurrence, from the realised work and with an exchange that costs nothing.
 
         Work on a batch runs from the moment when it is there and the rank is free until the call; what the rank does
-        from the return of the call to the end of the step counts as work on that batch's arrival.
+        from the return of the call to the end of the step, ``collect`` apart, counts as work on that batch's arrival.
         """
         free_s = np.column_stack([np.zeros(len(self.freed_s)), self.freed_s[:, :-1]])
-        work_s, arrival_s = self.run.entered_s - np.maximum(free_s, self.due_s), self.freed_s - self.run.returned_s
+        work_s = self.run.entered_s - np.maximum(free_s, self.due_s)
+        arrival_s = self.freed_s - self.run.returned_s - self.collected_s
         found = times(work_s, bound, release_s=self.due_s, arrival_s=arrival_s, polls=polls)
         return (found.delivered_s + arrival_s).max(axis=0) - self.due_s
 
@@ -139,7 +142,7 @@ def _serve(
     delay = delaying(comm, config.law, config.iterations, config.mean_delay_s, seed)
     timed = Timed(comm, exchange)
     loop = Inference(model, cast(Exchange, timed), before_post=delay)
-    begun_s, freed_s, scored_s = np.zeros((3, config.iterations))
+    begun_s, freed_s, scored_s, collected_s = np.zeros((4, config.iterations))
     scores: list[np.ndarray] = []
 
     def keep(ready: list[Scored]) -> None:
@@ -157,11 +160,11 @@ def _serve(
             time.sleep(early_s)
         begun_s[i] = time.perf_counter() - start_s
         keep(loop.step(batch))
-        freed_s[i] = time.perf_counter() - start_s
+        freed_s[i], collected_s[i] = time.perf_counter() - start_s, timed.collected_s
     keep(loop.finish())
     run = timed.end()
-    freed, scored = np.stack(comm.allgather([freed_s, scored_s]), axis=1)
-    return Served(due_s, freed, scored, run, np.array(scores))
+    freed, scored, collected = np.stack(comm.allgather([freed_s, scored_s, collected_s]), axis=1)
+    return Served(due_s, freed, scored, run, np.array(scores), collected)
 
 
 def _row(

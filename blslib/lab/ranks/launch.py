@@ -18,7 +18,12 @@ from typing import Any
 
 import psutil
 
+from blslib.lab.ranks.signals import undisturbed
+
 _ROOT = Path(__file__).resolve().parents[3]
+
+RANK_BYTES = 64 << 20
+"""Memory of a rank with numpy and MPI, before it has done anything."""
 
 _SETTINGS = {
     # One thread per rank: ranks already outnumber the cores of a small machine.
@@ -51,7 +56,10 @@ def mpi_environment() -> dict[str, str]:
 
     They change latency, so experiments record them. Source: what mpi4py sets for its own tests on small machines.
     """
-    return {name: os.environ.get(name, value) for name, value in _SETTINGS.items()}
+    settings = {name: os.environ.get(name, value) for name, value in _SETTINGS.items()}
+    # UCX listens where others can reach it, and asks nobody who they are.
+    network = os.environ.get("UCX_NET_DEVICES", "lo" if settings["HYDRA_LAUNCHER"] == "fork" else "")
+    return settings | ({"UCX_NET_DEVICES": network} if network else {})
 
 
 def rank_environment() -> dict[str, str]:
@@ -69,7 +77,7 @@ def mpiexec() -> str:
     own = Path(sys.prefix) / "bin" / "mpiexec"
     found = str(own) if own.exists() else shutil.which("mpiexec")
     if found is None:
-        raise FileNotFoundError(f"no mpiexec in {own.parent} nor on PATH: run ./reproduce.sh setup, or install one MPI")
+        raise FileNotFoundError(f"no mpiexec in {own.parent} nor on PATH: run ./reproduce.sh setup, or install mpich")
     return found
 
 
@@ -112,7 +120,8 @@ class Guard:
     def __init__(self, folder: str = "") -> None:
         """Start it; ``folder``, if given, is removed at the end."""
         command = [sys.executable, "-P", __file__, folder]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, start_new_session=True)
+        how: dict[str, Any] = {"stdin": subprocess.PIPE, "text": True, "start_new_session": True}
+        self._process = subprocess.Popen(command, env=rank_environment(), **how)
 
     def watch(self, pid: int) -> None:
         """Add a process, with all that it has started by the time we are gone."""
@@ -161,24 +170,38 @@ def run_guarded(
         TimeoutError: the deadline passed; carries the end of the output.
     """
     # A file and not a pipe: a pipe would stay open, and we would wait, for as long as any grandchild holds it.
-    with tempfile.TemporaryFile("w+", errors="replace") as output, contextlib.closing(Guard()) as guard:
+    with tempfile.TemporaryFile("w+", errors="replace") as output, contextlib.ExitStack() as stack:
         how: dict[str, Any] = {"stdin": subprocess.DEVNULL, "env": env, "cwd": cwd, "start_new_session": True}
         if capture:
             how |= {"stdout": output, "stderr": subprocess.STDOUT}
-        process = subprocess.Popen(command, **how)
-        try:
+        with undisturbed():
+            guard = stack.enter_context(contextlib.closing(Guard()))
+            process = subprocess.Popen(command, **how)
             guard.watch(process.pid)
+        try:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(timeout_s)
             late = process.returncode is None
         finally:
-            guard.close()  # which ends what still runs, however we leave
-            process.wait()
+            with undisturbed():
+                guard.close()  # which ends what still runs, however we leave
+                process.wait()
         output.seek(0)
         printed = output.read()
     if late:
         raise TimeoutError(f"no end after {timeout_s:g} s: {' '.join(command)}\n{printed[-4000:]}".rstrip())
     return subprocess.CompletedProcess(command, process.returncode, printed if capture else None)
+
+
+def check_room(ranks: int) -> None:
+    """Refuse more ranks than this host has memory for, before the kernel ends what it likes.
+
+    Raises:
+        RuntimeError: there is no room, and they would all be here.
+    """
+    needed, free = ranks * RANK_BYTES, psutil.virtual_memory().available
+    if needed > free and mpi_environment()["HYDRA_LAUNCHER"] == "fork":
+        raise RuntimeError(f"{ranks} ranks need {needed / 2**30:.1f} GiB, {free / 2**30:.1f} are free: ask for fewer")
 
 
 def run_ranks(

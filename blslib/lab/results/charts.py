@@ -7,6 +7,7 @@ Every chart takes the rows of an experiment and ``cores``, of the machine that r
 value of the column named ``panel``, "scenario" or "law".
 """
 
+import io
 import os
 import textwrap
 import zlib
@@ -18,6 +19,7 @@ import altair as alt
 import pandas as pd
 import vl_convert
 
+from blslib.lab.results import files
 from blslib.lab.results.records import Row, root
 
 Table: TypeAlias = "pd.DataFrame | Sequence[Row]"
@@ -210,8 +212,9 @@ def save(chart: alt.TopLevelMixin, stem: str, suffix: str = "") -> Path:
     folder = root() / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{stem}{suffix}.png"
-    chart.save(str(path.with_suffix(".svg")))
-    path.write_bytes(_png(chart))
+    svg = io.StringIO()
+    chart.save(svg, format="svg")
+    files.write({path.with_suffix(".svg"): svg.getvalue(), path: _png(chart)})
     return path
 
 

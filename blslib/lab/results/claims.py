@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from blslib.lab.results import files
 from blslib.lab.results.records import Row, data_folder
 
 Claim = dict[str, Any]
@@ -159,7 +160,7 @@ def markdown(claims: Sequence[Claim], *, reasons: bool = True) -> str:
 def write(stem: str, claims: Sequence[Claim]) -> Path:
     """Write ``data/stem/claims.json``."""
     path = data_folder(stem) / "claims.json"
-    path.write_text(json.dumps(list(claims), indent=1, ensure_ascii=False) + "\n")
+    files.write({path: json.dumps(list(claims), indent=1, ensure_ascii=False) + "\n"})
     return path
 
 

@@ -6,6 +6,7 @@ carry their units.
 """
 
 import csv
+import io
 import json
 import os
 import platform
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from blslib import __version__
-from blslib.lab.ranks.launch import mpi_environment
+from blslib.lab.results import files
 
 Row = dict[str, Any]
 
@@ -56,7 +57,8 @@ def processor() -> str:
 
 def provenance() -> Row:
     """What a number depends on besides its configuration: machine, versions, MPI settings."""
-    from mpi4py import MPI
+    from blslib.collective.mpi import MPI
+    from blslib.lab.ranks.launch import mpi_environment
 
     packages = ("numpy", "torch", "mpi4py", "ipyparallel", "pandas", "altair")
     return {
@@ -89,6 +91,7 @@ def write(stem: str, name: str, rows: Sequence[Row], configs: Sequence[Any]) -> 
 
     Raises:
         ValueError: there are no rows, they differ in their columns, or the file at hand has others or is no CSV.
+        WriteError: the files could not be written; those at hand are as they were.
     """
     if not rows:
         raise ValueError(f"nothing to write to {name}.csv: the experiment returned no rows")
@@ -103,10 +106,10 @@ def write(stem: str, name: str, rows: Sequence[Row], configs: Sequence[Any]) -> 
             raise ValueError(
                 f"{path} has columns {found}, the new rows have {columns}: remove the file if this is meant"
             )
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
+    table = io.StringIO(newline="")
+    writer = csv.DictWriter(table, columns)
+    writer.writeheader()
+    writer.writerows(rows)
     about = {"configurations": [asdict(config) for config in configs], "provenance": provenance()}
-    path.with_suffix(".json").write_text(json.dumps(about, indent=1) + "\n")
+    files.write({path: table.getvalue(), path.with_suffix(".json"): json.dumps(about, indent=1) + "\n"})
     return path
