@@ -24,7 +24,7 @@ from mpi4py import MPI
 from blslib.collective import rendezvous
 from blslib.collective.alltoallv import BoundedLagAlltoallv
 from blslib.collective.errors import BlockError, ExchangeError
-from blslib.collective.torch_mpi import NAME, MpiGroup, Tensors, Work, flat_bytes, write
+from blslib.collective.torch_mpi import NAME, MpiGroup, RefusedError, Tensors, Work, flat_bytes, write
 from blslib.collective.waiting import complete
 
 LEAST_SLOT_BYTES = 4096
@@ -119,27 +119,28 @@ class BLSGroup(MpiGroup):
         output_splits: Sequence[int],
         input_splits: Sequence[int],
         opts: Any = None,
+        timeout: timedelta | None = None,
     ) -> Work:
         """As ``dist.all_to_all_single``. ``input`` may be used again on return, ``output`` after ``wait``.
 
         Raises:
-            ValueError: splits that do not fit; nothing was sent, and the group can go on. Whatever goes wrong in the
-                exchange is raised by ``wait``.
+            RefusedError: splits or tensors that do not fit; nothing was sent, and the group can go on. Whatever goes
+                wrong in the exchange is raised by ``wait``.
         """
         room = _room(output)
         pieces = self._pieces(room, output_splits, "output")
-        return self._post(self._pieces(input, input_splits, "input"), [output], [room], pieces, opts)
+        return self._post(self._pieces(input, input_splits, "input"), [output], [room], pieces, timeout or opts)
 
     alltoall_base = all_to_all_single
 
-    def alltoall(self, outputs: Tensors, inputs: Tensors, opts: Any = None) -> Work:
+    def alltoall(self, outputs: Tensors, inputs: Tensors, opts: Any = None, timeout: timedelta | None = None) -> Work:
         """As ``dist.all_to_all``: a tensor for every rank, and one from every rank."""
         if not len(outputs) == len(inputs) == self._ranks:
             given = f"{len(outputs)} outputs and {len(inputs)} inputs"
-            raise ValueError(f"all_to_all takes one tensor per rank: expected {self._ranks}, got {given}")
+            raise RefusedError(f"all_to_all takes one tensor per rank: expected {self._ranks}, got {given}")
         rooms = [_room(output) for output in outputs]
         pieces = [flat_bytes(room) for room in rooms]
-        return self._post([flat_bytes(tensor) for tensor in inputs], outputs, rooms, pieces, opts)
+        return self._post([flat_bytes(tensor) for tensor in inputs], outputs, rooms, pieces, timeout or opts)
 
     def _pieces(self, tensor: torch.Tensor, splits: Sequence[int], name: str) -> list[np.ndarray]:
         """The bytes of a tensor, cut along its first dimension into one block per rank; views if it is in one piece."""
@@ -147,12 +148,12 @@ class BLSGroup(MpiGroup):
         rows = tensor.shape[0] if tensor.ndim else 1
         if not splits:
             if rows % self._ranks:
-                raise ValueError(
+                raise RefusedError(
                     f"{name} has {rows} rows, which {self._ranks} ranks cannot share equally: give {name}_split_sizes"
                 )
             return list(flat.reshape(self._ranks, -1))
         if len(splits) != self._ranks or sum(splits) != rows or min(splits) < 0:
-            raise ValueError(
+            raise RefusedError(
                 f"{name}_split_sizes are {self._ranks} numbers >= 0 that add up to the {rows} rows of {name}, "
                 f"got {list(splits)}"
             )

@@ -4,9 +4,10 @@ They are one table, which says how mpi4py does what torch calls by another name.
 MPI's, polled: waits keep torch's timeouts, and Ctrl-C works.
 """
 
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
-from functools import partialmethod
+from functools import partial, partialmethod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +23,13 @@ NAME = "bls"
 Tensors = list[torch.Tensor]
 
 
+class RefusedError(ValueError, RuntimeError):
+    """A call that the group does not take: nothing was sent, and the group can go on.
+
+    Of both kinds, as programs that try what a backend can do expect the one or the other.
+    """
+
+
 def write(target: torch.Tensor, values: torch.Tensor) -> None:
     """Fill a tensor of the caller's, which may have been made in inference mode, outside or inside of it."""
     with torch.inference_mode():
@@ -32,11 +40,18 @@ def flat_bytes(tensor: torch.Tensor) -> np.ndarray:
     """A tensor's memory, (nbytes,) uint8; a copy if it does not lie in one piece.
 
     Raises:
-        TypeError: it is not on the CPU.
+        RefusedError: it is not on the CPU, or sparse.
     """
+    return _dense(tensor).detach().resolve_conj().resolve_neg().contiguous().view(-1).view(torch.uint8).numpy()
+
+
+def _dense(tensor: torch.Tensor) -> torch.Tensor:
+    """The same tensor, if it is one that this backend moves."""
     if not tensor.is_cpu:
-        raise TypeError(f"tensor is on device {tensor.device}, {NAME!r} moves cpu tensors: copy it to the cpu first")
-    return tensor.detach().resolve_conj().resolve_neg().contiguous().view(-1).view(torch.uint8).numpy()
+        raise RefusedError(f"tensor is on device {tensor.device}, {NAME!r} moves cpu tensors: copy it to the cpu first")
+    if tensor.layout != torch.strided:
+        raise RefusedError(f"tensor has layout {tensor.layout}, {NAME!r} moves dense tensors: call to_dense() first")
+    return tensor
 
 
 class Work(dist._Work):
@@ -164,6 +179,14 @@ class _Call(NamedTuple):
     root: int
 
 
+class _Settings(NamedTuple):
+    """What torch's options say, or the overloads that take it one by one."""
+
+    op: Any
+    root: int
+    timeout: timedelta | None
+
+
 _CALLS: dict[str, Callable[[MPI.Intracomm, _Call], MPI.Request]] = {
     "allreduce": lambda comm, c: comm.Iallreduce(c.send, c.receive, c.op),
     "reduce": lambda comm, c: comm.Ireduce(c.send, c.receive, c.op, c.root),
@@ -173,13 +196,15 @@ _CALLS: dict[str, Callable[[MPI.Intracomm, _Call], MPI.Request]] = {
     "gather": lambda comm, c: comm.Igatherv(c.send, c.receives, c.root),
     "scatter": lambda comm, c: comm.Iscatterv(c.sends, c.receive, c.root),
 }
-"""By torch's name. Torch calls them with (tensors, options), or with (outputs, inputs, options)."""
+"""By torch's name. Torch calls them with tensors, or with outputs and inputs, and with options."""
 
 _ALSO_CALLED = {
     "allreduce": ["allreduce_coalesced"],
     "allgather": ["allgather_coalesced", "all_gather_single", "_allgather_base"],
     "reduce_scatter": ["reduce_scatter_single", "_reduce_scatter_base"],
 }
+
+_REDUCTIONS = ("allreduce", "reduce", "reduce_scatter")
 
 _OPS = {"SUM": MPI.SUM, "AVG": MPI.SUM, "PRODUCT": MPI.PROD, "MIN": MPI.MIN, "MAX": MPI.MAX}
 _OPS |= {"BAND": MPI.BAND, "BOR": MPI.BOR, "BXOR": MPI.BXOR}
@@ -205,22 +230,32 @@ class MpiGroup(dist.ProcessGroup):
         self.requests: set[_MpiWork] = set()
 
     def timeout_s(self, options: Any) -> float:
-        """The call's own timeout if it has one, else the group's."""
-        return seconds(getattr(options, "timeout", None), self._timeout_s)
+        """The call's own timeout if it has one, in its options or in their place, else the group's."""
+        given = options if isinstance(options, timedelta) else getattr(options, "timeout", None)
+        return seconds(given, self._timeout_s)
 
     def set_timeout(self, timeout: timedelta) -> None:
         self._timeout_s = timeout.total_seconds()
 
-    def _mpi(self, name: str, outputs: Any, *rest: Any) -> Work:
-        options = rest[-1]
-        reduces = hasattr(options, "reduceOp")
-        inputs = list(_flat(rest[0] if len(rest) > 1 else outputs))
-        outputs = list(_flat(outputs))
+    def _mpi(self, name: str, *given: Any, **options: Any) -> Work:
+        """A call of the table, in any of the forms that torch has for it.
+
+        Raises:
+            RefusedError: tensors, a reduction or types that MPI or this backend cannot do.
+        """
+        tensors, settings = _understood(*given, **options)
+        inputs, outputs = tensors[-1], tensors[0]
+        if not inputs + outputs:
+            raise RefusedError(f"{name} takes at least one tensor, got none")
+        reduces = name in _REDUCTIONS
         kind = (inputs or outputs)[0].dtype
+        mean = reduces and settings.op == dist.ReduceOp.AVG
+        if mean and not (kind.is_floating_point or kind.is_complex):
+            raise RefusedError(f"reduction AVG of {kind} would not be of that type: reduce by SUM and divide")
         if reduces:
             kind = _CALCULATED_IN.get(kind, kind)
         sent = torch.cat([torch.empty(0, dtype=kind), *(each.detach().reshape(-1).to(kind) for each in inputs)])
-        received = sent.clone() if len(rest) == 1 else torch.empty(sum(map(torch.numel, outputs)), dtype=kind)
+        received = sent.clone() if len(tensors) == 1 else torch.empty(sum(map(torch.numel, outputs)), dtype=kind)
         send, receive = (flat.numpy() if reduces else flat_bytes(flat) for flat in (sent, received))
         unit = 1 if reduces else kind.itemsize
         send_sizes, receive_sizes = self._sizes(inputs, unit), self._sizes(outputs, unit)
@@ -230,43 +265,61 @@ class MpiGroup(dist.ProcessGroup):
             [send, send_sizes] if inputs else None,
             [receive, receive_sizes] if outputs else None,
             send_sizes,
-            _op(options.reduceOp) if reduces else None,
-            getattr(options, "rootRank", -1),
+            _op(settings.op) if reduces else None,
+            settings.root,
         )
 
         def finish() -> None:
-            if reduces and options.reduceOp == dist.ReduceOp.AVG:
+            if mean:
                 received.div_(self.size())
             for tensor, piece in zip(outputs, received.split([each.numel() for each in outputs]), strict=True):
                 write(tensor, piece)
 
-        return _MpiWork(self, name, _CALLS[name](self._comm, call), call, outputs, finish, options)
+        return self._start(name, lambda: _CALLS[name](self._comm, call), call, outputs, finish, settings)
+
+    def _start(
+        self,
+        name: str,
+        start: Callable[[], MPI.Request],
+        memory: object = None,
+        outputs: Sequence[torch.Tensor] = (),
+        finish: Callable[[], None] = lambda: None,
+        options: Any = None,
+    ) -> Work:
+        """Have MPI start a collective, unless it refuses the arguments."""
+        try:
+            request = start()
+        except Exception as error:  # of MPI's own kind, or what mpi4py says of types, counts and ranks
+            raise RefusedError(f"MPI cannot do this {name}: {error}") from error
+        return _MpiWork(self, name, request, memory, outputs, finish, options)
 
     def _sizes(self, tensors: Tensors, unit: int) -> list[int]:
         """The size of every rank's piece: of one tensor each, or of equal parts."""
         sizes = [tensor.numel() * unit for tensor in tensors]
         return sizes if len(sizes) == self.size() else [sum(sizes) // self.size()] * self.size()
 
-    def _each(self, name: str, outputs: Tensors, inputs: Tensors, options: Any) -> Work:
-        works = [self._mpi(name, *pair, options) for pair in zip(outputs, inputs, strict=True)]
+    def _each(self, name: str, outputs: Tensors, inputs: Tensors, opts: Any = None) -> Work:
+        works = [self._mpi(name, *pair, opts) for pair in zip(outputs, inputs, strict=True)]
         for work in works:
             work.wait()
         return works[-1]
 
-    all_gather_single_coalesced = partialmethod(_each, "allgather")
-    reduce_scatter_single_coalesced = partialmethod(_each, "reduce_scatter")
+    all_gather_single_coalesced = allgather_into_tensor_coalesced = partialmethod(_each, "allgather")
+    reduce_scatter_single_coalesced = reduce_scatter_tensor_coalesced = partialmethod(_each, "reduce_scatter")
 
-    def barrier(self, opts: Any = None) -> Work:
-        return _MpiWork(self, "barrier", self._comm.Ibarrier(), options=opts)
+    def barrier(self, opts: Any = None, timeout: timedelta | None = None) -> Work:
+        return self._start("barrier", self._comm.Ibarrier, options=timeout or opts)
 
     def send(self, tensors: Tensors, to: int, tag: int) -> Work:
         sent = flat_bytes(tensors[0])
-        return _MpiWork(self, "send", self._comm.Isend([sent, MPI.BYTE], to, tag), sent)
+        return self._start("send", lambda: self._comm.Isend([sent, MPI.BYTE], to, tag), sent)
 
     def recv(self, tensors: Tensors, source: int, tag: int) -> Work:
-        received = torch.empty(tensors[0].numel(), dtype=tensors[0].dtype)
-        request = self._comm.Irecv([flat_bytes(received), MPI.BYTE], source, tag)
-        return _MpiWork(self, "recv", request, received, tensors, lambda: write(tensors[0], received))
+        (target,) = _flat(tensors)
+        received = torch.empty(target.numel(), dtype=target.dtype)
+        into = [flat_bytes(received), MPI.BYTE]
+        start = partial(self._comm.Irecv, into, source, tag)
+        return self._start("recv", start, received, tensors, lambda: write(target, received))
 
     def recv_anysource(self, tensors: Tensors, tag: int) -> Work:
         return self.recv(tensors, MPI.ANY_SOURCE, tag)
@@ -277,10 +330,28 @@ for _call in _CALLS:
         setattr(MpiGroup, _name, partialmethod(MpiGroup._mpi, _call))
 
 
+def _understood(
+    *given: Any, opts: Any = None, op: Any = dist.ReduceOp.SUM, root: int = 0, timeout: timedelta | None = None
+) -> tuple[list[Tensors], _Settings]:
+    """The tensors of a call, or its outputs and inputs; and what its options say, or the arguments in their place."""
+    tensors = [list(_flat(each)) for each in given if isinstance(each, torch.Tensor | Sequence)]
+    for each in given[len(tensors) :]:
+        if isinstance(each, dist.ReduceOp | dist.ReduceOp.RedOpType):
+            op = each
+        elif isinstance(each, timedelta):
+            timeout = each
+        elif hasattr(each, "__index__"):
+            root = operator.index(each)
+        elif each is not None:
+            opts = each
+    op, root = getattr(opts, "reduceOp", op), getattr(opts, "rootRank", root)
+    return tensors, _Settings(op, root, getattr(opts, "timeout", timeout))
+
+
 def _flat(tensors: Any) -> Iterator[torch.Tensor]:
     """Tensors out of lists of lists of them."""
     if isinstance(tensors, torch.Tensor):
-        yield tensors
+        yield _dense(tensors)
     else:
         for each in tensors:
             yield from _flat(each)
@@ -289,5 +360,5 @@ def _flat(tensors: Any) -> Iterator[torch.Tensor]:
 def _op(reduction: Any) -> MPI.Op:
     name = getattr(reduction, "op", reduction).name
     if name not in _OPS:
-        raise ValueError(f"reduction {name} is none of MPI's: choose from {', '.join(_OPS)}")
+        raise RefusedError(f"reduction {name} is none of MPI's: choose from {', '.join(_OPS)}")
     return _OPS[name]

@@ -3,8 +3,10 @@
 import resource
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from functools import partial
 
 import numpy as np
 import pytest
@@ -370,6 +372,54 @@ def test_wrong_arguments(comm, start):
     exchange(size, 0)[1].wait()
 
 
+def refusals(group: dist.ProcessGroup, size: int) -> Iterator[tuple[str, Callable[[], object]]]:
+    """Words, and the call that has them as its answer."""
+    data, whole = torch.zeros(size), torch.zeros(size, dtype=torch.int64)
+    elsewhere, sparse = torch.zeros(size, device="meta"), torch.eye(size).to_sparse()
+    yield "input_split_sizes are", lambda: dist.all_to_all_single(data, data, None, [2] * size)
+    yield f"expected {size}, got", lambda: group.alltoall([data] * size, [data] * (size + 1))
+    for call in (dist.all_to_all_single, dist.all_gather_into_tensor):
+        yield "tensor is on device meta, 'bls' moves cpu tensors", lambda call=call: call(elsewhere, data)
+        yield "tensor has layout torch.sparse_coo, 'bls' moves dense", lambda call=call: call(data, sparse)
+    for call in (dist.all_reduce, group.allreduce, partial(dist.broadcast, src=0)):
+        yield "tensor has layout torch.sparse_coo", lambda call=call: call(sparse)
+    yield "tensor has layout torch.sparse_coo", lambda: dist.isend(sparse, 0)
+    yield "reduction PREMUL_SUM is none of MPI's", lambda: dist.all_reduce(data, dist._make_nccl_premul_sum(2.0))
+    for kind in (torch.int64, torch.uint8, torch.bool):
+        yield "reduction AVG of", lambda kind=kind: dist.all_reduce(whole.to(kind), dist.ReduceOp.AVG)
+    yield "MPI cannot do this allreduce", lambda: dist.all_reduce(data, dist.ReduceOp.BAND)
+    yield "MPI cannot do this broadcast", lambda: group.broadcast(data, size)
+    yield "allreduce takes at least one tensor", lambda: group.allreduce([])
+
+
+def test_a_refusal_is_of_both_kinds_and_sends_nothing(comm, start):
+    """Programs try what a backend can do under ``except RuntimeError``, others under ``except ValueError``."""
+    group = start(bound=1)
+    for words, call in refusals(group, comm.size):
+        for kind in (RuntimeError, ValueError):
+            with pytest.raises(kind, match=words):
+                call()
+    total = torch.ones(1)
+    dist.all_reduce(total)
+    assert total.item() == comm.size
+    output, work = exchange(comm.size, comm.rank)
+    assert work.wait() and output.tolist() == expected(comm.size, lambda source: source)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dist.destroy_process_group()
+
+
+def test_a_probe_of_what_the_ranks_cannot_share_is_refused_as_by_gloo(comm, start):
+    """The reference DLRM asks so whether there is an all-to-all, and scatters if not."""
+    start()
+    data = torch.zeros(4)
+    if 4 % comm.size:
+        with pytest.raises(RuntimeError, match="4 rows, which 3 ranks cannot share equally"):
+            dist.all_to_all_single(data, data)
+    else:
+        dist.all_to_all_single(data, data)
+
+
 def test_options(comm, monkeypatch):
     timeout = timedelta(seconds=20)
     monkeypatch.setenv("BLS_BOUND", "3")
@@ -513,6 +563,93 @@ def test_a_barrier_waits_for_all(comm, start):
     else:
         comm.Barrier()
         dist.barrier()
+
+
+def forms(group: dist.ProcessGroup, size: int, rank: int) -> Iterator[tuple[str, Callable[[], object], object]]:
+    """Every form that torch has for a call, without options; what it fills; and what with."""
+    last, total, long = size - 1, sum(range(size)), timedelta(seconds=60)
+    largest, ranks = dist.ReduceOp.MAX, [[float(r)] for r in range(size)]
+
+    def mine() -> torch.Tensor:
+        return torch.full((1,), float(rank))
+
+    def room() -> list[torch.Tensor]:
+        return [torch.zeros(1) for _ in range(size)]
+
+    for call, wanted in (
+        (lambda t: group.allreduce([t]), total),
+        (lambda t: group.allreduce(t), total),
+        (lambda t: group.allreduce([t], largest), last),
+        (lambda t: group.allreduce([t], op=largest, timeout=long), last),
+        (lambda t: group.allreduce(t, largest, long), last),
+        (lambda t: group.allreduce_coalesced([t]), total),
+        (lambda t: group.broadcast([t]), 0),
+        (lambda t: group.broadcast([t], last), last),
+        (lambda t: group.broadcast(t, last), last),
+        (lambda t: group.broadcast(t, root=last, timeout=long), last),
+        (lambda t: group.reduce([t]), total if rank == 0 else rank),
+        (lambda t: group.reduce(t, last), total if rank == last else rank),
+        (lambda t: group.reduce(t, root=last, op=largest), rank),
+        (lambda t: group.reduce_scatter(t, [mine() for _ in range(size)]), total),
+        (lambda t: group.reduce_scatter(t, [mine() for _ in range(size)], largest), last),
+        (lambda t: group.reduce_scatter([t], [[mine() for _ in range(size)]]), total),
+        (lambda t: group.reduce_scatter_single(t, mine().repeat(size)), total),
+        (lambda t: group.reduce_scatter_single(t, mine().repeat(size), None), total),
+        (lambda t: group.reduce_scatter_tensor_coalesced([t], [mine().repeat(size)]), total),
+        (lambda t: group.scatter([t], [[torch.ones(1)] * size] if rank == 0 else []), 1),
+        (lambda t: group.scatter(t, [torch.ones(1)] * size if rank == last else [], last), 1),
+    ):
+        tensor = mine()
+        yield tensor, lambda call=call, tensor=tensor: call(tensor), [float(wanted)]
+    there = [[0.0]] * size
+    for call, wanted in (
+        (lambda room: group.allgather([room], [mine()]), ranks),
+        (lambda room: group.allgather(room, mine()), ranks),
+        (lambda room: group.allgather(room, mine(), timeout=long), ranks),
+        (lambda room: group.gather([room] if rank == 0 else [], [mine()]), ranks if rank == 0 else there),
+        (lambda room: group.gather(room if rank == last else [], mine(), last), ranks if rank == last else there),
+    ):
+        pieces = room()
+        yield pieces, lambda call=call, pieces=pieces: call(pieces), wanted
+    for call in (
+        lambda flat: group.all_gather_single(flat, mine()),
+        lambda flat: group.all_gather_single_coalesced([flat], [mine()]),
+        lambda flat: group.allgather_into_tensor_coalesced([flat], [mine()]),
+        lambda flat: group.all_to_all_single(flat, mine().repeat(size), [], []),
+        lambda flat: group.all_to_all_single(flat, mine().repeat(size), [], [], long),
+        lambda flat: group.alltoall_base(flat, mine().repeat(size), [], [], timeout=long),
+        lambda flat: group.alltoall(list(flat.split(1)), [mine()] * size),
+        lambda flat: group.alltoall(list(flat.split(1)), [mine()] * size, timeout=long),
+    ):
+        flat = torch.zeros(size)
+        yield flat, lambda call=call, flat=flat: call(flat), [each for (each,) in ranks]
+    for call in (group.barrier, partial(group.barrier, timeout=long)):
+        yield torch.zeros(0), call, []
+
+
+def test_every_form_of_a_call_works_without_options(comm, start):
+    """Among them the overloads of C++ that take one tensor, and in place of options what is in them."""
+    group = start()
+    for filled, call, wanted in forms(group, comm.size, comm.rank):
+        assert call().wait()
+        values = filled.tolist() if isinstance(filled, torch.Tensor) else [each.tolist() for each in filled]
+        assert values == wanted
+
+
+@pytest.mark.ranks(2)
+def test_the_timeout_in_place_of_options_counts(comm, start):
+    group = start()
+    short, tensor = timedelta(seconds=0.1), torch.zeros(comm.size)
+    if comm.rank == 0:
+        works = [group.barrier(timeout=short), group.allreduce(tensor, timeout=short)]
+        for work in works:
+            with pytest.raises(LateError, match=r"0\.1 s"):
+                work.wait()
+    comm.Barrier()
+    if comm.rank:
+        group.barrier().wait()
+        group.allreduce(tensor).wait()
+    comm.Barrier()
 
 
 def test_functional_collectives(comm, start):
