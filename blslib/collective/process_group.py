@@ -2,17 +2,19 @@
 
 Importing this module registers it: under ``mpiexec``, ``dist.init_process_group("bls")`` then takes rank and size from
 MPI. ``docs/torch.md`` says what a program gains and what it must keep in mind. All-to-alls go through one
-``BoundedLagAlltoallv`` per group, everything else through MPI. Like an exchange, a group belongs to one thread.
+``BoundedLagAlltoallv`` per group, everything else through MPI. Like an exchange, a group serves one thread at a time.
 """
 
 import atexit
 import os
 import sys
+import threading
 import warnings
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -24,7 +26,9 @@ from mpi4py import MPI
 from blslib.collective import rendezvous
 from blslib.collective.alltoallv import BoundedLagAlltoallv
 from blslib.collective.errors import BlockError, ExchangeError
-from blslib.collective.torch_mpi import NAME, MpiGroup, RefusedError, Tensors, Work, flat_bytes, write
+from blslib.collective.exchange import Arrival
+from blslib.collective.torch_mpi import MpiGroup, own_mpi
+from blslib.collective.torch_work import NAME, RefusedError, Tensors, Work, flat_bytes, write
 from blslib.collective.waiting import complete
 
 LEAST_SLOT_BYTES = 4096
@@ -54,14 +58,13 @@ class AllToAllWork(Work):
     """An all-to-all under way.
 
     Attributes:
-        iteration: which of its group's all-to-alls this is, counted from 0, the same on every rank.
+        iteration: which of its group's all-to-alls this is, counted from 0, the same on every rank; -1 if the group
+            had failed before.
     """
 
-    def __init__(
-        self, group: "BLSGroup", outputs: Tensors, rooms: Tensors, pieces: Bytes, iteration: int, timeout_s: float
-    ) -> None:
-        super().__init__(outputs, timeout_s)
-        self._group, self._rooms, self._pieces, self.iteration = group, rooms, pieces, iteration
+    def __init__(self, group: "BLSGroup", outputs: Tensors, rooms: Tensors, pieces: Bytes, timeout_s: float) -> None:
+        super().__init__(group, outputs, timeout_s)
+        self._group, self._rooms, self._pieces, self.iteration = group, rooms, pieces, -1
 
     def _advance(self, timeout_s: float | None) -> None:
         self._group.collect(None if timeout_s is None else self.iteration, timeout_s or self._timeout_s)
@@ -75,9 +78,12 @@ class AllToAllWork(Work):
                 self.fail(BlockError(f"{text}rank {rank} expected {len(piece)}"))
                 return
             piece[:] = block
-        for output, room in zip(self._outputs, self._rooms, strict=True):
-            if room is not output:
-                write(output, room)
+        try:
+            for output, room in zip(self._outputs, self._rooms, strict=True):
+                if room is not output:
+                    write(output, room)
+        except RuntimeError as error:  # torch cannot write there
+            self.fail(error)
         self._done = True
 
 
@@ -106,8 +112,8 @@ class BLSGroup(MpiGroup):
         self._ranks = comm.size
         self._exchange: BoundedLagAlltoallv | None = None
         self._posted = 0
-        self._outstanding: deque[AllToAllWork] = deque()
-        self._failure: Exception | None = None
+        self._outstanding: dict[int, AllToAllWork] = {}  # by iteration
+        self._calling = threading.Lock()
         self._open = True
         self._titles = ["", ""]
         atexit.register(self._leave)
@@ -162,49 +168,87 @@ class BLSGroup(MpiGroup):
 
     def _post(self, blocks: Bytes, outputs: Tensors, rooms: Tensors, pieces: Bytes, options: Any) -> Work:
         timeout_s = self.timeout_s(options)
-        work = AllToAllWork(self, outputs, rooms, pieces, self._posted, timeout_s)
-        if self._exchange is None and self._failure is None:
-            self._build(max(map(len, blocks)), timeout_s)
-        if self._failure is not None:
-            work.fail(self._failure)
-        else:
-            self._posted += 1
-            self._outstanding.append(work)
-            self._call(BoundedLagAlltoallv.post, blocks, timeout_s)
+        work = AllToAllWork(self, outputs, rooms, pieces, timeout_s)
+        if self.failure is None:
+            with self._my_call():
+                try:
+                    if self._exchange is None:
+                        self._exchange = self._build(max(map(len, blocks)), timeout_s)
+                    self._exchange.timeout_s = timeout_s
+                    arrivals = self._exchange.post(blocks)
+                    # Only now is it this group's next all-to-all.
+                    work.iteration = self._posted
+                    self._outstanding[work.iteration] = work
+                    self._posted += 1
+                    self._take(arrivals)
+                except BaseException as error:
+                    self._fell(error)
+        if self.failure is not None:
+            work.fail(self.failure)
         return work
 
     def collect(self, through: int | None, timeout_s: float) -> None:
         """Wait for all up to iteration ``through``; without it, take in what is there. Errors go to the works."""
-        self._call(BoundedLagAlltoallv.collect, through, timeout_s)
-
-    def _call(self, method: Callable[[BoundedLagAlltoallv, Any], list], argument: Any, timeout_s: float) -> None:
-        """Call the exchange, and copy at once what arrives: the next call may overwrite it."""
         assert self._exchange is not None
-        self._exchange.timeout_s = timeout_s
-        try:
-            for arrival in method(self._exchange, argument):
-                self._outstanding.popleft().arrive(arrival.blocks)
-        except _FAILURES as error:
-            self._fail(error)
+        if through is None and self._calling.locked():
+            return  # whoever calls takes it in
+        with self._my_call():
+            try:
+                self._exchange.timeout_s = timeout_s
+                self._take(self._exchange.collect(through))
+            except BaseException as error:
+                self._fell(error)
 
-    def _fail(self, error: Exception) -> None:
-        failure = self._failure = self._failure or error
+    def _my_call(self) -> threading.Lock:
+        """To be held during a call of the exchange and until what it returns is copied: the next may overwrite it.
+
+        A lock's own ``with`` lets no interrupt fall between taking it and the beginning of the block.
+        """
+        if self._calling.locked():
+            raise RuntimeError(
+                "another call on this group is under way: it serves one thread at a time, so take turns, or make a "
+                "group for each thread"
+            )
+        return self._calling
+
+    def _take(self, arrivals: list[Arrival]) -> None:
+        for iteration, blocks in arrivals:
+            self._outstanding[iteration].arrive(blocks)
+            del self._outstanding[iteration]
+
+    def _fell(self, error: BaseException) -> None:
+        """What an error in a call means: it is the caller's if nothing was sent, else the end of the group.
+
+        Whatever is none of the exchange's own errors, such as an interrupt, is raised as well.
+        """
+        if isinstance(error, RefusedError) or (isinstance(error, MemoryError) and self._exchange is None):
+            raise error
+        if isinstance(error, _FAILURES):
+            self.fail(error)
+            return
+        self.abort(error)
+        raise error
+
+    def fail(self, error: Exception) -> None:
+        """Fail what is under way, and whatever comes."""
+        super().fail(error)
         while self._outstanding:
-            self._outstanding.popleft().fail(failure)
+            self._outstanding.popitem()[1].fail(self.failure or error)
 
-    def _build(self, largest: int, timeout_s: float) -> None:
+    def _build(self, largest: int, timeout_s: float) -> BoundedLagAlltoallv:
         """Make the exchange. Collective; slots are as large as the rank with the largest block needs them."""
         slot_bytes = self._slot_bytes
+        if slot_bytes is None:
+            found = np.array([max(largest * 5 // 4, LEAST_SLOT_BYTES)])
+            request = partial(self._comm.Iallreduce, MPI.IN_PLACE, found, MPI.MAX)
+            self._start("the first all-to-all", request, found).wait(timedelta(seconds=timeout_s))
+            slot_bytes = int(found[0])
         try:
-            if slot_bytes is None:
-                found = np.array([max(largest * 5 // 4, LEAST_SLOT_BYTES)])
-                complete(self._comm.Iallreduce(MPI.IN_PLACE, found, MPI.MAX), "the first all-to-all", timeout_s)
-                slot_bytes = int(found[0])
-            self._exchange = BoundedLagAlltoallv(
+            return BoundedLagAlltoallv(
                 self._comm, bound=self.bound, slot_bytes=slot_bytes, dtype=np.uint8, timeout_s=timeout_s
             )
-        except ExchangeError as error:
-            self._fail(error)
+        except ValueError as error:
+            raise RefusedError(str(error)) from error
 
     # --- names and end: what torch asks of every group --------------------------------------------------------------
 
@@ -230,33 +274,55 @@ class BLSGroup(MpiGroup):
         """
         if not self._open:
             return
-        self._open = False
-        atexit.unregister(self._leave)
-        try:
-            for work in list(self.requests):
-                if not (work.is_completed() and work.Test()):  # a late one may be done by now
-                    work.wait()
-            if self._exchange is not None:
-                if self._outstanding:
-                    self.collect(self._posted - 1, self._timeout_s)
-                self._exchange.timeout_s = self._timeout_s
-                self._exchange.close()  # does not wait for the others if something failed
-            if self._failure is not None:
-                raise self._failure
-            complete(self._comm.Ibarrier(), f"the end of group {self._titles[0]!r}", self._timeout_s)
-            self._comm.Free()
-        except _FAILURES as error:
-            self._fail(error)
-            warnings.warn(f"group {self._titles[0]!r} ended with an error: {error}", RuntimeWarning, stacklevel=2)
+        with self._my_call():
+            try:
+                self._end()
+            except Exception as error:
+                self.fail(error)
+                self._leave_exchange(error)
+                text = f"group {self._titles[0]!r} ended with an error: {error}"
+                warnings.warn(text, RuntimeWarning, stacklevel=2)
+            except BaseException as error:
+                self.abort(error)
+                raise
+            finally:
+                self._forget()
+
+    def _end(self) -> None:
+        if self.failure is not None:
+            raise self.failure
+        for work in list(self.requests):
+            if not (work.is_completed() and work.Test()):  # a late one may be done by now
+                work.wait()
+        if self._exchange is not None:
+            self._exchange.timeout_s = self._timeout_s
+            self._take(self._exchange.drain())
+            self._exchange.close()
+        complete(self._comm.Ibarrier(), f"the end of group {self._titles[0]!r}", self._timeout_s)
+        self._comm.Free()
 
     def abort(self, error: BaseException | None = None) -> None:
         """End without the other ranks, and tell them why."""
+        if not self._open:
+            return
+        super().abort(error)
+        self._leave_exchange(error or ExchangeError("the group was aborted"))
+        self._forget()
+
+    def _leave_exchange(self, error: BaseException) -> None:
+        """Close it without the others, and tell them why unless they know."""
+        if self._exchange is not None:
+            with suppress(RuntimeError):  # another thread is in a call, and frees nothing while it waits
+                self._exchange.__exit__(type(error), error, None)
+
+    def disown(self) -> None:
+        """In a forked child, leave the group to the parent: it ends here, and nobody else is told."""
+        self._forget()
+        super().disown()
+
+    def _forget(self) -> None:
         self._open = False
         atexit.unregister(self._leave)
-        error = error or ExchangeError("the group was aborted")
-        self._fail(ExchangeError(f"the group was aborted: {error}"))
-        if self._exchange is not None:
-            self._exchange.__exit__(type(error), error, error.__traceback__)
 
     def _leave(self) -> None:
         """At the end of a program that did not destroy the group: the other ranks may be waiting for this one."""
@@ -284,6 +350,7 @@ def _setting(given: int | None, variable: str) -> int | None:
 
 def _create(options: Any, group_options: BLSOptions | None) -> BLSGroup:
     """What torch calls for ``init_process_group`` and, on the group's ranks, for ``new_group``."""
+    own_mpi()
     world, members = MPI.COMM_WORLD, list(options.global_ranks_in_group)
     here = (options.group_rank, options.group_size)
     if not members and here != (world.rank, world.size):

@@ -15,6 +15,7 @@ from mpi4py import MPI
 from torch._C._distributed_c10d import FileStore, Store, TCPStore
 from torch.distributed import default_pg_timeout
 
+from blslib.collective.torch_mpi import own_mpi
 from blslib.collective.waiting import complete
 
 Handler = Callable[..., Iterator[tuple[Store, int, int]]]
@@ -22,6 +23,7 @@ Handler = Callable[..., Iterator[tuple[Store, int, int]]]
 
 def mpi_store(comm: MPI.Intracomm, timeout: timedelta) -> Store:
     """A store that all ranks of ``comm`` share: a file on one host, else a port of rank 0. Collective."""
+    own_mpi()
     complete(comm.Ibarrier(), "the rendezvous", timeout.total_seconds())
     hosts = comm.allgather(MPI.Get_processor_name())
     if len(set(hosts)) == 1:  # a port would ask the name service who is there, and wait for one that does not answer

@@ -5,10 +5,13 @@ MPI's, polled: waits keep torch's timeouts, and Ctrl-C works.
 """
 
 import operator
+import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from functools import partial, partialmethod
 from typing import Any, NamedTuple
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -16,144 +19,59 @@ import torch.distributed as dist
 from mpi4py import MPI
 
 from blslib.collective.errors import ExchangeError
+from blslib.collective.torch_work import RefusedError, Tensors, Work, dense, flat_bytes, seconds, write
 from blslib.collective.waiting import complete
-
-NAME = "bls"
-
-Tensors = list[torch.Tensor]
-
-
-class RefusedError(ValueError, RuntimeError):
-    """A call that the group does not take: nothing was sent, and the group can go on.
-
-    Of both kinds, as programs that try what a backend can do expect the one or the other.
-    """
-
-
-def write(target: torch.Tensor, values: torch.Tensor) -> None:
-    """Fill a tensor of the caller's, which may have been made in inference mode, outside or inside of it."""
-    with torch.inference_mode():
-        target.copy_(values.view(target.shape))
-
-
-def flat_bytes(tensor: torch.Tensor) -> np.ndarray:
-    """A tensor's memory, (nbytes,) uint8; a copy if it does not lie in one piece.
-
-    Raises:
-        RefusedError: it is not on the CPU, or sparse.
-    """
-    return _dense(tensor).detach().resolve_conj().resolve_neg().contiguous().view(-1).view(torch.uint8).numpy()
-
-
-def _dense(tensor: torch.Tensor) -> torch.Tensor:
-    """The same tensor, if it is one that this backend moves."""
-    if not tensor.is_cpu:
-        raise RefusedError(f"tensor is on device {tensor.device}, {NAME!r} moves cpu tensors: copy it to the cpu first")
-    if tensor.layout != torch.strided:
-        raise RefusedError(f"tensor has layout {tensor.layout}, {NAME!r} moves dense tensors: call to_dense() first")
-    return tensor
-
-
-class Work(dist._Work):
-    """One collective under way, as torch hands it to the caller.
-
-    Args:
-        outputs: the tensors that it fills.
-        timeout_s: of every wait that is given no other.
-    """
-
-    def __init__(self, outputs: Tensors, timeout_s: float) -> None:
-        super().__init__()
-        self._outputs, self._timeout_s = outputs, timeout_s
-        self._done = False
-        self._error: Exception | None = None
-
-    def _advance(self, timeout_s: float | None) -> None:
-        """Wait until this is done or has failed; without a time, look once."""
-        raise NotImplementedError
-
-    def fail(self, error: Exception) -> None:
-        """Keep an error for ``wait``."""
-        self._done, self._error = True, error
-
-    def wait(self, timeout: timedelta = timedelta(0)) -> bool:
-        """Wait until the outputs are filled.
-
-        Args:
-            timeout: none given, or zero, is the call's or else the group's. When it passes, the group has failed.
-
-        Raises:
-            ExchangeError: or one of its kinds, in the words of the collective.
-        """
-        if not self._done:
-            self._advance(seconds(timeout, self._timeout_s))
-        if self._error is not None:
-            raise self._error
-        return True
-
-    def is_completed(self) -> bool:
-        """Whether ``wait`` would return or raise at once. Takes in what has arrived, and never waits."""
-        if not self._done:
-            self._advance(None)
-        return self._done
-
-    def is_success(self) -> bool:
-        return self.is_completed() and self._error is None
-
-    def exception(self) -> Exception | None:
-        return self._error
-
-    def result(self) -> Tensors:
-        return self._outputs
-
-    def get_future(self) -> torch.futures.Future:
-        """A completed future with the outputs: waits for them, since nobody would complete it later."""
-        self.wait()
-        future: torch.futures.Future = torch.futures.Future()
-        future.set_result(self._outputs)
-        return future
-
-
-def seconds(timeout: timedelta | None, default_s: float) -> float:
-    """Torch marks a timeout that was not given by zero, or by less."""
-    given_s = timeout.total_seconds() if timeout else 0.0
-    return given_s if given_s > 0 else default_s
 
 
 class _MpiWork(Work):
-    """A collective that MPI does; its group keeps it until it is done, as MPI needs its memory so long."""
+    """A collective that MPI does; its group keeps it until it is done, as MPI needs its memory so long.
+
+    Attributes:
+        request: MPI's, once it is started.
+    """
+
+    request: MPI.Request
 
     def __init__(
         self,
         group: "MpiGroup",
         name: str,
-        request: MPI.Request,
-        memory: object = None,
-        outputs: Sequence[torch.Tensor] = (),
-        finish: Callable[[], None] = lambda: None,
-        options: Any = None,
+        memory: object,
+        outputs: Sequence[torch.Tensor],
+        finish: Callable[[], None],
+        timeout_s: float,
     ) -> None:
         """``memory`` is what MPI reads and writes, which a request does not keep; ``finish`` is called in the end."""
-        super().__init__(list(outputs), group.timeout_s(options))
-        self._requests, self._name, self._request = group.requests, name, request
-        self._memory, self._finish, self._status = memory, finish, MPI.Status()
-        group.requests.add(self)
+        super().__init__(group, list(outputs), timeout_s)
+        self._group, self._name, self._memory, self._finish = group, name, memory, finish
+        self._status = MPI.Status()
 
     def Test(self) -> bool:  # noqa: N802 (to be polled like a request)
-        return self._request.Test(self._status)
+        """Whether MPI is done with it; in any thread."""
+        with self._group.turn:
+            if self in self._group.requests:
+                try:
+                    if not self.request.Test(self._status):
+                        return False
+                    if not self._done:
+                        self._finish()
+                except Exception as error:
+                    self.fail(error)
+                self._done = True
+                self._group.requests.discard(self)
+        return True
 
     def _advance(self, timeout_s: float | None) -> None:
         try:
-            if timeout_s is not None:
+            if timeout_s is None:
+                self.Test()
+            else:
                 complete(self, self._name, timeout_s)
-            elif not self.Test():
-                return
         except ExchangeError as error:
             self.fail(error)
-            return
-        self._finish()
-        self._done = True
-        self._requests.discard(self)
+        except BaseException as error:
+            self._group.abort(error)
+            raise
 
     def _source_rank(self) -> int:
         return self._status.Get_source()
@@ -213,6 +131,35 @@ _CALCULATED_IN = {torch.float16: torch.float32, torch.bfloat16: torch.float32, t
 """For types that MPI does not calculate in, those that stand in for them."""
 
 
+_GROUPS: WeakSet["MpiGroup"] = WeakSet()
+
+_KEPT: set[_MpiWork] = set()
+"""What MPI had not finished when its group failed: it may use their memory until the process ends."""
+
+_PID = os.getpid()
+
+
+def own_mpi() -> None:
+    """Make sure that this process may use MPI.
+
+    Raises:
+        ExchangeError: it was forked from a rank.
+    """
+    if os.getpid() != _PID:
+        raise ExchangeError(
+            f"process {os.getpid()} was forked from the rank that is process {_PID}, and MPI knows only that one: let "
+            "the rank exchange, or start the child by spawn"
+        )
+
+
+def _disown() -> None:
+    for group in list(_GROUPS):
+        group.disown()
+
+
+os.register_at_fork(after_in_child=_disown)  # so that no call has to ask: in a child every group has failed
+
+
 class MpiGroup(dist.ProcessGroup):
     """A group of MPI ranks that does what is in the table above, barriers and messages.
 
@@ -221,13 +168,37 @@ class MpiGroup(dist.ProcessGroup):
         timeout: of every wait that is given no other.
 
     Attributes:
+        failure: why nothing works any more, if it is so.
         requests: what MPI has not finished.
+        turn: held while MPI starts a request or looks at one, which it does not let two threads do at once.
     """
 
     def __init__(self, comm: MPI.Intracomm, timeout: timedelta) -> None:
         super().__init__(comm.rank, comm.size)
         self._comm, self._timeout_s = comm, timeout.total_seconds()
+        self.failure: Exception | None = None
         self.requests: set[_MpiWork] = set()
+        self.turn = threading.RLock()
+        _GROUPS.add(self)
+
+    def fail(self, error: Exception) -> None:
+        """Fail what is under way, and whatever comes."""
+        self.failure = self.failure or error
+        _KEPT.update(self.requests)
+        for work in list(self.requests):
+            work.fail(self.failure)
+
+    def abort(self, error: BaseException | None = None) -> None:
+        """End without the other ranks."""
+        why = "" if error is None else f": {type(error).__name__}: {error}"
+        self.fail(ExchangeError(f"the group was aborted{why}"))
+
+    def disown(self) -> None:
+        """In a forked child, leave the group to the parent: it ends here, and nobody else is told."""
+        try:
+            own_mpi()
+        except ExchangeError as error:
+            self.fail(error)
 
     def timeout_s(self, options: Any) -> float:
         """The call's own timeout if it has one, in its options or in their place, else the group's."""
@@ -287,11 +258,21 @@ class MpiGroup(dist.ProcessGroup):
         options: Any = None,
     ) -> Work:
         """Have MPI start a collective, unless it refuses the arguments."""
+        work = _MpiWork(self, name, memory, outputs, finish, self.timeout_s(options))
+        if self.failure is not None:
+            work.fail(self.failure)
+            return work
         try:
-            request = start()
+            with self.turn:
+                self.requests.add(work)  # before MPI has its memory
+                work.request = start()
         except Exception as error:  # of MPI's own kind, or what mpi4py says of types, counts and ranks
+            self.requests.discard(work)
             raise RefusedError(f"MPI cannot do this {name}: {error}") from error
-        return _MpiWork(self, name, request, memory, outputs, finish, options)
+        except BaseException as error:
+            self.abort(error)
+            raise
+        return work
 
     def _sizes(self, tensors: Tensors, unit: int) -> list[int]:
         """The size of every rank's piece: of one tensor each, or of equal parts."""
@@ -351,7 +332,7 @@ def _understood(
 def _flat(tensors: Any) -> Iterator[torch.Tensor]:
     """Tensors out of lists of lists of them."""
     if isinstance(tensors, torch.Tensor):
-        yield _dense(tensors)
+        yield dense(tensors)
     else:
         for each in tensors:
             yield from _flat(each)

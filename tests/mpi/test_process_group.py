@@ -2,6 +2,7 @@
 
 import resource
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -250,6 +251,99 @@ def test_destroying_a_group_finishes_what_is_under_way(comm, start):
         assert output.tolist() == expected(comm.size, lambda source, i=i: i + source)
 
 
+@pytest.mark.parametrize("bound", [0, 2])
+def test_a_second_thread_corrupts_nothing(comm, start, bound):
+    """Two threads post, look and wait as they like. Refused calls are made again; every output is that of its
+    iteration, whichever thread took it in."""
+    start(bound=bound)
+    refused: list[str] = []
+    sent: dict[int, float] = {}
+    made: list[tuple[torch.Tensor, dist.Work]] = []
+
+    def insist(call: Callable[[], object]) -> object:
+        while True:
+            try:
+                return call()
+            except RuntimeError as error:
+                refused.append(str(error))
+
+    def hammer(thread: int) -> None:
+        for i in range(150):
+            fill = 10_000 * comm.rank + 1000 * thread + i
+            output, work = insist(lambda fill=fill: exchange(comm.size, fill))
+            sent[work.iteration] = fill
+            made.append((output, work))
+            some = made[(7 * i) // 2 % len(made)][1]
+            if i % 3 == 0:
+                insist(some.wait)
+            some.is_completed()
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    threads = [threading.Thread(target=hammer, args=(n,)) for n in range(2)]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    everybody = comm.allgather(sent)
+    assert sorted(sent) == list(range(300)) and len(made) == 300
+    for output, work in made:
+        assert work.wait()
+        assert output.tolist() == expected(comm.size, lambda source, i=work.iteration: everybody[source][i])
+    assert all("another call on this group is under way" in words for words in refused)
+
+
+@pytest.mark.ranks(2)
+def test_a_call_during_that_of_another_thread_is_refused(comm, start):
+    """Nothing is sent, and the outputs that follow are those of their iterations."""
+    start(bound=0)
+    exchange(comm.size, 0)[1].wait()
+    comm.Barrier()
+    if comm.rank == 0:
+        thread = threading.Thread(target=exchange, args=(comm.size, 1))
+        thread.start()
+        assert until(lambda: refused(lambda: exchange(comm.size, 7)))
+        comm.Barrier()
+        thread.join()
+    else:
+        comm.Barrier()
+        exchange(comm.size, 1)
+    for i in range(2, 5):
+        output, work = exchange(comm.size, i)
+        assert work.wait() and work.iteration == i
+        assert output.tolist() == expected(comm.size, lambda _, i=i: i)
+
+
+def refused(call: Callable[[], object]) -> bool:
+    try:
+        call()
+    except RuntimeError as error:
+        return "another call on this group is under way" in str(error)
+    return False
+
+
+def test_threads_share_what_mpi_does(comm, start):
+    """Two threads that wait for the same works, and look at them."""
+    start()
+    for _ in range(30):
+        found = [torch.zeros(comm.size) for _ in range(4)]
+        works = [dist.all_gather_into_tensor(each, torch.ones(1), async_op=True) for each in found]
+
+        def look(works: list[dist.Work] = works) -> None:
+            assert all(work.wait() for work in works if not work.is_completed())
+
+        threads = [threading.Thread(target=look) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for work, each in zip(works, found, strict=True):
+            assert work.wait() and each.tolist() == [1.0] * comm.size
+        for thread in threads:
+            thread.join()
+
+
 # --- errors ----------------------------------------------------------------------------------------------------------
 
 
@@ -404,6 +498,23 @@ def test_a_refusal_is_of_both_kinds_and_sends_nothing(comm, start):
     assert total.item() == comm.size
     output, work = exchange(comm.size, comm.rank)
     assert work.wait() and output.tolist() == expected(comm.size, lambda source: source)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dist.destroy_process_group()
+
+
+def test_a_work_that_fails_does_not_break_the_end(comm, start):
+    """Torch cannot write to one number as if there were several."""
+    start(bound=1)
+    one = torch.zeros(1).expand(2 * comm.size)
+    works = [dist.all_to_all_single(one, torch.ones(2 * comm.size), async_op=True)]
+    works.append(dist.all_gather([one[:2]] * comm.size, torch.ones(2), async_op=True))
+    for work in works:
+        with pytest.raises(RuntimeError, match="written-to tensor refers to a single memory location"):
+            work.wait()
+    output, work = exchange(comm.size, 3)
+    assert work.wait() and output.tolist() == expected(comm.size, lambda _: 3)
+    dist.all_gather([one[:2]] * comm.size, torch.ones(2), async_op=True)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         dist.destroy_process_group()
