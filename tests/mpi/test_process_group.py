@@ -299,13 +299,15 @@ def test_a_second_thread_corrupts_nothing(comm, start, bound):
 @pytest.mark.ranks(2)
 def test_a_call_during_that_of_another_thread_is_refused(comm, start):
     """Nothing is sent, and the outputs that follow are those of their iterations."""
-    start(bound=0)
+    group = start(bound=0)
     exchange(comm.size, 0)[1].wait()
     comm.Barrier()
     if comm.rank == 0:
         thread = threading.Thread(target=exchange, args=(comm.size, 1))
         thread.start()
-        assert until(lambda: refused(lambda: exchange(comm.size, 7)))
+        assert until(group._calling.locked)
+        with pytest.raises(RuntimeError, match="another call on this group is under way"):
+            exchange(comm.size, 7)
         comm.Barrier()
         thread.join()
     else:
@@ -315,14 +317,6 @@ def test_a_call_during_that_of_another_thread_is_refused(comm, start):
         output, work = exchange(comm.size, i)
         assert work.wait() and work.iteration == i
         assert output.tolist() == expected(comm.size, lambda _, i=i: i)
-
-
-def refused(call: Callable[[], object]) -> bool:
-    try:
-        call()
-    except RuntimeError as error:
-        return "another call on this group is under way" in str(error)
-    return False
 
 
 def test_threads_share_what_mpi_does(comm, start):
