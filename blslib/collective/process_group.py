@@ -292,8 +292,10 @@ class BLSGroup(MpiGroup):
         if self.failure is not None:
             raise self.failure
         for work in list(self.requests):
-            if not (work.is_completed() and work.Test()):  # a late one may be done by now
+            with suppress(Exception):  # its own failure is nobody else's
                 work.wait()
+            if not work.Test():  # a late one may be done by now
+                raise work.exception() or ExchangeError("MPI has not finished what was started")
         if self._exchange is not None:
             self._exchange.timeout_s = self._timeout_s
             self._take(self._exchange.drain())
