@@ -47,7 +47,8 @@ class BLSOptions:
         bound: whole iterations (k) that the slowest rank may lag, and all-to-alls that may be under way at once; None
             takes BLS_BOUND from the environment, else 0.
         slot_bytes: room for what one rank sends to one other in one call; more is legal and slower. None takes
-            BLS_SLOT_BYTES, else a quarter more than the largest block in the group's first all-to-all.
+            BLS_SLOT_BYTES, else a quarter more than the largest block in the group's first all-to-all, and later on of
+            all so far, where these have become larger.
     """
 
     bound: int | None = None
@@ -91,7 +92,7 @@ class BLSGroup(MpiGroup):
     """A group of MPI ranks whose all-to-alls may lag.
 
     Collective: every rank of ``comm`` makes it, and shuts it down. The exchange is built by the first all-to-all, which
-    therefore waits for all ranks.
+    therefore waits for all ranks; so does one that makes larger slots.
 
     Args:
         comm: the group's own; freed by ``shutdown``.
@@ -112,7 +113,11 @@ class BLSGroup(MpiGroup):
         self._ranks = comm.size
         self._exchange: BoundedLagAlltoallv | None = None
         self._posted = 0
+        self._replaced_at = 0  # the iteration that is number 0 of the present exchange
         self._outstanding: dict[int, AllToAllWork] = {}  # by iteration
+        self._largest = self._ask_at = 0
+        self._found = np.zeros(1, np.int64)
+        self._answer: Work | None = None
         self._calling = threading.Lock()
         self._open = True
         self._titles = ["", ""]
@@ -172,10 +177,9 @@ class BLSGroup(MpiGroup):
         if self.failure is None:
             with self._my_call():
                 try:
-                    if self._exchange is None:
-                        self._exchange = self._build(max(map(len, blocks)), timeout_s)
-                    self._exchange.timeout_s = timeout_s
-                    arrivals = self._exchange.post(blocks)
+                    exchange = self._fitting(blocks, timeout_s)
+                    exchange.timeout_s = timeout_s
+                    arrivals = exchange.post(blocks)
                     # Only now is it this group's next all-to-all.
                     work.iteration = self._posted
                     self._outstanding[work.iteration] = work
@@ -195,7 +199,7 @@ class BLSGroup(MpiGroup):
         with self._my_call():
             try:
                 self._exchange.timeout_s = timeout_s
-                self._take(self._exchange.collect(through))
+                self._take(self._exchange.collect(None if through is None else max(through - self._replaced_at, -1)))
             except BaseException as error:
                 self._fell(error)
 
@@ -212,7 +216,8 @@ class BLSGroup(MpiGroup):
         return self._calling
 
     def _take(self, arrivals: list[Arrival]) -> None:
-        for iteration, blocks in arrivals:
+        for number, blocks in arrivals:
+            iteration = self._replaced_at + number
             self._outstanding[iteration].arrive(blocks)
             del self._outstanding[iteration]
 
@@ -224,6 +229,8 @@ class BLSGroup(MpiGroup):
         if isinstance(error, RefusedError) or (isinstance(error, MemoryError) and self._exchange is None):
             raise error
         if isinstance(error, _FAILURES):
+            if self._replaced_at:
+                error.add_note(f"iterations are counted from {self._replaced_at} on, when slots were made larger")
             self.fail(error)
             return
         self.abort(error)
@@ -235,14 +242,41 @@ class BLSGroup(MpiGroup):
         while self._outstanding:
             self._outstanding.popitem()[1].fail(self.failure or error)
 
-    def _build(self, largest: int, timeout_s: float) -> BoundedLagAlltoallv:
-        """Make the exchange. Collective; slots are as large as the rank with the largest block needs them."""
-        slot_bytes = self._slot_bytes
-        if slot_bytes is None:
-            found = np.array([max(largest * 5 // 4, LEAST_SLOT_BYTES)])
-            request = partial(self._comm.Iallreduce, MPI.IN_PLACE, found, MPI.MAX)
-            self._start("the first all-to-all", request, found).wait(timedelta(seconds=timeout_s))
-            slot_bytes = int(found[0])
+    def _fitting(self, blocks: Bytes, timeout_s: float) -> BoundedLagAlltoallv:
+        """The exchange for the next all-to-all: built by the first, and again where blocks have outgrown its slots.
+
+        Unless their size was given, ranks ask each other for their largest block in calls 0, 1 and about twice as many
+        each time, and look at the answer ``bound`` + 1 calls later: by then everybody has come to the call that asked,
+        so only a rebuilding waits for ranks to come, and all of them do it in the same call.
+        """
+        if self._slot_bytes is not None:
+            self._exchange = self._exchange or self._build(self._slot_bytes, timeout_s)
+            return self._exchange
+        self._largest = max(self._largest, *map(len, blocks))
+        if self._posted == self._ask_at:
+            found = self._found = np.array([self._largest])
+            ask = partial(self._comm.Iallreduce, MPI.IN_PLACE, found, MPI.MAX)
+            self._answer = self._start("the all-to-all's agreement on slots", ask, found)
+        assert self._answer is not None
+        if self._exchange is not None and self._posted < self._ask_at + self.bound + 1:
+            if self._posted >= self._ask_at:
+                self._answer.is_completed()  # MPI moves it on in calls alone
+            return self._exchange
+        self._answer.wait(timedelta(seconds=timeout_s))
+        largest = int(self._found[0])
+        if self._exchange is None:
+            self._exchange = self._build(max(largest * 5 // 4, LEAST_SLOT_BYTES), timeout_s)
+        elif largest > self._exchange.slot_bytes:
+            self._exchange.timeout_s = timeout_s
+            self._take(self._exchange.drain())
+            with suppress(MemoryError):  # on all ranks: they go on with the slots they have
+                old, self._exchange = self._exchange, self._build(largest * 5 // 4, timeout_s)
+                self._replaced_at = self._posted
+                old.close()
+        self._ask_at = 2 * self._posted or 1
+        return self._exchange
+
+    def _build(self, slot_bytes: int, timeout_s: float) -> BoundedLagAlltoallv:
         try:
             return BoundedLagAlltoallv(
                 self._comm, bound=self.bound, slot_bytes=slot_bytes, dtype=np.uint8, timeout_s=timeout_s
@@ -291,7 +325,7 @@ class BLSGroup(MpiGroup):
     def _end(self) -> None:
         if self.failure is not None:
             raise self.failure
-        for work in list(self.requests):
+        for work in self.requests - {self._answer}:
             with suppress(Exception):  # its own failure is nobody else's
                 work.wait()
             if not work.Test():  # a late one may be done by now
@@ -300,6 +334,8 @@ class BLSGroup(MpiGroup):
             self._exchange.timeout_s = self._timeout_s
             self._take(self._exchange.drain())
             self._exchange.close()
+        if self._answer is not None:
+            self._answer.wait()  # only now, as it may be known only now that a rank posted less often
         complete(self._comm.Ibarrier(), f"the end of group {self._titles[0]!r}", self._timeout_s)
         self._comm.Free()
 

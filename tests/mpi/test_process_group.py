@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from functools import partial
@@ -553,6 +554,65 @@ def test_slots_fit_the_first_call_of_the_largest_rank(comm, start):
     large, data = torch.zeros(comm.size, 20_000), torch.full((comm.size, 20_000), float(comm.rank))
     dist.all_to_all_single(large, data)  # larger than a slot
     assert large.mean(1).tolist() == list(range(comm.size))
+
+
+@pytest.mark.parametrize("bound", [0, 1, 3])
+def test_slots_grow_with_the_blocks(comm, start, bound):
+    """After a probe, and once more: agreed by all, at a point where nothing is out. Ranks come at different times, and
+    the largest block goes from the last rank to itself."""
+    group = start(bound=bound)
+    size, last = comm.size, comm.size - 1
+    under_way: deque[tuple[int, torch.Tensor, dist.Work, list[int]]] = deque()
+
+    def take(count: int) -> None:
+        while len(under_way) > count:
+            i, output, work, splits = under_way.popleft()
+            assert work.wait() and work.iteration == i
+            for source, piece in enumerate(output.split(splits)):
+                assert (piece == 1000 * source + i).all()
+
+    made: list[object] = []
+    for i, rows in enumerate([1] + [3000] * (2 * bound + 10) + [20_000] * 40 + [10] * 20):
+        if i % (size + 1) == comm.rank:
+            time.sleep(0.002)
+        own = rows if comm.rank == last else 1
+        splits = [1] * last + [own]
+        data = torch.full((last + own,), float(1000 * comm.rank + i))
+        output = torch.zeros(last + own)
+        under_way.append((i, output, dist.all_to_all_single(output, data, splits, splits, async_op=True), splits))
+        take(bound)
+        if not made or made[-1] is not group._exchange:
+            made.append(group._exchange)
+    take(0)
+    assert [exchange.slot_bytes for exchange in made] == [4096, 15_040, 100_032]
+    assert i == 70 + 2 * bound
+
+
+@pytest.mark.parametrize("options", [{}, {"slot_bytes": 64}])
+def test_slots_stay_where_blocks_do_or_their_size_was_given(comm, start, options):
+    group = start(bound=1, **options)
+    exchange(comm.size, 0)[1].wait()
+    built = group._exchange
+    for i in range(30):
+        output, work = exchange(comm.size, i)
+        if options:
+            dist.all_to_all_single(torch.zeros(comm.size, 2000), torch.zeros(comm.size, 2000))
+        assert work.wait() and output.tolist() == expected(comm.size, lambda _, i=i: i)
+    assert group._exchange is built
+
+
+def test_slots_stay_where_there_is_no_room_for_larger_ones(comm, start, monkeypatch):
+    group = start(bound=1)
+    exchange(comm.size, 0)[1].wait()
+
+    def build(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(group, "_build", build)
+    for i in range(20):
+        output = torch.zeros(comm.size, 5000)
+        dist.all_to_all_single(output, torch.full((comm.size, 5000), float(i + comm.rank)))
+        assert output.mean(1).tolist() == [i + source for source in range(comm.size)]
 
 
 # --- what is not all-to-all ------------------------------------------------------------------------------------------

@@ -25,8 +25,10 @@ TIMEOUT = timedelta(seconds=60)
 class TorchAlltoallv(Baseline):
     """``dist.all_to_all_single`` behind the interface of an exchange, with at most ``bound`` works under way.
 
-    Collective; arguments and errors as ``MpiAlltoallv``, of float32, plus ``backend`` ("bls" or "gloo") and ``bound``.
-    At bound 0 calls are synchronous; where all counts are equal, they say nothing of splits.
+    Collective; arguments and errors as ``MpiAlltoallv``, of float32, plus ``backend`` ("bls" or "gloo"), ``bound``, and
+    ``slot_bytes``, None if the group has to find out by itself after a first call of one float per pair, as programs
+    make that try what a backend can do. At bound 0 calls are synchronous; where all counts are equal, they say nothing
+    of splits.
 
     Cost: bound + 2 buffers to receive, and a copy of the blocks unless they lie in one buffer already.
     """
@@ -39,7 +41,7 @@ class TorchAlltoallv(Baseline):
         bound: int,
         send_counts: Sequence[int],
         recv_counts: Sequence[int],
-        slot_bytes: int,
+        slot_bytes: int | None,
     ) -> None:
         super().__init__(comm, bound, send_counts, recv_counts, np.float32)
         bls = BLSOptions(bound, slot_bytes)
@@ -48,6 +50,8 @@ class TorchAlltoallv(Baseline):
         counts = {"output_split_sizes": recv_counts, "input_split_sizes": send_counts}
         splits: dict[str, Any] = {} if even else {name: [int(n) for n in each] for name, each in counts.items()}
         self._start = partial(dist.all_to_all_single, group=self._group, async_op=bound > 0, **splits)
+        if slot_bytes is None:
+            dist.all_to_all_single(torch.zeros(comm.size), torch.zeros(comm.size), group=self._group)
         self._room = np.empty(sum(self._send_sizes), np.uint8)
         # One more than can be under way: what the last call handed out stays valid until the next.
         self._outputs = [torch.empty(sum(recv_counts)) for _ in range(bound + 2)]
