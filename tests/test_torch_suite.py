@@ -124,6 +124,40 @@ def test_a_program_may_end_without_destroying(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "")
 
 
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import torch, torch.distributed as dist
+import blslib.collective.process_group
+
+for backend in ("gloo", "bls"):
+    dist.init_process_group(backend)
+    group = dist.new_group(backend=backend)
+    total = torch.ones(1)
+    dist.all_reduce(total, group=group)
+    assert total.item() == dist.get_world_size()
+    if backend == "gloo":
+        dist.destroy_process_group()
+dist.barrier()
+found = [path.name for path in Path(os.environ["TMPDIR"]).glob("bls-*")]
+os.write(1, f"files: {found}\\n".encode())
+dist.barrier()
+if sys.argv[1] == "exit":
+    os._exit(3)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("way", ["exit", "kill"])
+def test_ranks_that_are_killed_leave_no_file(way: str, tmp_path: Path) -> None:
+    (tmp_path / "tmp").mkdir()
+    env = {"TMPDIR": str(tmp_path / "tmp")}
+    done = run_ranks(2, [program(tmp_path, KILLED), way], timeout_s=LONG_S, env=env)
+    assert done.returncode != 0
+    assert done.stdout.count("files: []") == 2, done.stdout
+    assert not list((tmp_path / "tmp").glob("bls-*"))
+
+
 INTERRUPTED = """
 import os, random, signal, sys, threading, time, warnings
 from datetime import timedelta

@@ -1,5 +1,6 @@
 """The torch backend keeps torch's contract, and lags no further than its bound."""
 
+import os
 import resource
 import sys
 import threading
@@ -77,6 +78,21 @@ def test_ranks_of_several_hosts_meet_at_a_port(comm, start, monkeypatch):
     monkeypatch.setattr(MPI, "Get_processor_name", lambda: "localhost" if comm.rank == 0 else "elsewhere")
     start()
     assert exchange(comm.size, 1)[1].wait()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts open files where Linux lists them")
+@pytest.mark.parametrize("name", ["gloo", "bls"])
+def test_a_process_may_begin_and_end_as_often_as_it_likes(comm, start, name):
+    opened = []
+    for _ in range(6):
+        comm.Barrier()
+        start(name)
+        total = torch.ones(1)
+        dist.all_reduce(total)
+        assert total.item() == comm.size
+        dist.destroy_process_group()
+        opened.append(len(os.listdir("/proc/self/fd")))
+    assert max(opened[1:]) <= opened[0]
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.int8, torch.bool, torch.complex64])
