@@ -123,6 +123,11 @@ class BLSGroup(MpiGroup):
         self._titles = ["", ""]
         atexit.register(self._leave)
 
+    @property
+    def ring_bytes(self) -> int:
+        """Shared memory of this rank's slots; none before the first all-to-all."""
+        return self._exchange.ring_bytes if self._exchange else 0
+
     def all_to_all_single(
         self,
         output: torch.Tensor,

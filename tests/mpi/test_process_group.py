@@ -23,6 +23,7 @@ from mpi4py import MPI
 from blslib.collective.errors import BlockError, ExchangeError, LateError, PeerError
 from blslib.collective.process_group import BLSGroup, BLSOptions
 from blslib.collective.reference import alltoallv
+from blslib.lab.experiments.torch_exchange import TorchAlltoallv
 from tests.conftest import until
 
 AWAY_S = 0.2
@@ -629,6 +630,22 @@ def test_slots_stay_where_there_is_no_room_for_larger_ones(comm, start, monkeypa
         output = torch.zeros(comm.size, 5000)
         dist.all_to_all_single(output, torch.full((comm.size, 5000), float(i + comm.rank)))
         assert output.mean(1).tolist() == [i + source for source in range(comm.size)]
+
+
+@pytest.mark.parametrize("bound", [0, 3])
+@pytest.mark.parametrize(("backend", "slot_bytes"), [("gloo", 8000), ("bls", 8000), ("bls", None)])
+def test_what_experiments_report_as_memory_is_what_is_allocated(comm, backend, slot_bytes, bound):
+    size = comm.size
+    counts = {"send_counts": [2000] * size, "recv_counts": [2000] * size}
+    with TorchAlltoallv(comm, backend=backend, bound=bound, slot_bytes=slot_bytes, **counts) as exchange:
+        buffers = 8000 * size * (1 + bound + 2)
+        slots = 0 if backend == "gloo" else size * 2 * (bound + 1)
+        room = 8000 if slot_bytes else 10_048  # a quarter more, in whole lines
+        assert exchange.memory_bytes == buffers + slots * (room + 64)
+        blocks = [np.full(2000, comm.rank, np.float32)] * size
+        made = [arrival for _ in range(9) for arrival in exchange.post(blocks)]
+        assert exchange.memory_bytes == buffers + slots * (room + 64)
+    assert all((block == source).all() for arrival in made[-1:] for source, block in enumerate(arrival.blocks))
 
 
 # --- what is not all-to-all ------------------------------------------------------------------------------------------

@@ -31,6 +31,9 @@ class TorchAlltoallv(Baseline):
     of splits.
 
     Cost: bound + 2 buffers to receive, and a copy of the blocks unless they lie in one buffer already.
+
+    Attributes:
+        memory_bytes: those buffers and the one for the copy, and with "bls" the rings; what gloo has is not known.
     """
 
     def __init__(
@@ -50,12 +53,17 @@ class TorchAlltoallv(Baseline):
         counts = {"output_split_sizes": recv_counts, "input_split_sizes": send_counts}
         splits: dict[str, Any] = {} if even else {name: [int(n) for n in each] for name, each in counts.items()}
         self._start = partial(dist.all_to_all_single, group=self._group, async_op=bound > 0, **splits)
-        if slot_bytes is None:
-            dist.all_to_all_single(torch.zeros(comm.size), torch.zeros(comm.size), group=self._group)
         self._room = np.empty(sum(self._send_sizes), np.uint8)
         # One more than can be under way: what the last call handed out stays valid until the next.
         self._outputs = [torch.empty(sum(recv_counts)) for _ in range(bound + 2)]
         self._received = [np.split(output.numpy(), np.cumsum(recv_counts)[:-1]) for output in self._outputs]
+        self.memory_bytes = self._room.nbytes + sum(output.nbytes for output in self._outputs)
+        if isinstance(self._group, BLSGroup):
+            if slot_bytes is None:
+                dist.all_to_all_single(torch.zeros(comm.size), torch.zeros(comm.size), group=self._group)
+            for _ in range(bound + 3):  # then slots have grown
+                self._start(self._outputs[0], torch.zeros(sum(send_counts)), async_op=False)
+            self.memory_bytes += self._group.ring_bytes
 
     def post(self, blocks: Sequence[Block]) -> list[Arrival]:
         """Start this iteration's exchange, then wait until at most ``bound`` are under way."""
