@@ -23,7 +23,8 @@ SUITE = {
     # for the CPU, "mpi" has all-to-all, and "gloo" the rest.
     "mpi": r"test_(all_to_all|all_reduce(?!_coal)|reduce|broadcast(?!_obj)|all_gather(?!_coal|_obj)|gather(?!_obj)|"
     r"scatter(?!_obj)|barrier|send_recv|isend)" + NOT_OURS,
-    "gloo": r"test_(all_reduce_coalesced|all_gather_coalesced|(all_gather|scatter)_object)" + NOT_OURS,
+    "gloo": r"test_barrier_timeout_(full_)?group|"
+    r"test_(all_reduce_coalesced|all_gather_coalesced|(all_gather|scatter)_object)" + NOT_OURS,
 }
 ALL_TO_ALL = 12
 
@@ -72,6 +73,8 @@ def test_torchs_own_tests(name: str, ranks: int, tmp_path: Path) -> None:
             assert sum("all_to_all" in test for test in verdict["run"]) == ALL_TO_ALL
             for kind in ("all_reduce", "broadcast", "all_gather", "barrier", "reduce", "scatter", "send_recv"):
                 assert any(kind in test for test in verdict["run"]), kind
+        else:
+            assert sum("barrier_timeout" in test for test in verdict["run"]) == 2
 
 
 def program(folder: Path, text: str) -> str:

@@ -316,10 +316,11 @@ class BLSGroup(MpiGroup):
         with self._my_call():
             try:
                 self._end()
+                self.fail(ExchangeError("the group is destroyed"))
             except Exception as error:
                 self.fail(error)
                 self._leave_exchange(error)
-                text = f"group {self._titles[0]!r} ended with an error: {error}"
+                text = f"group {self._titles[0]!r} ended with an error: {self.failure}"
                 warnings.warn(text, RuntimeWarning, stacklevel=2)
             except BaseException as error:
                 self.abort(error)

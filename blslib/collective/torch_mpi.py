@@ -19,7 +19,7 @@ import torch.distributed as dist
 from mpi4py import MPI
 
 from blslib.collective.errors import ExchangeError
-from blslib.collective.torch_work import RefusedError, Tensors, Work, dense, flat_bytes, seconds, write
+from blslib.collective.torch_work import RefusedError, Tensors, Work, dense, flat_bytes, in_words, seconds, write
 from blslib.collective.waiting import complete
 
 
@@ -183,7 +183,7 @@ class MpiGroup(dist.ProcessGroup):
 
     def fail(self, error: Exception) -> None:
         """Fail what is under way, and whatever comes."""
-        self.failure = self.failure or error
+        self.failure = self.failure or in_words(error)
         _KEPT.update(self.requests)
         for work in list(self.requests):
             work.fail(self.failure)
@@ -227,7 +227,10 @@ class MpiGroup(dist.ProcessGroup):
             kind = _CALCULATED_IN.get(kind, kind)
         sent = torch.cat([torch.empty(0, dtype=kind), *(each.detach().reshape(-1).to(kind) for each in inputs)])
         received = sent.clone() if len(tensors) == 1 else torch.empty(sum(map(torch.numel, outputs)), dtype=kind)
-        send, receive = (flat.numpy() if reduces else flat_bytes(flat) for flat in (sent, received))
+        try:
+            send, receive = (flat.numpy() if reduces else flat_bytes(flat) for flat in (sent, received))
+        except TypeError as error:
+            raise RefusedError(f"MPI cannot calculate in {kind}: {error}") from error
         unit = 1 if reduces else kind.itemsize
         send_sizes, receive_sizes = self._sizes(inputs, unit), self._sizes(outputs, unit)
         call = _Call(

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from blslib.collective.errors import ExchangeError
+from blslib.collective.errors import ExchangeError, LateError
 
 NAME = "bls"
 
@@ -45,6 +45,13 @@ def dense(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+def in_words(error: Exception) -> Exception:
+    """An error as programs look for it: that of a deadline says so in the words of torch's other backends."""
+    if isinstance(error, LateError) and " timeout " not in str(error):
+        return LateError(f"timed out, its timeout is over: {error}")
+    return error
+
+
 class Group(Protocol):
     """A group, as its works know it: once it has a failure, none of them will be filled any more."""
 
@@ -79,7 +86,7 @@ class Work(dist._Work):
     def fail(self, error: Exception) -> None:
         """Keep an error for ``wait``, unless this has its end already."""
         if not self._done:
-            self._error = error
+            self._error = in_words(error)
             self._done = True
 
     def wait(self, timeout: timedelta = timedelta(0)) -> bool:
