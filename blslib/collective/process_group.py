@@ -182,7 +182,9 @@ class BLSGroup(MpiGroup):
         if self.failure is None:
             with self._my_call():
                 try:
-                    exchange = self._fitting(blocks, timeout_s)
+                    exchange = self._exchange
+                    if exchange is None or self._slot_bytes is None:
+                        exchange = self._fitting(blocks, timeout_s)
                     exchange.timeout_s = timeout_s
                     arrivals = exchange.post(blocks)
                     # Only now is it this group's next all-to-all.
@@ -255,7 +257,7 @@ class BLSGroup(MpiGroup):
         so only a rebuilding waits for ranks to come, and all of them do it in the same call.
         """
         if self._slot_bytes is not None:
-            self._exchange = self._exchange or self._build(self._slot_bytes, timeout_s)
+            self._exchange = self._build(self._slot_bytes, timeout_s)
             return self._exchange
         self._largest = max(self._largest, *map(len, blocks))
         if self._posted == self._ask_at:

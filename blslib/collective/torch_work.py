@@ -33,7 +33,11 @@ def flat_bytes(tensor: torch.Tensor) -> np.ndarray:
     Raises:
         RefusedError: it is not on the CPU, or sparse.
     """
-    return dense(tensor).detach().resolve_conj().resolve_neg().contiguous().view(-1).view(torch.uint8).numpy()
+    try:
+        return tensor.detach().resolve_conj().resolve_neg().contiguous().view(-1).view(torch.uint8).numpy()
+    except (RuntimeError, TypeError):
+        dense(tensor)  # says why, and costs nothing where all is well
+        raise
 
 
 def dense(tensor: torch.Tensor) -> torch.Tensor:
