@@ -21,7 +21,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "collective": (set(), {"numpy", "mpi4py"}),
     "dlrm": ({"collective.exchange", "workloads"}, {"numpy", "torch"}),
 }
-TORCH_IN_COLLECTIVE = {"process_group.py", "rendezvous.py", "torch_mpi.py"}
+TORCH_IN_COLLECTIVE = {"process_group.py", "rendezvous.py", "torch_mpi.py", "torch_work.py"}
 
 
 def imports(tree: ast.AST) -> Iterator[tuple[int, str]]:

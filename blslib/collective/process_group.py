@@ -2,17 +2,19 @@
 
 Importing this module registers it: under ``mpiexec``, ``dist.init_process_group("bls")`` then takes rank and size from
 MPI. ``docs/torch.md`` says what a program gains and what it must keep in mind. All-to-alls go through one
-``BoundedLagAlltoallv`` per group, everything else through MPI. Like an exchange, a group belongs to one thread.
+``BoundedLagAlltoallv`` per group, everything else through MPI. Like an exchange, a group serves one thread at a time.
 """
 
 import atexit
 import os
 import sys
+import threading
 import warnings
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -22,17 +24,16 @@ import torch.distributed as dist
 
 from blslib.collective import rendezvous
 from blslib.collective.alltoallv import BoundedLagAlltoallv
-from blslib.collective.errors import BlockError, ExchangeError
+from blslib.collective.errors import ExchangeError
+from blslib.collective.exchange import Arrival
 from blslib.collective.mpi import MPI
-from blslib.collective.torch_mpi import NAME, MpiGroup, Tensors, Work, flat_bytes, write
+from blslib.collective.torch_mpi import MpiGroup, own_mpi
+from blslib.collective.torch_work import NAME, AllToAllWork, Bytes, RefusedError, Tensors, Work, flat_bytes
 from blslib.collective.waiting import complete
 
 LEAST_SLOT_BYTES = 4096
 _FAILURES = (ExchangeError, MemoryError)
 """What ends a group: the second if there is no room for a large block."""
-
-Bytes = Sequence[np.ndarray]
-"""P arrays of uint8: one for each rank."""
 
 
 @dataclass(frozen=True)
@@ -43,49 +44,19 @@ class BLSOptions:
         bound: whole iterations (k) that the slowest rank may lag, and all-to-alls that may be under way at once; None
             takes BLS_BOUND from the environment, else 0.
         slot_bytes: room for what one rank sends to one other in one call; more is legal and slower. None takes
-            BLS_SLOT_BYTES, else a quarter more than the largest block in the group's first all-to-all.
+            BLS_SLOT_BYTES, else a quarter more than the largest block in the group's first all-to-all, and later on of
+            all so far, where these have become larger.
     """
 
     bound: int | None = None
     slot_bytes: int | None = None
 
 
-class AllToAllWork(Work):
-    """An all-to-all under way.
-
-    Attributes:
-        iteration: which of its group's all-to-alls this is, counted from 0, the same on every rank.
-    """
-
-    def __init__(
-        self, group: "BLSGroup", outputs: Tensors, rooms: Tensors, pieces: Bytes, iteration: int, timeout_s: float
-    ) -> None:
-        super().__init__(outputs, timeout_s)
-        self._group, self._rooms, self._pieces, self.iteration = group, rooms, pieces, iteration
-
-    def _advance(self, timeout_s: float | None) -> None:
-        self._group.collect(None if timeout_s is None else self.iteration, timeout_s or self._timeout_s)
-
-    def arrive(self, blocks: Bytes) -> None:
-        """Copy the blocks out of the ring, into the caller's tensors."""
-        for source, (piece, block) in enumerate(zip(self._pieces, blocks, strict=True)):
-            if len(piece) != len(block):
-                rank = self._group.rank()
-                text = f"rank {source} -> rank {rank} sent {len(block)} bytes in iteration {self.iteration}, "
-                self.fail(BlockError(f"{text}rank {rank} expected {len(piece)}"))
-                return
-            piece[:] = block
-        for output, room in zip(self._outputs, self._rooms, strict=True):
-            if room is not output:
-                write(output, room)
-        self._done = True
-
-
 class BLSGroup(MpiGroup):
     """A group of MPI ranks whose all-to-alls may lag.
 
     Collective: every rank of ``comm`` makes it, and shuts it down. The exchange is built by the first all-to-all, which
-    therefore waits for all ranks.
+    therefore waits for all ranks; so does one that makes larger slots.
 
     Args:
         comm: the group's own; freed by ``shutdown``.
@@ -106,11 +77,20 @@ class BLSGroup(MpiGroup):
         self._ranks = comm.size
         self._exchange: BoundedLagAlltoallv | None = None
         self._posted = 0
-        self._outstanding: deque[AllToAllWork] = deque()
-        self._failure: Exception | None = None
+        self._replaced_at = 0  # the iteration that is number 0 of the present exchange
+        self._outstanding: dict[int, AllToAllWork] = {}  # by iteration
+        self._largest = self._ask_at = 0
+        self._found = np.zeros(1, np.int64)
+        self._answer: Work | None = None
+        self._calling = threading.Lock()
         self._open = True
         self._titles = ["", ""]
         atexit.register(self._leave)
+
+    @property
+    def ring_bytes(self) -> int:
+        """Shared memory of this rank's slots; none before the first all-to-all."""
+        return self._exchange.ring_bytes if self._exchange else 0
 
     def all_to_all_single(
         self,
@@ -119,27 +99,28 @@ class BLSGroup(MpiGroup):
         output_splits: Sequence[int],
         input_splits: Sequence[int],
         opts: Any = None,
+        timeout: timedelta | None = None,
     ) -> Work:
         """As ``dist.all_to_all_single``. ``input`` may be used again on return, ``output`` after ``wait``.
 
         Raises:
-            ValueError: splits that do not fit; nothing was sent, and the group can go on. Whatever goes wrong in the
-                exchange is raised by ``wait``.
+            RefusedError: splits or tensors that do not fit; nothing was sent, and the group can go on. Whatever goes
+                wrong in the exchange is raised by ``wait``.
         """
         room = _room(output)
         pieces = self._pieces(room, output_splits, "output")
-        return self._post(self._pieces(input, input_splits, "input"), [output], [room], pieces, opts)
+        return self._post(self._pieces(input, input_splits, "input"), [output], [room], pieces, timeout or opts)
 
     alltoall_base = all_to_all_single
 
-    def alltoall(self, outputs: Tensors, inputs: Tensors, opts: Any = None) -> Work:
+    def alltoall(self, outputs: Tensors, inputs: Tensors, opts: Any = None, timeout: timedelta | None = None) -> Work:
         """As ``dist.all_to_all``: a tensor for every rank, and one from every rank."""
         if not len(outputs) == len(inputs) == self._ranks:
             given = f"{len(outputs)} outputs and {len(inputs)} inputs"
-            raise ValueError(f"all_to_all takes one tensor per rank: expected {self._ranks}, got {given}")
+            raise RefusedError(f"all_to_all takes one tensor per rank: expected {self._ranks}, got {given}")
         rooms = [_room(output) for output in outputs]
         pieces = [flat_bytes(room) for room in rooms]
-        return self._post([flat_bytes(tensor) for tensor in inputs], outputs, rooms, pieces, opts)
+        return self._post([flat_bytes(tensor) for tensor in inputs], outputs, rooms, pieces, timeout or opts)
 
     def _pieces(self, tensor: torch.Tensor, splits: Sequence[int], name: str) -> list[np.ndarray]:
         """The bytes of a tensor, cut along its first dimension into one block per rank; views if it is in one piece."""
@@ -147,12 +128,12 @@ class BLSGroup(MpiGroup):
         rows = tensor.shape[0] if tensor.ndim else 1
         if not splits:
             if rows % self._ranks:
-                raise ValueError(
+                raise RefusedError(
                     f"{name} has {rows} rows, which {self._ranks} ranks cannot share equally: give {name}_split_sizes"
                 )
             return list(flat.reshape(self._ranks, -1))
         if len(splits) != self._ranks or sum(splits) != rows or min(splits) < 0:
-            raise ValueError(
+            raise RefusedError(
                 f"{name}_split_sizes are {self._ranks} numbers >= 0 that add up to the {rows} rows of {name}, "
                 f"got {list(splits)}"
             )
@@ -161,49 +142,118 @@ class BLSGroup(MpiGroup):
 
     def _post(self, blocks: Bytes, outputs: Tensors, rooms: Tensors, pieces: Bytes, options: Any) -> Work:
         timeout_s = self.timeout_s(options)
-        work = AllToAllWork(self, outputs, rooms, pieces, self._posted, timeout_s)
-        if self._exchange is None and self._failure is None:
-            self._build(max(map(len, blocks)), timeout_s)
-        if self._failure is not None:
-            work.fail(self._failure)
-        else:
-            self._posted += 1
-            self._outstanding.append(work)
-            self._call(BoundedLagAlltoallv.post, blocks, timeout_s)
+        work = AllToAllWork(self, outputs, rooms, pieces, timeout_s)
+        if self.failure is None:
+            with self._my_call():
+                try:
+                    exchange = self._exchange
+                    if exchange is None or self._slot_bytes is None:
+                        exchange = self._fitting(blocks, timeout_s)
+                    exchange.timeout_s = timeout_s
+                    arrivals = exchange.post(blocks)
+                    # Only now is it this group's next all-to-all.
+                    work.iteration = self._posted
+                    self._outstanding[work.iteration] = work
+                    self._posted += 1
+                    self._take(arrivals)
+                except BaseException as error:
+                    self._fell(error)
+        if self.failure is not None:
+            work.fail(self.failure)
         return work
 
     def collect(self, through: int | None, timeout_s: float) -> None:
         """Wait for all up to iteration ``through``; without it, take in what is there. Errors go to the works."""
-        self._call(BoundedLagAlltoallv.collect, through, timeout_s)
-
-    def _call(self, method: Callable[[BoundedLagAlltoallv, Any], list], argument: Any, timeout_s: float) -> None:
-        """Call the exchange, and copy at once what arrives: the next call may overwrite it."""
         assert self._exchange is not None
-        self._exchange.timeout_s = timeout_s
-        try:
-            for arrival in method(self._exchange, argument):
-                self._outstanding.popleft().arrive(arrival.blocks)
-        except _FAILURES as error:
-            self._fail(error)
+        if through is None and self._calling.locked():
+            return  # whoever calls takes it in
+        with self._my_call():
+            try:
+                self._exchange.timeout_s = timeout_s
+                self._take(self._exchange.collect(None if through is None else max(through - self._replaced_at, -1)))
+            except BaseException as error:
+                self._fell(error)
 
-    def _fail(self, error: Exception) -> None:
-        failure = self._failure = self._failure or error
+    def _my_call(self) -> threading.Lock:
+        """To be held during a call of the exchange and until what it returns is copied: the next may overwrite it.
+
+        A lock's own ``with`` lets no interrupt fall between taking it and the beginning of the block.
+        """
+        if self._calling.locked():
+            raise RuntimeError(
+                "another call on this group is under way: it serves one thread at a time, so take turns, or make a "
+                "group for each thread"
+            )
+        return self._calling
+
+    def _take(self, arrivals: list[Arrival]) -> None:
+        for number, blocks in arrivals:
+            iteration = self._replaced_at + number
+            self._outstanding[iteration].arrive(blocks)
+            del self._outstanding[iteration]
+
+    def _fell(self, error: BaseException) -> None:
+        """What an error in a call means: it is the caller's if nothing was sent, else the end of the group.
+
+        Whatever is none of the exchange's own errors, such as an interrupt, is raised as well.
+        """
+        if isinstance(error, RefusedError) or (isinstance(error, MemoryError) and self._exchange is None):
+            raise error
+        if isinstance(error, _FAILURES):
+            if self._replaced_at:
+                error.add_note(f"iterations are counted from {self._replaced_at} on, when slots were made larger")
+            self.fail(error)
+            return
+        self.abort(error)
+        raise error
+
+    def fail(self, error: Exception) -> None:
+        """Fail what is under way, and whatever comes."""
+        super().fail(error)
         while self._outstanding:
-            self._outstanding.popleft().fail(failure)
+            self._outstanding.popitem()[1].fail(self.failure or error)
 
-    def _build(self, largest: int, timeout_s: float) -> None:
-        """Make the exchange. Collective; slots are as large as the rank with the largest block needs them."""
-        slot_bytes = self._slot_bytes
+    def _fitting(self, blocks: Bytes, timeout_s: float) -> BoundedLagAlltoallv:
+        """The exchange for the next all-to-all: built by the first, and again where blocks have outgrown its slots.
+
+        Unless their size was given, ranks ask each other for their largest block in calls 0, 1 and about twice as many
+        each time, and look at the answer ``bound`` + 1 calls later: by then everybody has come to the call that asked,
+        so only a rebuilding waits for ranks to come, and all of them do it in the same call.
+        """
+        if self._slot_bytes is not None:
+            self._exchange = self._build(self._slot_bytes, timeout_s)
+            return self._exchange
+        self._largest = max(self._largest, *map(len, blocks))
+        if self._posted == self._ask_at:
+            found = self._found = np.array([self._largest])
+            ask = partial(self._comm.Iallreduce, MPI.IN_PLACE, found, MPI.MAX)
+            self._answer = self._start("the all-to-all's agreement on slots", ask, found)
+        assert self._answer is not None
+        if self._exchange is not None and self._posted < self._ask_at + self.bound + 1:
+            if self._posted >= self._ask_at:
+                self._answer.is_completed()  # MPI moves it on in calls alone
+            return self._exchange
+        self._answer.wait(timedelta(seconds=timeout_s))
+        largest = int(self._found[0])
+        if self._exchange is None:
+            self._exchange = self._build(max(largest * 5 // 4, LEAST_SLOT_BYTES), timeout_s)
+        elif largest > self._exchange.slot_bytes:
+            self._exchange.timeout_s = timeout_s
+            self._take(self._exchange.drain())
+            with suppress(MemoryError):  # on all ranks: they go on with the slots they have
+                old, self._exchange = self._exchange, self._build(largest * 5 // 4, timeout_s)
+                self._replaced_at = self._posted
+                old.close()
+        self._ask_at = 2 * self._posted or 1
+        return self._exchange
+
+    def _build(self, slot_bytes: int, timeout_s: float) -> BoundedLagAlltoallv:
         try:
-            if slot_bytes is None:
-                found = np.array([max(largest * 5 // 4, LEAST_SLOT_BYTES)])
-                complete(self._comm.Iallreduce(MPI.IN_PLACE, found, MPI.MAX), "the first all-to-all", timeout_s)
-                slot_bytes = int(found[0])
-            self._exchange = BoundedLagAlltoallv(
+            return BoundedLagAlltoallv(
                 self._comm, bound=self.bound, slot_bytes=slot_bytes, dtype=np.uint8, timeout_s=timeout_s
             )
-        except ExchangeError as error:
-            self._fail(error)
+        except ValueError as error:
+            raise RefusedError(str(error)) from error
 
     # --- names and end: what torch asks of every group --------------------------------------------------------------
 
@@ -229,33 +279,60 @@ class BLSGroup(MpiGroup):
         """
         if not self._open:
             return
-        self._open = False
-        atexit.unregister(self._leave)
-        try:
-            for work in list(self.requests):
-                if not (work.is_completed() and work.Test()):  # a late one may be done by now
-                    work.wait()
-            if self._exchange is not None:
-                if self._outstanding:
-                    self.collect(self._posted - 1, self._timeout_s)
-                self._exchange.timeout_s = self._timeout_s
-                self._exchange.close()  # does not wait for the others if something failed
-            if self._failure is not None:
-                raise self._failure
-            complete(self._comm.Ibarrier(), f"the end of group {self._titles[0]!r}", self._timeout_s)
-            self._comm.Free()
-        except _FAILURES as error:
-            self._fail(error)
-            warnings.warn(f"group {self._titles[0]!r} ended with an error: {error}", RuntimeWarning, stacklevel=2)
+        with self._my_call():
+            try:
+                self._end()
+                self.fail(ExchangeError("the group is destroyed"))
+            except Exception as error:
+                self.fail(error)
+                self._leave_exchange(error)
+                text = f"group {self._titles[0]!r} ended with an error: {self.failure}"
+                warnings.warn(text, RuntimeWarning, stacklevel=2)
+            except BaseException as error:
+                self.abort(error)
+                raise
+            finally:
+                self._forget()
+
+    def _end(self) -> None:
+        if self.failure is not None:
+            raise self.failure
+        for work in self.requests - {self._answer}:
+            with suppress(Exception):  # its own failure is nobody else's
+                work.wait()
+            if not work.Test():  # a late one may be done by now
+                raise work.exception() or ExchangeError("MPI has not finished what was started")
+        if self._exchange is not None:
+            self._exchange.timeout_s = self._timeout_s
+            self._take(self._exchange.drain())
+            self._exchange.close()
+        if self._answer is not None:
+            self._answer.wait()  # only now, as it may be known only now that a rank posted less often
+        complete(self._comm.Ibarrier(), f"the end of group {self._titles[0]!r}", self._timeout_s)
+        self._comm.Free()
 
     def abort(self, error: BaseException | None = None) -> None:
         """End without the other ranks, and tell them why."""
+        if not self._open:
+            return
+        super().abort(error)
+        self._leave_exchange(error or ExchangeError("the group was aborted"))
+        self._forget()
+
+    def _leave_exchange(self, error: BaseException) -> None:
+        """Close it without the others, and tell them why unless they know."""
+        if self._exchange is not None:
+            with suppress(RuntimeError):  # another thread is in a call, and frees nothing while it waits
+                self._exchange.__exit__(type(error), error, None)
+
+    def disown(self) -> None:
+        """In a forked child, leave the group to the parent: it ends here, and nobody else is told."""
+        self._forget()
+        super().disown()
+
+    def _forget(self) -> None:
         self._open = False
         atexit.unregister(self._leave)
-        error = error or ExchangeError("the group was aborted")
-        self._fail(ExchangeError(f"the group was aborted: {error}"))
-        if self._exchange is not None:
-            self._exchange.__exit__(type(error), error, error.__traceback__)
 
     def _leave(self) -> None:
         """At the end of a program that did not destroy the group: the other ranks may be waiting for this one."""
@@ -283,6 +360,7 @@ def _setting(given: int | None, variable: str) -> int | None:
 
 def _create(options: Any, group_options: BLSOptions | None) -> BLSGroup:
     """What torch calls for ``init_process_group`` and, on the group's ranks, for ``new_group``."""
+    own_mpi()
     world, members = MPI.COMM_WORLD, list(options.global_ranks_in_group)
     here = (options.group_rank, options.group_size)
     if not members and here != (world.rank, world.size):

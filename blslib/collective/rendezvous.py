@@ -7,31 +7,65 @@ import secrets
 import tempfile
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlparse
 
-from torch._C._distributed_c10d import FileStore, Store, TCPStore
+from torch._C._distributed_c10d import FileStore, PrefixStore, Store, TCPStore
 from torch.distributed import default_pg_timeout
 
 from blslib.collective.mpi import MPI
+from blslib.collective.torch_mpi import own_mpi
 from blslib.collective.waiting import complete
 
 Handler = Callable[..., Iterator[tuple[Store, int, int]]]
 
 
+_FILES: dict[tuple[int, ...], tuple[FileStore, Iterator[int]]] = {}
+"""By ranks of the world: the file they share on their host, and numbers for what they use it for, one after another."""
+
+
 def mpi_store(comm: MPI.Intracomm, timeout: timedelta) -> Store:
     """A store that all ranks of ``comm`` share: a file on one host, else a port of rank 0. Collective."""
+    own_mpi()
     complete(comm.Ibarrier(), "the rendezvous", timeout.total_seconds())
-    hosts = comm.allgather(MPI.Get_processor_name())
+    everybody = comm.allgather((MPI.COMM_WORLD.rank, MPI.Get_processor_name()))
+    ranks, hosts = zip(*everybody, strict=True)
     if len(set(hosts)) == 1:  # a port would ask the name service who is there, and wait for one that does not answer
-        path = comm.bcast(os.path.join(tempfile.gettempdir(), f"bls-{secrets.token_hex(6)}"))
-        if comm.rank == 0:
-            atexit.register(Path(path).unlink, missing_ok=True)  # whoever closes it last removes it, but need not come
-        return FileStore(path, comm.size)
+        if ranks not in _FILES:
+            _FILES[ranks] = _file(comm, timeout), count()
+        file, numbers = _FILES[ranks]
+        return PrefixStore(f"{next(numbers)}", file)
     store = TCPStore(hosts[0], 0, comm.size, True, timeout, wait_for_workers=False) if comm.rank == 0 else None
     port = comm.bcast(store.port if store else 0)
     return store or TCPStore(hosts[0], port, comm.size, False, timeout, wait_for_workers=False)
+
+
+def _file(comm: MPI.Intracomm, timeout: timedelta) -> FileStore:
+    """A store in a file without a name, which goes with the last of its ranks, however they end.
+
+    A ``FileStore`` opens its file by name every time, so that each rank keeps it open and names it by what Linux calls
+    an open file. Elsewhere it has a name, which the end of rank 0 removes if it is an orderly one.
+    """
+    path = comm.bcast(os.path.join(tempfile.gettempdir(), f"bls-{secrets.token_hex(6)}"))
+    unlink = partial(Path(path).unlink, missing_ok=True)
+    try:
+        opened = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        mine = f"/proc/self/fd/{opened}"
+        unnamed = os.path.exists(mine)
+        complete(comm.Ibarrier(), "the rendezvous", timeout.total_seconds())
+    except BaseException:
+        unlink()
+        raise
+    if unnamed:
+        unlink()
+        return FileStore(mine)
+    os.close(opened)
+    if comm.rank == 0:
+        atexit.register(unlink)
+    return FileStore(path)
 
 
 def install() -> None:

@@ -4,10 +4,14 @@ They are one table, which says how mpi4py does what torch calls by another name.
 MPI's, polled: waits keep torch's timeouts, and Ctrl-C works.
 """
 
+import operator
+import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
-from functools import partialmethod
+from functools import partial, partialmethod
 from typing import Any, NamedTuple
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -15,130 +19,59 @@ import torch.distributed as dist
 
 from blslib.collective.errors import ExchangeError
 from blslib.collective.mpi import MPI
+from blslib.collective.torch_work import RefusedError, Tensors, Work, dense, flat_bytes, in_words, seconds, write
 from blslib.collective.waiting import complete
-
-NAME = "bls"
-
-Tensors = list[torch.Tensor]
-
-
-def write(target: torch.Tensor, values: torch.Tensor) -> None:
-    """Fill a tensor of the caller's, which may have been made in inference mode, outside or inside of it."""
-    with torch.inference_mode():
-        target.copy_(values.view(target.shape))
-
-
-def flat_bytes(tensor: torch.Tensor) -> np.ndarray:
-    """A tensor's memory, (nbytes,) uint8; a copy if it does not lie in one piece.
-
-    Raises:
-        TypeError: it is not on the CPU.
-    """
-    if not tensor.is_cpu:
-        raise TypeError(f"tensor is on device {tensor.device}, {NAME!r} moves cpu tensors: copy it to the cpu first")
-    return tensor.detach().resolve_conj().resolve_neg().contiguous().view(-1).view(torch.uint8).numpy()
-
-
-class Work(dist._Work):
-    """One collective under way, as torch hands it to the caller.
-
-    Args:
-        outputs: the tensors that it fills.
-        timeout_s: of every wait that is given no other.
-    """
-
-    def __init__(self, outputs: Tensors, timeout_s: float) -> None:
-        super().__init__()
-        self._outputs, self._timeout_s = outputs, timeout_s
-        self._done = False
-        self._error: Exception | None = None
-
-    def _advance(self, timeout_s: float | None) -> None:
-        """Wait until this is done or has failed; without a time, look once."""
-        raise NotImplementedError
-
-    def fail(self, error: Exception) -> None:
-        """Keep an error for ``wait``."""
-        self._done, self._error = True, error
-
-    def wait(self, timeout: timedelta = timedelta(0)) -> bool:
-        """Wait until the outputs are filled.
-
-        Args:
-            timeout: none given, or zero, is the call's or else the group's. When it passes, the group has failed.
-
-        Raises:
-            ExchangeError: or one of its kinds, in the words of the collective.
-        """
-        if not self._done:
-            self._advance(seconds(timeout, self._timeout_s))
-        if self._error is not None:
-            raise self._error
-        return True
-
-    def is_completed(self) -> bool:
-        """Whether ``wait`` would return or raise at once. Takes in what has arrived, and never waits."""
-        if not self._done:
-            self._advance(None)
-        return self._done
-
-    def is_success(self) -> bool:
-        return self.is_completed() and self._error is None
-
-    def exception(self) -> Exception | None:
-        return self._error
-
-    def result(self) -> Tensors:
-        return self._outputs
-
-    def get_future(self) -> torch.futures.Future:
-        """A completed future with the outputs: waits for them, since nobody would complete it later."""
-        self.wait()
-        future: torch.futures.Future = torch.futures.Future()
-        future.set_result(self._outputs)
-        return future
-
-
-def seconds(timeout: timedelta | None, default_s: float) -> float:
-    """Torch marks a timeout that was not given by zero, or by less."""
-    given_s = timeout.total_seconds() if timeout else 0.0
-    return given_s if given_s > 0 else default_s
 
 
 class _MpiWork(Work):
-    """A collective that MPI does; its group keeps it until it is done, as MPI needs its memory so long."""
+    """A collective that MPI does; its group keeps it until it is done, as MPI needs its memory so long.
+
+    Attributes:
+        request: MPI's, once it is started.
+    """
+
+    request: MPI.Request
 
     def __init__(
         self,
         group: "MpiGroup",
         name: str,
-        request: MPI.Request,
-        memory: object = None,
-        outputs: Sequence[torch.Tensor] = (),
-        finish: Callable[[], None] = lambda: None,
-        options: Any = None,
+        memory: object,
+        outputs: Sequence[torch.Tensor],
+        finish: Callable[[], None],
+        timeout_s: float,
     ) -> None:
         """``memory`` is what MPI reads and writes, which a request does not keep; ``finish`` is called in the end."""
-        super().__init__(list(outputs), group.timeout_s(options))
-        self._requests, self._name, self._request = group.requests, name, request
-        self._memory, self._finish, self._status = memory, finish, MPI.Status()
-        group.requests.add(self)
+        super().__init__(group, list(outputs), timeout_s)
+        self._group, self._name, self._memory, self._finish = group, name, memory, finish
+        self._status = MPI.Status()
 
     def Test(self) -> bool:  # noqa: N802 (to be polled like a request)
-        return self._request.Test(self._status)
+        """Whether MPI is done with it; in any thread."""
+        with self._group.turn:
+            if self in self._group.requests:
+                try:
+                    if not self.request.Test(self._status):
+                        return False
+                    if not self._done:
+                        self._finish()
+                except Exception as error:
+                    self.fail(error)
+                self._done = True
+                self._group.requests.discard(self)
+        return True
 
     def _advance(self, timeout_s: float | None) -> None:
         try:
-            if timeout_s is not None:
+            if timeout_s is None:
+                self.Test()
+            else:
                 complete(self, self._name, timeout_s)
-            elif not self.Test():
-                return
         except ExchangeError as error:
             self.fail(error)
-            return
-        self._finish()
-        self._done = True
-        self._requests.discard(self)
+        except BaseException as error:
+            self._group.abort(error)
+            raise
 
     def _source_rank(self) -> int:
         return self._status.Get_source()
@@ -164,6 +97,14 @@ class _Call(NamedTuple):
     root: int
 
 
+class _Settings(NamedTuple):
+    """What torch's options say, or the overloads that take it one by one."""
+
+    op: Any
+    root: int
+    timeout: timedelta | None
+
+
 _CALLS: dict[str, Callable[[MPI.Intracomm, _Call], MPI.Request]] = {
     "allreduce": lambda comm, c: comm.Iallreduce(c.send, c.receive, c.op),
     "reduce": lambda comm, c: comm.Ireduce(c.send, c.receive, c.op, c.root),
@@ -173,7 +114,7 @@ _CALLS: dict[str, Callable[[MPI.Intracomm, _Call], MPI.Request]] = {
     "gather": lambda comm, c: comm.Igatherv(c.send, c.receives, c.root),
     "scatter": lambda comm, c: comm.Iscatterv(c.sends, c.receive, c.root),
 }
-"""By torch's name. Torch calls them with (tensors, options), or with (outputs, inputs, options)."""
+"""By torch's name. Torch calls them with tensors, or with outputs and inputs, and with options."""
 
 _ALSO_CALLED = {
     "allreduce": ["allreduce_coalesced"],
@@ -181,11 +122,42 @@ _ALSO_CALLED = {
     "reduce_scatter": ["reduce_scatter_single", "_reduce_scatter_base"],
 }
 
+_REDUCTIONS = ("allreduce", "reduce", "reduce_scatter")
+
 _OPS = {"SUM": MPI.SUM, "AVG": MPI.SUM, "PRODUCT": MPI.PROD, "MIN": MPI.MIN, "MAX": MPI.MAX}
 _OPS |= {"BAND": MPI.BAND, "BOR": MPI.BOR, "BXOR": MPI.BXOR}
 
 _CALCULATED_IN = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.bool: torch.int32}
 """For types that MPI does not calculate in, those that stand in for them."""
+
+
+_GROUPS: WeakSet["MpiGroup"] = WeakSet()
+
+_KEPT: set[_MpiWork] = set()
+"""What MPI had not finished when its group failed: it may use their memory until the process ends."""
+
+_PID = os.getpid()
+
+
+def own_mpi() -> None:
+    """Make sure that this process may use MPI.
+
+    Raises:
+        ExchangeError: it was forked from a rank.
+    """
+    if os.getpid() != _PID:
+        raise ExchangeError(
+            f"process {os.getpid()} was forked from the rank that is process {_PID}, and MPI knows only that one: let "
+            "the rank exchange, or start the child by spawn"
+        )
+
+
+def _disown() -> None:
+    for group in list(_GROUPS):
+        group.disown()
+
+
+os.register_at_fork(after_in_child=_disown)  # so that no call has to ask: in a child every group has failed
 
 
 class MpiGroup(dist.ProcessGroup):
@@ -196,32 +168,69 @@ class MpiGroup(dist.ProcessGroup):
         timeout: of every wait that is given no other.
 
     Attributes:
+        failure: why nothing works any more, if it is so.
         requests: what MPI has not finished.
+        turn: held while MPI starts a request or looks at one, which it does not let two threads do at once.
     """
 
     def __init__(self, comm: MPI.Intracomm, timeout: timedelta) -> None:
         super().__init__(comm.rank, comm.size)
         self._comm, self._timeout_s = comm, timeout.total_seconds()
+        self.failure: Exception | None = None
         self.requests: set[_MpiWork] = set()
+        self.turn = threading.RLock()
+        _GROUPS.add(self)
+
+    def fail(self, error: Exception) -> None:
+        """Fail what is under way, and whatever comes."""
+        self.failure = self.failure or in_words(error)
+        _KEPT.update(self.requests)
+        for work in list(self.requests):
+            work.fail(self.failure)
+
+    def abort(self, error: BaseException | None = None) -> None:
+        """End without the other ranks."""
+        why = "" if error is None else f": {type(error).__name__}: {error}"
+        self.fail(ExchangeError(f"the group was aborted{why}"))
+
+    def disown(self) -> None:
+        """In a forked child, leave the group to the parent: it ends here, and nobody else is told."""
+        try:
+            own_mpi()
+        except ExchangeError as error:
+            self.fail(error)
 
     def timeout_s(self, options: Any) -> float:
-        """The call's own timeout if it has one, else the group's."""
-        return seconds(getattr(options, "timeout", None), self._timeout_s)
+        """The call's own timeout if it has one, in its options or in their place, else the group's."""
+        given = options if isinstance(options, timedelta) else getattr(options, "timeout", None)
+        return seconds(given, self._timeout_s)
 
     def set_timeout(self, timeout: timedelta) -> None:
         self._timeout_s = timeout.total_seconds()
 
-    def _mpi(self, name: str, outputs: Any, *rest: Any) -> Work:
-        options = rest[-1]
-        reduces = hasattr(options, "reduceOp")
-        inputs = list(_flat(rest[0] if len(rest) > 1 else outputs))
-        outputs = list(_flat(outputs))
+    def _mpi(self, name: str, *given: Any, **options: Any) -> Work:
+        """A call of the table, in any of the forms that torch has for it.
+
+        Raises:
+            RefusedError: tensors, a reduction or types that MPI or this backend cannot do.
+        """
+        tensors, settings = _understood(*given, **options)
+        inputs, outputs = tensors[-1], tensors[0]
+        if not inputs + outputs:
+            raise RefusedError(f"{name} takes at least one tensor, got none")
+        reduces = name in _REDUCTIONS
         kind = (inputs or outputs)[0].dtype
+        mean = reduces and settings.op == dist.ReduceOp.AVG
+        if mean and not (kind.is_floating_point or kind.is_complex):
+            raise RefusedError(f"reduction AVG of {kind} would not be of that type: reduce by SUM and divide")
         if reduces:
             kind = _CALCULATED_IN.get(kind, kind)
         sent = torch.cat([torch.empty(0, dtype=kind), *(each.detach().reshape(-1).to(kind) for each in inputs)])
-        received = sent.clone() if len(rest) == 1 else torch.empty(sum(map(torch.numel, outputs)), dtype=kind)
-        send, receive = (flat.numpy() if reduces else flat_bytes(flat) for flat in (sent, received))
+        received = sent.clone() if len(tensors) == 1 else torch.empty(sum(map(torch.numel, outputs)), dtype=kind)
+        try:
+            send, receive = (flat.numpy() if reduces else flat_bytes(flat) for flat in (sent, received))
+        except TypeError as error:
+            raise RefusedError(f"MPI cannot calculate in {kind}: {error}") from error
         unit = 1 if reduces else kind.itemsize
         send_sizes, receive_sizes = self._sizes(inputs, unit), self._sizes(outputs, unit)
         call = _Call(
@@ -230,43 +239,71 @@ class MpiGroup(dist.ProcessGroup):
             [send, send_sizes] if inputs else None,
             [receive, receive_sizes] if outputs else None,
             send_sizes,
-            _op(options.reduceOp) if reduces else None,
-            getattr(options, "rootRank", -1),
+            _op(settings.op) if reduces else None,
+            settings.root,
         )
 
         def finish() -> None:
-            if reduces and options.reduceOp == dist.ReduceOp.AVG:
+            if mean:
                 received.div_(self.size())
             for tensor, piece in zip(outputs, received.split([each.numel() for each in outputs]), strict=True):
                 write(tensor, piece)
 
-        return _MpiWork(self, name, _CALLS[name](self._comm, call), call, outputs, finish, options)
+        return self._start(name, lambda: _CALLS[name](self._comm, call), call, outputs, finish, settings)
+
+    def _start(
+        self,
+        name: str,
+        start: Callable[[], MPI.Request],
+        memory: object = None,
+        outputs: Sequence[torch.Tensor] = (),
+        finish: Callable[[], None] = lambda: None,
+        options: Any = None,
+    ) -> Work:
+        """Have MPI start a collective, unless it refuses the arguments."""
+        work = _MpiWork(self, name, memory, outputs, finish, self.timeout_s(options))
+        if self.failure is not None:
+            work.fail(self.failure)
+            return work
+        try:
+            with self.turn:
+                self.requests.add(work)  # before MPI has its memory
+                work.request = start()
+        except Exception as error:  # of MPI's own kind, or what mpi4py says of types, counts and ranks
+            self.requests.discard(work)
+            raise RefusedError(f"MPI cannot do this {name}: {error}") from error
+        except BaseException as error:
+            self.abort(error)
+            raise
+        return work
 
     def _sizes(self, tensors: Tensors, unit: int) -> list[int]:
         """The size of every rank's piece: of one tensor each, or of equal parts."""
         sizes = [tensor.numel() * unit for tensor in tensors]
         return sizes if len(sizes) == self.size() else [sum(sizes) // self.size()] * self.size()
 
-    def _each(self, name: str, outputs: Tensors, inputs: Tensors, options: Any) -> Work:
-        works = [self._mpi(name, *pair, options) for pair in zip(outputs, inputs, strict=True)]
+    def _each(self, name: str, outputs: Tensors, inputs: Tensors, opts: Any = None) -> Work:
+        works = [self._mpi(name, *pair, opts) for pair in zip(outputs, inputs, strict=True)]
         for work in works:
             work.wait()
         return works[-1]
 
-    all_gather_single_coalesced = partialmethod(_each, "allgather")
-    reduce_scatter_single_coalesced = partialmethod(_each, "reduce_scatter")
+    all_gather_single_coalesced = allgather_into_tensor_coalesced = partialmethod(_each, "allgather")
+    reduce_scatter_single_coalesced = reduce_scatter_tensor_coalesced = partialmethod(_each, "reduce_scatter")
 
-    def barrier(self, opts: Any = None) -> Work:
-        return _MpiWork(self, "barrier", self._comm.Ibarrier(), options=opts)
+    def barrier(self, opts: Any = None, timeout: timedelta | None = None) -> Work:
+        return self._start("barrier", self._comm.Ibarrier, options=timeout or opts)
 
     def send(self, tensors: Tensors, to: int, tag: int) -> Work:
         sent = flat_bytes(tensors[0])
-        return _MpiWork(self, "send", self._comm.Isend([sent, MPI.BYTE], to, tag), sent)
+        return self._start("send", lambda: self._comm.Isend([sent, MPI.BYTE], to, tag), sent)
 
     def recv(self, tensors: Tensors, source: int, tag: int) -> Work:
-        received = torch.empty(tensors[0].numel(), dtype=tensors[0].dtype)
-        request = self._comm.Irecv([flat_bytes(received), MPI.BYTE], source, tag)
-        return _MpiWork(self, "recv", request, received, tensors, lambda: write(tensors[0], received))
+        (target,) = _flat(tensors)
+        received = torch.empty(target.numel(), dtype=target.dtype)
+        into = [flat_bytes(received), MPI.BYTE]
+        start = partial(self._comm.Irecv, into, source, tag)
+        return self._start("recv", start, received, tensors, lambda: write(target, received))
 
     def recv_anysource(self, tensors: Tensors, tag: int) -> Work:
         return self.recv(tensors, MPI.ANY_SOURCE, tag)
@@ -277,10 +314,28 @@ for _call in _CALLS:
         setattr(MpiGroup, _name, partialmethod(MpiGroup._mpi, _call))
 
 
+def _understood(
+    *given: Any, opts: Any = None, op: Any = dist.ReduceOp.SUM, root: int = 0, timeout: timedelta | None = None
+) -> tuple[list[Tensors], _Settings]:
+    """The tensors of a call, or its outputs and inputs; and what its options say, or the arguments in their place."""
+    tensors = [list(_flat(each)) for each in given if isinstance(each, torch.Tensor | Sequence)]
+    for each in given[len(tensors) :]:
+        if isinstance(each, dist.ReduceOp | dist.ReduceOp.RedOpType):
+            op = each
+        elif isinstance(each, timedelta):
+            timeout = each
+        elif hasattr(each, "__index__"):
+            root = operator.index(each)
+        elif each is not None:
+            opts = each
+    op, root = getattr(opts, "reduceOp", op), getattr(opts, "rootRank", root)
+    return tensors, _Settings(op, root, getattr(opts, "timeout", timeout))
+
+
 def _flat(tensors: Any) -> Iterator[torch.Tensor]:
     """Tensors out of lists of lists of them."""
     if isinstance(tensors, torch.Tensor):
-        yield tensors
+        yield dense(tensors)
     else:
         for each in tensors:
             yield from _flat(each)
@@ -289,5 +344,5 @@ def _flat(tensors: Any) -> Iterator[torch.Tensor]:
 def _op(reduction: Any) -> MPI.Op:
     name = getattr(reduction, "op", reduction).name
     if name not in _OPS:
-        raise ValueError(f"reduction {name} is none of MPI's: choose from {', '.join(_OPS)}")
+        raise RefusedError(f"reduction {name} is none of MPI's: choose from {', '.join(_OPS)}")
     return _OPS[name]

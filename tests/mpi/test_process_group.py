@@ -1,10 +1,16 @@
 """The torch backend keeps torch's contract, and lags no further than its bound."""
 
+import os
+import re
 import resource
 import sys
+import threading
 import time
+import warnings
+from collections import deque
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from functools import partial
 
 import numpy as np
 import pytest
@@ -18,6 +24,7 @@ from mpi4py import MPI
 from blslib.collective.errors import BlockError, ExchangeError, LateError, PeerError
 from blslib.collective.process_group import BLSGroup, BLSOptions
 from blslib.collective.reference import alltoallv
+from blslib.lab.experiments.torch_exchange import TorchAlltoallv
 from tests.conftest import until
 
 AWAY_S = 0.2
@@ -73,6 +80,21 @@ def test_ranks_of_several_hosts_meet_at_a_port(comm, start, monkeypatch):
     monkeypatch.setattr(MPI, "Get_processor_name", lambda: "localhost" if comm.rank == 0 else "elsewhere")
     start()
     assert exchange(comm.size, 1)[1].wait()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts open files where Linux lists them")
+@pytest.mark.parametrize("name", ["gloo", "bls"])
+def test_a_process_may_begin_and_end_as_often_as_it_likes(comm, start, name):
+    opened = []
+    for _ in range(6):
+        comm.Barrier()
+        start(name)
+        total = torch.ones(1)
+        dist.all_reduce(total)
+        assert total.item() == comm.size
+        dist.destroy_process_group()
+        opened.append(len(os.listdir("/proc/self/fd")))
+    assert max(opened[1:]) <= opened[0]
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.int8, torch.bool, torch.complex64])
@@ -239,13 +261,103 @@ def test_groups_do_not_mix(comm, start):
 
 
 def test_destroying_a_group_finishes_what_is_under_way(comm, start):
-    start(bound=4)
+    group = start(bound=4)
     time.sleep(0.01 * comm.rank)
     made = [exchange(comm.size, i + comm.rank) for i in range(3)]
     dist.destroy_process_group()
     for i, (output, work) in enumerate(made):
         assert work.wait()
         assert output.tolist() == expected(comm.size, lambda source, i=i: i + source)
+    for late in (group.barrier, lambda: group.all_to_all_single(output, output, [], [])):
+        with pytest.raises(ExchangeError, match="the group is destroyed"):
+            late().wait()
+
+
+@pytest.mark.parametrize("bound", [0, 2])
+def test_a_second_thread_corrupts_nothing(comm, start, bound):
+    """Two threads post, look and wait as they like. Refused calls are made again; every output is that of its
+    iteration, whichever thread took it in."""
+    start(bound=bound)
+    refused: list[str] = []
+    sent: dict[int, float] = {}
+    made: list[tuple[torch.Tensor, dist.Work]] = []
+
+    def insist(call: Callable[[], object]) -> object:
+        while True:
+            try:
+                return call()
+            except RuntimeError as error:
+                refused.append(str(error))
+
+    def hammer(thread: int) -> None:
+        for i in range(150):
+            fill = 10_000 * comm.rank + 1000 * thread + i
+            output, work = insist(lambda fill=fill: exchange(comm.size, fill))
+            sent[work.iteration] = fill
+            made.append((output, work))
+            some = made[(7 * i) // 2 % len(made)][1]
+            if i % 3 == 0:
+                insist(some.wait)
+            some.is_completed()
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    threads = [threading.Thread(target=hammer, args=(n,)) for n in range(2)]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    everybody = comm.allgather(sent)
+    assert sorted(sent) == list(range(300)) and len(made) == 300
+    for output, work in made:
+        assert work.wait()
+        assert output.tolist() == expected(comm.size, lambda source, i=work.iteration: everybody[source][i])
+    assert all("another call on this group is under way" in words for words in refused)
+
+
+@pytest.mark.ranks(2)
+def test_a_call_during_that_of_another_thread_is_refused(comm, start):
+    """Nothing is sent, and the outputs that follow are those of their iterations."""
+    group = start(bound=0)
+    exchange(comm.size, 0)[1].wait()
+    comm.Barrier()
+    if comm.rank == 0:
+        thread = threading.Thread(target=exchange, args=(comm.size, 1))
+        thread.start()
+        assert until(group._calling.locked)
+        with pytest.raises(RuntimeError, match="another call on this group is under way"):
+            exchange(comm.size, 7)
+        comm.Barrier()
+        thread.join()
+    else:
+        comm.Barrier()
+        exchange(comm.size, 1)
+    for i in range(2, 5):
+        output, work = exchange(comm.size, i)
+        assert work.wait() and work.iteration == i
+        assert output.tolist() == expected(comm.size, lambda _, i=i: i)
+
+
+def test_threads_share_what_mpi_does(comm, start):
+    """Two threads that wait for the same works, and look at them."""
+    start()
+    for _ in range(30):
+        found = [torch.zeros(comm.size) for _ in range(4)]
+        works = [dist.all_gather_into_tensor(each, torch.ones(1), async_op=True) for each in found]
+
+        def look(works: list[dist.Work] = works) -> None:
+            assert all(work.wait() for work in works if not work.is_completed())
+
+        threads = [threading.Thread(target=look) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for work, each in zip(works, found, strict=True):
+            assert work.wait() and each.tolist() == [1.0] * comm.size
+        for thread in threads:
+            thread.join()
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------
@@ -273,6 +385,7 @@ def test_a_deadline_is_an_error_of_wait(comm, start, given):
         with pytest.raises(LateError, match=words) as caught:
             work.wait(timedelta(seconds=deadline_s if given == "wait" else 0))
         assert isinstance(caught.value, TimeoutError)
+        assert re.search(GLOO_SAYS, str(caught.value)) and "timed out" in str(caught.value)
         assert work.is_completed() and not work.is_success() and work.exception() is caught.value
         with pytest.raises(LateError):
             exchange(comm.size, 2)[1].wait()
@@ -370,6 +483,72 @@ def test_wrong_arguments(comm, start):
     exchange(size, 0)[1].wait()
 
 
+def refusals(group: dist.ProcessGroup, size: int) -> Iterator[tuple[str, Callable[[], object]]]:
+    """Words, and the call that has them as its answer."""
+    data, whole = torch.zeros(size), torch.zeros(size, dtype=torch.int64)
+    elsewhere, sparse = torch.zeros(size, device="meta"), torch.eye(size).to_sparse()
+    yield "input_split_sizes are", lambda: dist.all_to_all_single(data, data, None, [2] * size)
+    yield f"expected {size}, got", lambda: group.alltoall([data] * size, [data] * (size + 1))
+    for call in (dist.all_to_all_single, dist.all_gather_into_tensor):
+        yield "tensor is on device meta, 'bls' moves cpu tensors", lambda call=call: call(elsewhere, data)
+        yield "tensor has layout torch.sparse_coo, 'bls' moves dense", lambda call=call: call(data, sparse)
+    for call in (dist.all_reduce, group.allreduce, partial(dist.broadcast, src=0)):
+        yield "tensor has layout torch.sparse_coo", lambda call=call: call(sparse)
+    yield "tensor has layout torch.sparse_coo", lambda: dist.isend(sparse, 0)
+    yield "reduction PREMUL_SUM is none of MPI's", lambda: dist.all_reduce(data, dist._make_nccl_premul_sum(2.0))
+    for kind in (torch.int64, torch.uint8, torch.bool):
+        yield "reduction AVG of", lambda kind=kind: dist.all_reduce(whole.to(kind), dist.ReduceOp.AVG)
+    yield "MPI cannot calculate in torch.float8", lambda: dist.all_reduce(data.to(torch.float8_e4m3fn))
+    yield "MPI cannot do this allreduce", lambda: dist.all_reduce(data, dist.ReduceOp.BAND)
+    yield "MPI cannot do this broadcast", lambda: group.broadcast(data, size)
+    yield "allreduce takes at least one tensor", lambda: group.allreduce([])
+
+
+def test_a_refusal_is_of_both_kinds_and_sends_nothing(comm, start):
+    """Programs try what a backend can do under ``except RuntimeError``, others under ``except ValueError``."""
+    group = start(bound=1)
+    for words, call in refusals(group, comm.size):
+        for kind in (RuntimeError, ValueError):
+            with pytest.raises(kind, match=words):
+                call()
+    total = torch.ones(1)
+    dist.all_reduce(total)
+    assert total.item() == comm.size
+    output, work = exchange(comm.size, comm.rank)
+    assert work.wait() and output.tolist() == expected(comm.size, lambda source: source)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dist.destroy_process_group()
+
+
+def test_a_work_that_fails_does_not_break_the_end(comm, start):
+    """Torch cannot write to one number as if there were several."""
+    start(bound=1)
+    one = torch.zeros(1).expand(2 * comm.size)
+    works = [dist.all_to_all_single(one, torch.ones(2 * comm.size), async_op=True)]
+    works.append(dist.all_gather([one[:2]] * comm.size, torch.ones(2), async_op=True))
+    for work in works:
+        with pytest.raises(RuntimeError, match="written-to tensor refers to a single memory location"):
+            work.wait()
+    output, work = exchange(comm.size, 3)
+    assert work.wait() and output.tolist() == expected(comm.size, lambda _: 3)
+    dist.all_gather([one[:2]] * comm.size, torch.ones(2), async_op=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dist.destroy_process_group()
+
+
+def test_a_probe_of_what_the_ranks_cannot_share_is_refused_as_by_gloo(comm, start):
+    """The reference DLRM asks so whether there is an all-to-all, and scatters if not."""
+    start()
+    data = torch.zeros(4)
+    if 4 % comm.size:
+        with pytest.raises(RuntimeError, match="4 rows, which 3 ranks cannot share equally"):
+            dist.all_to_all_single(data, data)
+    else:
+        dist.all_to_all_single(data, data)
+
+
 def test_options(comm, monkeypatch):
     timeout = timedelta(seconds=20)
     monkeypatch.setenv("BLS_BOUND", "3")
@@ -398,6 +577,81 @@ def test_slots_fit_the_first_call_of_the_largest_rank(comm, start):
     large, data = torch.zeros(comm.size, 20_000), torch.full((comm.size, 20_000), float(comm.rank))
     dist.all_to_all_single(large, data)  # larger than a slot
     assert large.mean(1).tolist() == list(range(comm.size))
+
+
+@pytest.mark.parametrize("bound", [0, 1, 3])
+def test_slots_grow_with_the_blocks(comm, start, bound):
+    """After a probe, and once more: agreed by all, at a point where nothing is out. Ranks come at different times, and
+    the largest block goes from the last rank to itself."""
+    group = start(bound=bound)
+    size, last = comm.size, comm.size - 1
+    under_way: deque[tuple[int, torch.Tensor, dist.Work, list[int]]] = deque()
+
+    def take(count: int) -> None:
+        while len(under_way) > count:
+            i, output, work, splits = under_way.popleft()
+            assert work.wait() and work.iteration == i
+            for source, piece in enumerate(output.split(splits)):
+                assert (piece == 1000 * source + i).all()
+
+    made: list[object] = []
+    for i, rows in enumerate([1] + [3000] * (2 * bound + 10) + [20_000] * 40 + [10] * 20):
+        if i % (size + 1) == comm.rank:
+            time.sleep(0.002)
+        own = rows if comm.rank == last else 1
+        splits = [1] * last + [own]
+        data = torch.full((last + own,), float(1000 * comm.rank + i))
+        output = torch.zeros(last + own)
+        under_way.append((i, output, dist.all_to_all_single(output, data, splits, splits, async_op=True), splits))
+        take(bound)
+        if not made or made[-1] is not group._exchange:
+            made.append(group._exchange)
+    take(0)
+    assert [exchange.slot_bytes for exchange in made] == [4096, 15_040, 100_032]
+    assert i == 70 + 2 * bound
+
+
+@pytest.mark.parametrize("options", [{}, {"slot_bytes": 64}])
+def test_slots_stay_where_blocks_do_or_their_size_was_given(comm, start, options):
+    group = start(bound=1, **options)
+    exchange(comm.size, 0)[1].wait()
+    built = group._exchange
+    for i in range(30):
+        output, work = exchange(comm.size, i)
+        if options:
+            dist.all_to_all_single(torch.zeros(comm.size, 2000), torch.zeros(comm.size, 2000))
+        assert work.wait() and output.tolist() == expected(comm.size, lambda _, i=i: i)
+    assert group._exchange is built
+
+
+def test_slots_stay_where_there_is_no_room_for_larger_ones(comm, start, monkeypatch):
+    group = start(bound=1)
+    exchange(comm.size, 0)[1].wait()
+
+    def build(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(group, "_build", build)
+    for i in range(20):
+        output = torch.zeros(comm.size, 5000)
+        dist.all_to_all_single(output, torch.full((comm.size, 5000), float(i + comm.rank)))
+        assert output.mean(1).tolist() == [i + source for source in range(comm.size)]
+
+
+@pytest.mark.parametrize("bound", [0, 3])
+@pytest.mark.parametrize(("backend", "slot_bytes"), [("gloo", 8000), ("bls", 8000), ("bls", None)])
+def test_what_experiments_report_as_memory_is_what_is_allocated(comm, backend, slot_bytes, bound):
+    size = comm.size
+    counts = {"send_counts": [2000] * size, "recv_counts": [2000] * size}
+    with TorchAlltoallv(comm, backend=backend, bound=bound, slot_bytes=slot_bytes, **counts) as exchange:
+        buffers = 8000 * size * (1 + bound + 2)
+        slots = 0 if backend == "gloo" else size * 2 * (bound + 1)
+        room = 8000 if slot_bytes else 10_048  # a quarter more, in whole lines
+        assert exchange.memory_bytes == buffers + slots * (room + 64)
+        blocks = [np.full(2000, comm.rank, np.float32)] * size
+        made = [arrival for _ in range(9) for arrival in exchange.post(blocks)]
+        assert exchange.memory_bytes == buffers + slots * (room + 64)
+    assert all((block == source).all() for arrival in made[-1:] for source, block in enumerate(arrival.blocks))
 
 
 # --- what is not all-to-all ------------------------------------------------------------------------------------------
@@ -513,6 +767,98 @@ def test_a_barrier_waits_for_all(comm, start):
     else:
         comm.Barrier()
         dist.barrier()
+
+
+def forms(group: dist.ProcessGroup, size: int, rank: int) -> Iterator[tuple[str, Callable[[], object], object]]:
+    """Every form that torch has for a call, without options; what it fills; and what with."""
+    last, total, long = size - 1, sum(range(size)), timedelta(seconds=60)
+    largest, ranks = dist.ReduceOp.MAX, [[float(r)] for r in range(size)]
+
+    def mine() -> torch.Tensor:
+        return torch.full((1,), float(rank))
+
+    def room() -> list[torch.Tensor]:
+        return [torch.zeros(1) for _ in range(size)]
+
+    for call, wanted in (
+        (lambda t: group.allreduce([t]), total),
+        (lambda t: group.allreduce(t), total),
+        (lambda t: group.allreduce([t], largest), last),
+        (lambda t: group.allreduce([t], op=largest, timeout=long), last),
+        (lambda t: group.allreduce(t, largest, long), last),
+        (lambda t: group.allreduce_coalesced([t]), total),
+        (lambda t: group.broadcast([t]), 0),
+        (lambda t: group.broadcast([t], last), last),
+        (lambda t: group.broadcast(t, last), last),
+        (lambda t: group.broadcast(t, root=last, timeout=long), last),
+        (lambda t: group.reduce([t]), total if rank == 0 else rank),
+        (lambda t: group.reduce(t, last), total if rank == last else rank),
+        (lambda t: group.reduce(t, root=last, op=largest), rank),
+        (lambda t: group.reduce_scatter(t, [mine() for _ in range(size)]), total),
+        (lambda t: group.reduce_scatter(t, [mine() for _ in range(size)], largest), last),
+        (lambda t: group.reduce_scatter([t], [[mine() for _ in range(size)]]), total),
+        (lambda t: group.reduce_scatter_single(t, mine().repeat(size)), total),
+        (lambda t: group.reduce_scatter_single(t, mine().repeat(size), None), total),
+        (lambda t: group.reduce_scatter_tensor_coalesced([t], [mine().repeat(size)]), total),
+        (lambda t: group.scatter([t], [[torch.ones(1)] * size] if rank == 0 else []), 1),
+        (lambda t: group.scatter(t, [torch.ones(1)] * size if rank == last else [], last), 1),
+    ):
+        tensor = mine()
+        yield tensor, lambda call=call, tensor=tensor: call(tensor), [float(wanted)]
+    there = [[0.0]] * size
+    for call, wanted in (
+        (lambda room: group.allgather([room], [mine()]), ranks),
+        (lambda room: group.allgather(room, mine()), ranks),
+        (lambda room: group.allgather(room, mine(), timeout=long), ranks),
+        (lambda room: group.gather([room] if rank == 0 else [], [mine()]), ranks if rank == 0 else there),
+        (lambda room: group.gather(room if rank == last else [], mine(), last), ranks if rank == last else there),
+    ):
+        pieces = room()
+        yield pieces, lambda call=call, pieces=pieces: call(pieces), wanted
+    for call in (
+        lambda flat: group.all_gather_single(flat, mine()),
+        lambda flat: group.all_gather_single_coalesced([flat], [mine()]),
+        lambda flat: group.allgather_into_tensor_coalesced([flat], [mine()]),
+        lambda flat: group.all_to_all_single(flat, mine().repeat(size), [], []),
+        lambda flat: group.all_to_all_single(flat, mine().repeat(size), [], [], long),
+        lambda flat: group.alltoall_base(flat, mine().repeat(size), [], [], timeout=long),
+        lambda flat: group.alltoall(list(flat.split(1)), [mine()] * size),
+        lambda flat: group.alltoall(list(flat.split(1)), [mine()] * size, timeout=long),
+    ):
+        flat = torch.zeros(size)
+        yield flat, lambda call=call, flat=flat: call(flat), [each for (each,) in ranks]
+    for call in (group.barrier, partial(group.barrier, timeout=long)):
+        yield torch.zeros(0), call, []
+
+
+def test_every_form_of_a_call_works_without_options(comm, start):
+    """Among them the overloads of C++ that take one tensor, and in place of options what is in them."""
+    group = start()
+    for filled, call, wanted in forms(group, comm.size, comm.rank):
+        assert call().wait()
+        values = filled.tolist() if isinstance(filled, torch.Tensor) else [each.tolist() for each in filled]
+        assert values == wanted
+
+
+GLOO_SAYS = " (Timed out|closed|timeout) "
+"""What torch's own tests look for in the error of a deadline."""
+
+
+@pytest.mark.ranks(2)
+def test_the_timeout_in_place_of_options_counts(comm, start):
+    group = start()
+    short, tensor = timedelta(seconds=0.1), torch.zeros(comm.size)
+    if comm.rank == 0:
+        works = [group.barrier(timeout=short), group.allreduce(tensor, timeout=short)]
+        for work in works:
+            with pytest.raises(LateError, match=r"0\.1 s") as caught:
+                work.wait()
+            assert re.search(GLOO_SAYS, str(caught.value)) and "timed out" in str(caught.value)
+    comm.Barrier()
+    if comm.rank:
+        group.barrier().wait()
+        group.allreduce(tensor).wait()
+    comm.Barrier()
 
 
 def test_functional_collectives(comm, start):

@@ -20,7 +20,7 @@ from blslib.theory.maxplus import Cost, limit, makespan
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-CONTENDERS = ("mpi", "bls", "messages", "window", "mpi-equal", "gloo", "torch")
+CONTENDERS = ("mpi", "bls", "messages", "window", "mpi-equal", "gloo", "torch", "torch-probed")
 SYNCHRONOUS = ("mpi", "mpi-equal", "gloo")
 
 
@@ -29,7 +29,8 @@ class Contender(NamedTuple):
 
     ``mpi`` is MPI_Alltoallv, ``bls`` bounded lag, ``messages`` the same with messages to all peers, ``window`` k
     outstanding MPI_Ialltoallv, and ``mpi-equal`` MPI_Alltoall, for equal counts. ``gloo`` and ``torch`` are torch's
-    all_to_all_single, over gloo and over bounded lag.
+    all_to_all_single, over gloo and over bounded lag; ``torch-probed`` has not been told the size of blocks, and made a
+    small first call.
     """
 
     name: str
@@ -54,12 +55,13 @@ class Contender(NamedTuple):
                 )
             case "window":
                 return IalltoallvWindow(comm, bound=self.bound, **counts)
-            case "gloo" | "torch":
+            case "gloo" | "torch" | "torch-probed":
                 # Imported here, since not every rank has need of torch.
                 from blslib.lab.experiments.torch_exchange import TorchAlltoallv
 
-                backend = "bls" if self.name == "torch" else "gloo"
-                return TorchAlltoallv(comm, backend=backend, bound=self.bound, slot_bytes=slot_bytes, **counts)
+                backend = "gloo" if self.name == "gloo" else "bls"
+                known = None if self.name == "torch-probed" else slot_bytes
+                return TorchAlltoallv(comm, backend=backend, bound=self.bound, slot_bytes=known, **counts)
         raise ValueError(f"no contender {self.name!r}: choose from {', '.join(CONTENDERS)}")
 
 

@@ -11,13 +11,14 @@ from blslib.lab.experiments.measure import Contender, contenders, exchanges, int
 from blslib.lab.experiments.micro import Loop
 from blslib.lab.results.records import Row, spread
 
-_NAMES = {"mpi": "mpi", "gloo": "gloo", "torch": "bls", "bls": "bare"}
+_NAMES = {"mpi": "mpi", "gloo": "gloo", "torch": "bls", "torch-probed": "bls-probed", "bls": "bare"}
 """What the contenders of ``measure`` are called in this table, which is about torch."""
 
 
 @dataclass(frozen=True)
 class TorchConfig:
-    """One size of block: gloo, and "bls" with torch and without ("bare"), at every bound.
+    """One size of block: gloo, and "bls" with torch and without ("bare"), at every bound; with torch also where the
+    first call was a small one.
 
     Attributes:
         bytes_per_block: the mean over all pairs, a multiple of 8.
@@ -54,7 +55,7 @@ def run(comm: MPI.Intracomm, config: TorchConfig | LoopConfig) -> list[Row]:
 
 
 def _calls(comm: MPI.Intracomm, config: TorchConfig) -> list[Row]:
-    items = contenders(("gloo", "torch", "bls"), config.bounds)
+    items = contenders(("gloo", "torch", "torch-probed", "bls"), config.bounds)
     mean = config.bytes_per_block // 4
     more = 0 if config.even else mean // 2
     counts = [mean + (more if (comm.rank + peer) % 2 else -more) for peer in range(comm.size)]
@@ -83,7 +84,9 @@ def _row(comm: MPI.Intracomm, item: Contender, what: Row, speedups: np.ndarray) 
 
 def _loop(comm: MPI.Intracomm, config: LoopConfig) -> list[Row]:
     sizes: dict[str, Any] = {"bounds": config.bounds, "iterations": config.iterations, "repeats": config.repeats}
-    found = recommend.run(comm, recommend.RecommendConfig(config.scenario, names=tuple(_NAMES), **sizes))
+    found = recommend.run(
+        comm, recommend.RecommendConfig(config.scenario, names=("mpi", "gloo", "torch", "bls"), **sizes)
+    )
     speedups = [np.array(row["speedups"].split(), float) for row in found]  # over MPI, by repeat
     (gloo,) = [over_mpi for row, over_mpi in zip(found, speedups, strict=True) if row["contender"] == "gloo"]
     what = {"what": f"dlrm {config.scenario}", "bytes_per_block": None, "even": None}

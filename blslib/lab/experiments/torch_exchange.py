@@ -25,10 +25,15 @@ TIMEOUT = timedelta(seconds=60)
 class TorchAlltoallv(Baseline):
     """``dist.all_to_all_single`` behind the interface of an exchange, with at most ``bound`` works under way.
 
-    Collective; arguments and errors as ``MpiAlltoallv``, of float32, plus ``backend`` ("bls" or "gloo") and ``bound``.
-    At bound 0 calls are synchronous; where all counts are equal, they say nothing of splits.
+    Collective; arguments and errors as ``MpiAlltoallv``, of float32, plus ``backend`` ("bls" or "gloo"), ``bound``, and
+    ``slot_bytes``, None if the group has to find out by itself after a first call of one float per pair, as programs
+    make that try what a backend can do. At bound 0 calls are synchronous; where all counts are equal, they say nothing
+    of splits.
 
     Cost: bound + 2 buffers to receive, and a copy of the blocks unless they lie in one buffer already.
+
+    Attributes:
+        memory_bytes: those buffers and the one for the copy, and with "bls" the rings; what gloo has is not known.
     """
 
     def __init__(
@@ -39,7 +44,7 @@ class TorchAlltoallv(Baseline):
         bound: int,
         send_counts: Sequence[int],
         recv_counts: Sequence[int],
-        slot_bytes: int,
+        slot_bytes: int | None,
     ) -> None:
         super().__init__(comm, bound, send_counts, recv_counts, np.float32)
         bls = BLSOptions(bound, slot_bytes)
@@ -52,6 +57,13 @@ class TorchAlltoallv(Baseline):
         # One more than can be under way: what the last call handed out stays valid until the next.
         self._outputs = [torch.empty(sum(recv_counts)) for _ in range(bound + 2)]
         self._received = [np.split(output.numpy(), np.cumsum(recv_counts)[:-1]) for output in self._outputs]
+        self.memory_bytes = self._room.nbytes + sum(output.nbytes for output in self._outputs)
+        if isinstance(self._group, BLSGroup):
+            if slot_bytes is None:
+                dist.all_to_all_single(torch.zeros(comm.size), torch.zeros(comm.size), group=self._group)
+            for _ in range(bound + 3):  # then slots have grown
+                self._start(self._outputs[0], torch.zeros(sum(send_counts)), async_op=False)
+            self.memory_bytes += self._group.ring_bytes
 
     def post(self, blocks: Sequence[Block]) -> list[Arrival]:
         """Start this iteration's exchange, then wait until at most ``bound`` are under way."""
