@@ -230,6 +230,44 @@ def test_engines_do_not_outlive_a_killed_owner() -> None:
     assert not Path(folder).exists()
 
 
+START = """
+import sys
+from blslib.lab.ranks.cluster import engines
+try:
+    engines(4)
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+sys.stdin.read()
+"""
+
+
+@punctual
+@pytest.mark.parametrize(("program", "count"), [("ipyparallel.controller", 1), ("mpiexec", 1), ("engine.nanny", 4)])
+def test_an_interrupt_while_ranks_start_leaves_nothing(program: str, count: int) -> None:
+    """However far they have come by then."""
+    owner = subprocess.Popen(
+        [sys.executable, "-c", START], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with owner:
+        assert owner.stdout is not None and owner.stdin is not None
+        assert owner.stdout.readline() == "starting 4 MPI ranks\n"
+        running = psutil.Process(owner.pid).children
+        assert until(lambda: sum(program in command for command in alive(running(recursive=True))) >= count)
+        started = running(recursive=True)
+        folder = Path(next(command for command in alive(started) if "launch.py" in command).split()[-1])
+        assert folder.name.startswith("bls-") and folder.exists()
+        pressed_s = time.monotonic()
+        owner.send_signal(signal.SIGINT)
+        said = owner.stdout.readline()
+        usable_s = time.monotonic()
+        left = alive([*started, *running(recursive=True)])
+        owner.stdin.close()
+    assert said == "interrupted\n"
+    assert not left
+    assert not folder.exists()
+    within(3, usable_s - pressed_s)
+
+
 def test_defaults_do_not_override_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MPIR_CVAR_POLLS_BEFORE_YIELD", "7")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
