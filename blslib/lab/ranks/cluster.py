@@ -296,8 +296,18 @@ class Engines:
 def experiment(
     ranks: Engines, run: Callable[..., list[dict[str, Any]]], config: Any, *, size: int | None = None
 ) -> list[dict[str, Any]]:
-    """Call ``run(comm, config)`` on the first ``size`` ranks, or on all, and return rank 0's rows."""
-    return ranks.run(_experiment, run, config, size or ranks.size, label=run.__module__.rpartition(".")[2])[0]
+    """Call ``run(comm, config)`` on the first ``size`` ranks, or on all, and return rank 0's rows.
+
+    The progress bar is named after the experiment and its case: scenario, law and rate, where it has them.
+    """
+    size = size or ranks.size
+    case = [f"{getattr(config, name)}{unit}" for name, unit in _CASE.items() if getattr(config, name, "none") != "none"]
+    label = " ".join([run.__module__.rpartition(".")[2], *case, f"on {size} ranks"])
+    return ranks.run(_experiment, run, config, size, label=label)[0]
+
+
+_CASE = {"scenario": "", "law": "", "rate_per_s": "/s"}
+"""What tells the configurations of one experiment apart, with its unit."""
 
 
 def _experiment(run: Callable[..., list[dict[str, Any]]], config: Any, size: int) -> list[dict[str, Any]]:
