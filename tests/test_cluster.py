@@ -15,10 +15,14 @@ from pathlib import Path
 import psutil
 import pytest
 
+from blslib.lab.experiments.recommend import RecommendConfig
+from blslib.lab.experiments.serving import ServingConfig
 from blslib.lab.ranks import cluster, progress
-from blslib.lab.ranks.cluster import CLUSTER_VARIABLE, Engines, RankError, engines
+from blslib.lab.ranks.cluster import CLUSTER_VARIABLE, Engines, GoneError, RankError, engines, experiment
 from blslib.lab.ranks.launch import Guard, end_trees, mpi_environment, mpiexec, run_guarded, run_ranks
 from blslib.lab.ranks.progress import report
+from blslib.lab.results import charts, timeline
+from blslib.theory.delays import delays
 from tests.conftest import LONG_S, ROOT, alive, punctual, until, within
 
 RANKS = 3
@@ -115,6 +119,61 @@ def test_long_work_shows_a_bar(
     assert capsys.readouterr().err == ""
 
 
+def test_a_bar_is_named_after_its_case() -> None:
+    class Asked:
+        size = 4
+
+        def run(self, *_: object, label: str) -> list[str]:
+            return [label]
+
+    def label_of(config: object, size: int | None = None) -> object:
+        return experiment(Asked(), timeline.run, config, size=size)  # type: ignore[arg-type]
+
+    assert label_of(timeline.TimelineConfig(law="rotating")) == "timeline rotating on 4 ranks"
+    assert label_of(RecommendConfig("wandering"), 2) == "timeline wandering on 2 ranks"
+    assert label_of(RecommendConfig("balanced", "rotating")) == "timeline balanced rotating on 4 ranks"
+    assert label_of(ServingConfig(rate_per_s=40)) == "timeline balanced bernoulli 40/s on 4 ranks"
+
+
+def test_the_control_draws_delays_as_long_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a single rank, of those whom the law hits; of exponential delays on average."""
+    asked: list[timeline.TimelineConfig] = []
+
+    class Asked:
+        size = 4
+
+        def run(self, _: object, __: object, config: timeline.TimelineConfig, *___: object, label: str) -> list[object]:
+            asked.append(config)
+            return [[]]
+
+    monkeypatch.setattr(charts, "timeline", lambda rows, cores: None)
+    monkeypatch.setattr(charts, "show", lambda chart: None)
+    control = timeline.control(Asked(), cores=2)
+    _, slider, menu, _ = control.children
+    assert slider.description == "one delay (ms)"
+    drawn_s = {}
+    for _, law in menu.options:
+        control.f(bound=2, delay_ms=88, law=law)
+        drawn_s[law] = delays(law, 4, 1000, asked[-1].mean_delay_s, 1)
+    assert set(drawn_s) == {"rotating", "exponential", "bernoulli", "permanent"}
+    assert drawn_s.pop("exponential").mean() == pytest.approx(88e-3, rel=0.05)
+    for law, seconds in drawn_s.items():
+        assert seconds[seconds > 0] == pytest.approx(88e-3), law
+
+
+def test_a_control_without_ranks_says_so_in_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    class Gone:
+        size = 4
+
+        def run(self, *_: object, label: str) -> list[object]:
+            raise GoneError("rank 1 died: the next call starts a new cluster\n[mpiexec] BAD TERMINATION")
+
+    control = timeline.control(Gone(), cores=2)
+    capsys.readouterr()  # it draws once by itself
+    control.f(bound=2, delay_ms=48, law="rotating")
+    assert capsys.readouterr().out == "rank 1 died: the next call starts a new cluster\n"
+
+
 def test_under_the_driver_the_bar_goes_to_its_terminal(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,6 +224,31 @@ def test_a_stale_connection_file_says_what_to_do(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv(CLUSTER_VARIABLE, str(tmp_path / "gone.json"))
     with pytest.raises(RuntimeError, match=r"no cluster answers at .*gone\.json.*unset BLS_CLUSTER_FILE"):
         engines(RANKS)
+
+
+def test_a_cell_that_is_run_again_finds_its_ranks() -> None:
+    with engines(1) as own:
+        assert engines(1) is own
+    with engines(1) as another:
+        assert another is not own
+        assert another.run(rank_plus, 0) == [0]
+
+
+def test_a_killed_controller_is_missed(capsys: pytest.CaptureFixture[str]) -> None:
+    """It is what would tell of a death, and its own is told by nobody; nor does it end those that it started."""
+    before = set(psutil.Process().children(recursive=True))
+    with Engines(1) as own:
+        first = set(psutil.Process().children(recursive=True)) - before
+        ours = first & set(psutil.Process().children())  # and not one of its own children, which have its name
+        controller = next(each for each in ours if "ipyparallel.controller" in " ".join(each.cmdline()))
+        killer = threading.Timer(0.5, controller.kill)
+        killer.start()
+        with pytest.raises(GoneError, match=r"^rank 0 died: the next call starts a new cluster"):
+            own.run(work, 1000)
+        killer.join()
+        assert own.run(rank_plus, 0) == [0]
+        assert "the cluster lost rank 0: starting 1 MPI rank\n" in capsys.readouterr().out
+        assert not alive(list(first))
 
 
 @punctual

@@ -5,7 +5,9 @@ A notebook that is opened by hand finds no such variable and starts a cluster of
 
     ranks = engines(4)
     ranks.run(function, argument)    # a list, one result per rank
-    ranks.close()
+
+Ranks of our own stay until the process ends, a notebook's kernel as a rule, or somebody calls ``close``. Idle they cost
+memory and next to no time.
 """
 
 import atexit
@@ -26,9 +28,10 @@ from pathlib import Path
 from typing import Any, Self
 
 import ipyparallel
+import psutil
 from IPython import get_ipython
 
-from blslib.lab.ranks.launch import Guard, mpiexec, rank_environment
+from blslib.lab.ranks.launch import Guard, is_alive, mpiexec, rank_environment
 from blslib.lab.ranks.progress import Bar
 
 CLUSTER_VARIABLE = "BLS_CLUSTER_FILE"
@@ -52,14 +55,20 @@ class GoneError(RankError):
     """The ranks are not there, or not all of them. The first line of the message says so, and what to do."""
 
 
+_at_hand: dict[int, "Engines"] = {}
+"""What ``engines`` returned last, by n: a cell that is run again finds the ranks that it started before."""
+
+
 def engines(n: int = 4) -> "Engines":
-    """Connect to n live MPI ranks: those of the driver if there are n of them, else new ones, which is announced.
+    """Connect to n live MPI ranks: those at hand, else the driver's if there are n, else new ones, which is announced.
 
     Raises:
         RuntimeError: they did not come up; says why (launcher, ranks, cores, log) within a minute.
         FileNotFoundError: there is no mpiexec.
     """
-    return Engines(n, os.environ.get(CLUSTER_VARIABLE) or None)
+    if n not in _at_hand or _at_hand[n].closed:
+        _at_hand[n] = Engines(n, os.environ.get(CLUSTER_VARIABLE) or None)
+    return _at_hand[n]
 
 
 class Engines:
@@ -82,7 +91,7 @@ class Engines:
         self.folder = ""
         self._stuck: set[int] = set()
         self._client: ipyparallel.Client | None = None
-        self._programs: dict[str, subprocess.Popen[bytes]] = {}
+        self._programs: dict[str, psutil.Popen] = {}
         self._open = contextlib.ExitStack()
         self.owned = borrow is None or not self._borrow(borrow)
         if self.owned:
@@ -116,6 +125,11 @@ class Engines:
             self._interrupt()
             raise
         return list(results)
+
+    @property
+    def closed(self) -> bool:
+        """Whether the ranks were given back, or did not come up."""
+        return self._client is None
 
     def close(self) -> None:
         """Disconnect, and end the cluster if it is our own. May be called twice."""
@@ -184,7 +198,7 @@ class Engines:
 
         def begin() -> None:
             with Path(self.folder, f"{name}.log").open("wb") as log:
-                process = subprocess.Popen(
+                process = psutil.Popen(
                     [*command, "--log-level=ERROR"], stdin=subprocess.DEVNULL, stdout=log, stderr=log, **how
                 )
             self._programs[name] = process
@@ -204,12 +218,13 @@ class Engines:
 
     def _ended(self) -> list[str]:
         """Those of our own programs that have ended, which takes the ranks with it."""
-        return [name for name, process in self._programs.items() if process.poll() is not None]
+        return [name for name, process in self._programs.items() if not is_alive(process)]
 
     def _collect(self) -> None:
         """Take leave of our programs, which the guard has ended."""
         for process in self._programs.values():
-            process.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # what a program that died itself has left in its group
             process.wait()
 
     def _adopt(self, client: ipyparallel.Client) -> None:
