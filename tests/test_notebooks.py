@@ -103,7 +103,8 @@ def notebook(folder: Path, stem: str, *code: str, tagged: str = "quick = True") 
     cells = [nbformat.v4.new_code_cell(source) for source in (tagged, *code)]
     cells[0].metadata["tags"] = ["parameters"]
     path = folder / f"{stem}.ipynb"
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3 (ipykernel)"}}  # or JupyterLab asks which
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), path)
     return path
 
 

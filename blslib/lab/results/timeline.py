@@ -124,7 +124,7 @@ def control(ranks: Any, *, cores: int) -> Any:
         else:
             charts.show(charts.timeline(rows, cores=cores))
 
-    wide: Any = {"style": {"description_width": "7em"}, "layout": {"width": "36em"}}
+    wide: Any = {"style": {"description_width": "9em"}, "layout": {"width": "38em"}}
     return widgets.interactive(
         redraw,
         bound=widgets.IntSlider(2, 0, 8, description="bound", continuous_update=False, **wide),
