@@ -171,6 +171,10 @@ case "${1:-}" in
         set_up
         say "opening JupyterLab; Ctrl-C ends it"
         trap - INT TERM HUP
+        if [ "$(id -u)" = 0 ]; then
+            say "Jupyter says: running as root is not recommended; in a container there may be nobody else"
+            set -- "$@" --allow-root
+        fi
         # Served from here and not from notebooks/, or the notebooks could not show the figures. The first variable puts
         # the kernel of this environment before one of the same name in the user's home.
         JUPYTER_PREFER_ENV_PATH=1 exec "$python" -m jupyterlab \

@@ -15,10 +15,14 @@ from pathlib import Path
 import psutil
 import pytest
 
+from blslib.lab.experiments.recommend import RecommendConfig
+from blslib.lab.experiments.serving import ServingConfig
 from blslib.lab.ranks import cluster, progress
-from blslib.lab.ranks.cluster import CLUSTER_VARIABLE, Engines, RankError, engines
+from blslib.lab.ranks.cluster import CLUSTER_VARIABLE, Engines, GoneError, RankError, engines, experiment
 from blslib.lab.ranks.launch import Guard, end_trees, mpi_environment, mpiexec, run_guarded, run_ranks
 from blslib.lab.ranks.progress import report
+from blslib.lab.results import charts, timeline
+from blslib.theory.delays import delays
 from tests.conftest import LONG_S, ROOT, alive, punctual, until, within
 
 RANKS = 3
@@ -56,8 +60,8 @@ def work(steps: int) -> None:
     from blslib.lab.ranks.progress import report
 
     for step in range(steps):
+        report(step, steps)
         time.sleep(0.3)
-        report(step + 1, steps)
 
 
 def environment() -> dict[str, str]:
@@ -108,10 +112,66 @@ def test_long_work_shows_a_bar(
     ranks.run(work, 8, label="counting")
     shown = capsys.readouterr().err
     assert "counting" in shown
-    assert re.search("[3-8]/8", shown)
+    assert re.search("[2-7]/8", shown)
+    assert "100%" in shown.split("\r")[-1], "the last report is made before the last step"
     monkeypatch.setattr(progress, "SHOW_AFTER_S", LONG_S)
     ranks.run(work, 1, label="counting")
     assert capsys.readouterr().err == ""
+
+
+def test_a_bar_is_named_after_its_case() -> None:
+    class Asked:
+        size = 4
+
+        def run(self, *_: object, label: str) -> list[str]:
+            return [label]
+
+    def label_of(config: object, size: int | None = None) -> object:
+        return experiment(Asked(), timeline.run, config, size=size)  # type: ignore[arg-type]
+
+    assert label_of(timeline.TimelineConfig(law="rotating")) == "timeline rotating on 4 ranks"
+    assert label_of(RecommendConfig("wandering"), 2) == "timeline wandering on 2 ranks"
+    assert label_of(RecommendConfig("balanced", "rotating")) == "timeline balanced rotating on 4 ranks"
+    assert label_of(ServingConfig(rate_per_s=40)) == "timeline balanced bernoulli 40/s on 4 ranks"
+
+
+def test_the_control_draws_delays_as_long_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a single rank, of those whom the law hits; of exponential delays on average."""
+    asked: list[timeline.TimelineConfig] = []
+
+    class Asked:
+        size = 4
+
+        def run(self, _: object, __: object, config: timeline.TimelineConfig, *___: object, label: str) -> list[object]:
+            asked.append(config)
+            return [[]]
+
+    monkeypatch.setattr(charts, "timeline", lambda rows, cores: None)
+    monkeypatch.setattr(charts, "show", lambda chart: None)
+    control = timeline.control(Asked(), cores=2)
+    _, slider, menu, _ = control.children
+    assert slider.description == "one delay (ms)"
+    drawn_s = {}
+    for _, law in menu.options:
+        control.f(bound=2, delay_ms=88, law=law)
+        drawn_s[law] = delays(law, 4, 1000, asked[-1].mean_delay_s, 1)
+    assert set(drawn_s) == {"rotating", "exponential", "bernoulli", "permanent"}
+    assert drawn_s.pop("exponential").mean() == pytest.approx(88e-3, rel=0.05)
+    for law, seconds in drawn_s.items():
+        assert seconds[seconds > 0] == pytest.approx(88e-3), law
+
+
+def test_a_control_without_ranks_says_so_in_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    class Gone:
+        size = 4
+
+        def run(self, *_: object, label: str) -> list[object]:
+            raise GoneError("rank 1 died: the next call starts a new cluster\n[mpiexec] BAD TERMINATION")
+
+    control = timeline.control(Gone(), cores=2)
+    capsys.readouterr()  # it draws once by itself
+    control.f(bound=2, delay_ms=48, law="rotating")
+    assert capsys.readouterr().out == "rank 1 died: the next call starts a new cluster\n"
 
 
 def test_under_the_driver_the_bar_goes_to_its_terminal(
@@ -164,6 +224,31 @@ def test_a_stale_connection_file_says_what_to_do(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv(CLUSTER_VARIABLE, str(tmp_path / "gone.json"))
     with pytest.raises(RuntimeError, match=r"no cluster answers at .*gone\.json.*unset BLS_CLUSTER_FILE"):
         engines(RANKS)
+
+
+def test_a_cell_that_is_run_again_finds_its_ranks() -> None:
+    with engines(1) as own:
+        assert engines(1) is own
+    with engines(1) as another:
+        assert another is not own
+        assert another.run(rank_plus, 0) == [0]
+
+
+def test_a_killed_controller_is_missed(capsys: pytest.CaptureFixture[str]) -> None:
+    """It is what would tell of a death, and its own is told by nobody; nor does it end those that it started."""
+    before = set(psutil.Process().children(recursive=True))
+    with Engines(1) as own:
+        first = set(psutil.Process().children(recursive=True)) - before
+        ours = first & set(psutil.Process().children())  # and not one of its own children, which have its name
+        controller = next(each for each in ours if "ipyparallel.controller" in " ".join(each.cmdline()))
+        killer = threading.Timer(0.5, controller.kill)
+        killer.start()
+        with pytest.raises(GoneError, match=r"^rank 0 died: the next call starts a new cluster"):
+            own.run(work, 1000)
+        killer.join()
+        assert own.run(rank_plus, 0) == [0]
+        assert "the cluster lost rank 0: starting 1 MPI rank\n" in capsys.readouterr().out
+        assert not alive(list(first))
 
 
 @punctual
@@ -228,6 +313,44 @@ def test_engines_do_not_outlive_a_killed_owner() -> None:
         owner.kill()
     assert until(lambda: not alive(started)), alive(started)
     assert not Path(folder).exists()
+
+
+START = """
+import sys
+from blslib.lab.ranks.cluster import engines
+try:
+    engines(4)
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+sys.stdin.read()
+"""
+
+
+@punctual
+@pytest.mark.parametrize(("program", "count"), [("ipyparallel.controller", 1), ("mpiexec", 1), ("engine.nanny", 4)])
+def test_an_interrupt_while_ranks_start_leaves_nothing(program: str, count: int) -> None:
+    """However far they have come by then."""
+    owner = subprocess.Popen(
+        [sys.executable, "-c", START], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with owner:
+        assert owner.stdout is not None and owner.stdin is not None
+        assert owner.stdout.readline() == "starting 4 MPI ranks\n"
+        running = psutil.Process(owner.pid).children
+        assert until(lambda: sum(program in command for command in alive(running(recursive=True))) >= count)
+        started = running(recursive=True)
+        folder = Path(next(command for command in alive(started) if "launch.py" in command).split()[-1])
+        assert folder.name.startswith("bls-") and folder.exists()
+        pressed_s = time.monotonic()
+        owner.send_signal(signal.SIGINT)
+        said = owner.stdout.readline()
+        usable_s = time.monotonic()
+        left = alive([*started, *running(recursive=True)])
+        owner.stdin.close()
+    assert said == "interrupted\n"
+    assert not left
+    assert not folder.exists()
+    within(3, usable_s - pressed_s)
 
 
 def test_defaults_do_not_override_the_user(monkeypatch: pytest.MonkeyPatch) -> None:

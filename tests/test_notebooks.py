@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import psutil
 import pytest
 
 from blslib.lab import driver
+from blslib.lab.ranks import cluster
 from blslib.lab.ranks.launch import end_trees, run_guarded
 from tests.conftest import LONG_S, ROOT, alive, until
 
@@ -29,7 +31,11 @@ def load(path: Path) -> Any:
 
 @each_notebook
 def test_source(path: Path) -> None:
-    """Valid, with the parameter, without outputs, and with a link to the figure of the reference run."""
+    """Valid, with the parameter, without outputs, and with a link to the figure of the reference run.
+
+    What is run by hand stays by hand: results go elsewhere before there are any, and the ranks are not taken away from
+    who still plays with them. *Run All* shows the end of a notebook, which is no cell that nobody needs to see.
+    """
     nbformat.validate(nbformat.read(path, as_version=4))
     assert "quick" in driver.parameters_of(path)
     cells = load(path)["cells"]
@@ -38,6 +44,10 @@ def test_source(path: Path) -> None:
             assert cell["outputs"] == []
             assert cell["execution_count"] is None
         assert not {"papermill", "execution"} & set(cell["metadata"])
+    code = "".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    assert "driver.where_results_go()" in code.split("write(")[0]
+    assert ".close()" not in code
+    assert cells[-1]["cell_type"] == "markdown"
     text = "".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
     assert f"../figures/{path.stem}" in text, "no link to the reference figure"
     linked = [part.split(")")[0] for part in text.split("](")[1:] if part.startswith("../")]
@@ -93,7 +103,8 @@ def notebook(folder: Path, stem: str, *code: str, tagged: str = "quick = True") 
     cells = [nbformat.v4.new_code_cell(source) for source in (tagged, *code)]
     cells[0].metadata["tags"] = ["parameters"]
     path = folder / f"{stem}.ipynb"
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3 (ipykernel)"}}  # or JupyterLab asks which
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), path)
     return path
 
 
@@ -133,6 +144,92 @@ def test_unknown_parameters_and_stems_are_failures(tmp_path: Path) -> None:
     with pytest.raises(driver.StopError, match="no notebooks in"):
         driver.choose(tmp_path / "out", [])
     assert driver.choose(tmp_path, ["01-fine"]) == driver.choose(tmp_path, []) == [path]
+
+
+def copy_of_project(folder: Path) -> Path:
+    """All that notebooks need, where they may overwrite what they like; its notebooks' folder is empty."""
+    shutil.copytree(ROOT / "blslib", folder / "blslib", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("README.md", "reproduce.sh", "requirements.txt", "pyproject.toml"):
+        shutil.copy(ROOT / name, folder)
+    (folder / "notebooks").mkdir()
+    return folder
+
+
+def environment_by_hand(folder: Path) -> dict[str, str]:
+    """That of somebody who opens the notebooks of a copy."""
+    ours = {driver.OUT_VARIABLE, cluster.CLUSTER_VARIABLE, "IPP_NONINTERACTIVE"}
+    return {name: value for name, value in os.environ.items() if name not in ours} | {"PYTHONPATH": str(folder)}
+
+
+WRITE = """
+from blslib.lab import driver
+print(driver.where_results_go())
+from blslib.lab.results.records import write
+write("01-mine", "rows", [{"quick": quick}], [])
+"""
+
+
+def test_the_driver_alone_writes_the_reference_run(tmp_path: Path) -> None:
+    root = copy_of_project(tmp_path)
+    path = notebook(root / "notebooks", "01-mine", WRITE, tagged="quick = False")
+    environment = environment_by_hand(root)
+    by_hand = [sys.executable, "-m", "jupyter", "execute", "--output=done.ipynb", str(path)]
+    done = run_guarded(by_hand, timeout_s=LONG_S, env=environment, cwd=root)
+    assert done.returncode == 0, done.stdout
+    reference, other = root / "data" / "01-mine" / "rows.csv", root / "out" / "data" / "01-mine" / "rows.csv"
+    assert other.exists() and not reference.exists()
+    said = load(path.with_name("done.ipynb"))["cells"][1]["outputs"][0]["text"]
+    assert "".join(said) == f"results go to {root / 'out'}, the reference run is left as it is\n"
+    path.with_name("done.ipynb").unlink()
+    other.unlink()
+    done = run_guarded([sys.executable, "-m", "blslib.lab.driver"], timeout_s=LONG_S, env=environment, cwd=root)
+    assert done.returncode == 0, done.stdout
+    assert f"results go to {root}\n" in done.stdout
+    assert reference.exists() and not other.exists()
+
+
+BARS = """
+from blslib.lab.experiments.delayed import DelayedConfig, run
+from blslib.lab.ranks import progress
+from blslib.lab.ranks.cluster import engines, experiment
+
+progress.SHOW_AFTER_S = 0.0
+once = {"bounds": (0,), "names": ("bls",), "iterations": 25, "base_s": 0.02, "repeats": 1}
+ranks = engines(2)
+experiment(ranks, run, DelayedConfig("rotating", **once))
+"""
+
+FAIL = """
+def fail():
+    import time
+
+    from blslib.lab.ranks.progress import report
+
+    report(1, 4)
+    time.sleep(0.5)
+    raise ValueError
+
+try:
+    ranks.run(fail)
+except RuntimeError:
+    pass
+"""
+
+
+def test_bars_in_a_notebook_end_full_unless_the_run_failed(tmp_path: Path) -> None:
+    """By the state of their widgets, which an executed notebook keeps."""
+    root = copy_of_project(tmp_path)
+    path = notebook(root / "notebooks", "01-bars", BARS, FAIL)
+    command = [sys.executable, "-m", "jupyter", "execute", "--inplace", str(path)]
+    done = run_guarded(command, timeout_s=LONG_S, env=environment_by_hand(root), cwd=root)
+    assert done.returncode == 0, done.stdout
+    kept = load(path)["metadata"]["widgets"]["application/vnd.jupyter.widget-state+json"]["state"].values()
+    bars = [each["state"] for each in kept if each["model_name"] == "FloatProgressModel"]
+    names = [each["state"]["value"] for each in kept if each["model_name"] == "HTMLModel"]
+    good, failed = bars
+    assert (good["bar_style"], good["value"], good["max"]) == ("success", 1, 1)
+    assert failed["bar_style"] != "success"
+    assert any("delayed rotating on 2 ranks: 100%" in name.replace("\u2007", " ") for name in names), names
 
 
 BUSY = """

@@ -2,7 +2,8 @@
 
 Called by ``reproduce.sh``. The driver owns the cluster and the folder of results; a notebook that stops half-way can
 therefore leave no rank behind. A full run writes to ``data/`` and ``figures/``, a quick one to ``out/``; the executed
-notebooks go to ``out/notebooks/`` in both cases.
+notebooks go to ``out/notebooks/`` in both cases. A notebook that is run by hand writes to ``out/``, too: what is
+committed is the reference run, and nobody writes that but the driver.
 """
 
 import argparse
@@ -21,8 +22,9 @@ import psutil
 from blslib.lab.ranks.launch import end_trees, rank_environment, survivors
 from blslib.lab.ranks.progress import TERMINAL_VARIABLE
 from blslib.lab.results import files
-from blslib.lab.results.records import OUT_VARIABLE
+from blslib.lab.results.records import OUT_VARIABLE, root
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 RANKS = 4
 CELL_TIMEOUT_S = 1800
 
@@ -43,6 +45,13 @@ def choose(folder: Path, stems: Sequence[str]) -> list[Path]:
     if unknown := [stem for stem in stems if stem not in known]:
         raise StopError(f"no notebook {', '.join(unknown)}: there are {', '.join(known)}")
     return [path for stem, path in known.items() if not stems or stem in stems]
+
+
+def where_results_go() -> str:
+    """A line for a notebook's reader. By hand, when nobody has said where to, they go to ``out/`` from here on."""
+    if not os.environ.get(OUT_VARIABLE):
+        os.environ[OUT_VARIABLE] = str(REPOSITORY / "out")
+    return f"results go to {root()}" + ", the reference run is left as it is" * (root() != REPOSITORY)
 
 
 def parameters_of(notebook: Path) -> set[str]:
@@ -147,22 +156,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="small parameters, results in out/")
     parser.add_argument("--notebooks", type=Path, metavar="FOLDER", help="folder to take them from")
     options = parser.parse_args(arguments)
-    repository = Path(__file__).resolve().parents[2]
     chosen_out = os.environ.get(OUT_VARIABLE)
-    out = Path(chosen_out).absolute() if chosen_out else repository / "out"
-    root = out if options.quick or chosen_out else repository
+    out = Path(chosen_out).absolute() if chosen_out else REPOSITORY / "out"
+    results = out if options.quick or chosen_out else REPOSITORY
     started_s = time.monotonic()
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     os.environ |= rank_environment() | {
-        OUT_VARIABLE: "" if root == repository else str(root),
+        OUT_VARIABLE: str(results),
         "IPP_NONINTERACTIVE": "1",  # no widgets and no bars inside the executed notebooks
     }
     if sys.stderr.isatty():
         os.environ[TERMINAL_VARIABLE] = os.ttyname(sys.stderr.fileno())
     try:
-        notebooks = choose(options.notebooks or repository / "notebooks", options.stems)
-        print(f"running {len(notebooks)} notebook{'s' * (len(notebooks) > 1)}, results go to {root}", flush=True)
+        notebooks = choose(options.notebooks or REPOSITORY / "notebooks", options.stems)
+        print(f"running {len(notebooks)} notebook{'s' * (len(notebooks) > 1)}, results go to {results}", flush=True)
         run(notebooks, out, options.quick)
         code = 0
     except StopError as stop:
@@ -174,11 +182,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if code == 0:
         from blslib.lab.results.claims import markdown, table
 
-        if found := claims(root, notebooks):
+        if found := claims(results, notebooks):
             print(table(found))
-        if root == repository:
-            every = claims(root, choose(repository / "notebooks", []))
-            update_readme(repository / "README.md", markdown(every, reasons=False))
+        if results == REPOSITORY:
+            every = claims(results, choose(REPOSITORY / "notebooks", []))
+            update_readme(REPOSITORY / "README.md", markdown(every, reasons=False))
         print(f"all done in {(time.monotonic() - started_s) / 60:.1f} minutes", flush=True)
     if left := left_behind():
         print("had to end what was left behind:", *left, sep="\n  ", file=sys.stderr)

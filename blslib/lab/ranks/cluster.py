@@ -5,26 +5,33 @@ A notebook that is opened by hand finds no such variable and starts a cluster of
 
     ranks = engines(4)
     ranks.run(function, argument)    # a list, one result per rank
-    ranks.close()
+
+Ranks of our own stay until the process ends, a notebook's kernel as a rule, or somebody calls ``close``. Idle they cost
+memory and next to no time.
 """
 
 import atexit
 import contextlib
-import logging
+import json
 import os
 import re
+import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Self
 
 import ipyparallel
+import psutil
 from IPython import get_ipython
-from traitlets.config import Config
 
-from blslib.lab.ranks.launch import Guard, mpiexec, rank_environment
+from blslib.lab.ranks.launch import Guard, is_alive, mpiexec, rank_environment
 from blslib.lab.ranks.progress import Bar
 
 CLUSTER_VARIABLE = "BLS_CLUSTER_FILE"
@@ -32,6 +39,9 @@ CLUSTER_VARIABLE = "BLS_CLUSTER_FILE"
 
 START_TIMEOUT_S = 50.0
 """Seconds within which all engines must have reported; a message follows within the minute."""
+
+NEWS_S = 3.0
+"""Seconds after the launcher's end in which it may still be told which rank died."""
 
 STRANDED_S = 15.0
 """Seconds that ranks may go on after another one failed, before they are interrupted: they may wait for it for ever."""
@@ -41,14 +51,24 @@ class RankError(RuntimeError):
     """A function failed on some ranks, or their engines died. The message says where, why, and shows one traceback."""
 
 
+class GoneError(RankError):
+    """The ranks are not there, or not all of them. The first line of the message says so, and what to do."""
+
+
+_at_hand: dict[int, "Engines"] = {}
+"""What ``engines`` returned last, by n: a cell that is run again finds the ranks that it started before."""
+
+
 def engines(n: int = 4) -> "Engines":
-    """Connect to n live MPI ranks: those of the driver if there are n of them, else new ones, which is announced.
+    """Connect to n live MPI ranks: those at hand, else the driver's if there are n, else new ones, which is announced.
 
     Raises:
         RuntimeError: they did not come up; says why (launcher, ranks, cores, log) within a minute.
         FileNotFoundError: there is no mpiexec.
     """
-    return Engines(n, os.environ.get(CLUSTER_VARIABLE) or None)
+    if n not in _at_hand or _at_hand[n].closed:
+        _at_hand[n] = Engines(n, os.environ.get(CLUSTER_VARIABLE) or None)
+    return _at_hand[n]
 
 
 class Engines:
@@ -71,7 +91,7 @@ class Engines:
         self.folder = ""
         self._stuck: set[int] = set()
         self._client: ipyparallel.Client | None = None
-        self._cluster: ipyparallel.Cluster | None = None
+        self._programs: dict[str, psutil.Popen] = {}
         self._open = contextlib.ExitStack()
         self.owned = borrow is None or not self._borrow(borrow)
         if self.owned:
@@ -96,20 +116,25 @@ class Engines:
         try:
             with Bar(label or function.__name__) as bar:
                 self._wait(pending, bar)
+                pending.display_outputs()
+                results = pending.get(return_exceptions=True)
+                failed = {rank: result for rank, result in enumerate(results) if isinstance(result, Exception)}
+                if failed:
+                    raise self._failure(failed) from None
         except KeyboardInterrupt:
             self._interrupt()
             raise
-        pending.display_outputs()
-        results = pending.get(return_exceptions=True)
-        failed = {rank: result for rank, result in enumerate(results) if isinstance(result, Exception)}
-        if failed:
-            raise RankError(self._explain(failed)) from None
         return list(results)
+
+    @property
+    def closed(self) -> bool:
+        """Whether the ranks were given back, or did not come up."""
+        return self._client is None
 
     def close(self) -> None:
         """Disconnect, and end the cluster if it is our own. May be called twice."""
         atexit.unregister(self.close)
-        self._client = self._cluster = None
+        self._client = None
         self._open.close()
 
     def __enter__(self) -> Self:
@@ -134,50 +159,73 @@ class Engines:
         return True
 
     def _start(self) -> None:
-        launcher = mpiexec()
-        self._stuck = set()
+        mpiexec()  # without which there is nothing to start
+        self._stuck, self._programs = set(), {}
         print(f"starting {self.size} MPI rank{'s' * (self.size > 1)}", flush=True)
-        self.folder = tempfile.mkdtemp(prefix="bls-")  # private: a profile at home may hold a dead cluster's files
         # Registered before anything is started, so that an interrupt in the middle of it leaves nothing behind.
         atexit.register(self.close)
         try:
-            self._adopt(self._launch(launcher))
+            self._adopt(self._launch())
         except BaseException:
             self.close()
             raise
 
-    def _launch(self, launcher: str) -> ipyparallel.Client:
+    def _launch(self) -> ipyparallel.Client:
         deadline_s = time.monotonic() + START_TIMEOUT_S
+        self.folder = tempfile.mkdtemp(prefix="bls-")  # private: a profile at home may hold a dead cluster's files
+        self._open.callback(shutil.rmtree, self.folder, ignore_errors=True)
+        self._open.callback(self._collect)
         guard = self._open.enter_context(contextlib.closing(Guard(self.folder)))
-        settings = Config()
-        settings.MPILauncher.mpi_cmd = [launcher]
-        settings.BaseLauncher.environment = rank_environment() | {"IPYTHONDIR": self.folder}
-        settings.ControllerLauncher.controller_args = settings.EngineLauncher.engine_args = ["--log-level=ERROR"]
-        settings.ControllerLauncher.connection_info_timeout = START_TIMEOUT_S / 2
-        log = logging.getLogger("blslib.cluster")
-        log.setLevel(logging.CRITICAL)  # its news of a failure is told below, with the cause
-        profile = {"profile_dir": f"{self.folder}/profile", "load_profile": False}
-        cluster = ipyparallel.Cluster(engines="mpi", config=settings, parent=None, log=log, **profile)
-        self._cluster = cluster
-        self._open.enter_context(contextlib.suppress(Exception))  # what fails to end below, the guard ends next
-        self._open.callback(cluster.stop_cluster_sync)
+        client_file, engine_file = (
+            f"{self.folder}/profile/security/ipcontroller-{of}.json" for of in ("client", "engine")
+        )
+        self._begin(guard, "controller", [sys.executable, "-m", "ipyparallel.controller"])
+        self._until(lambda: _whole(client_file) + _whole(engine_file), 2, "connection files", deadline_s)
+        engine = [sys.executable, "-m", "ipyparallel.engine", "--mpi"]
+        self._begin(guard, "mpiexec", [mpiexec(), "-n", str(self.size), *engine])
         try:
-            cluster.start_controller_sync()
-            guard.watch(cluster.controller.pid)
-            cluster.start_engines_sync(self.size)
-            guard.watch(cluster.engine_set.pid)
-            client = cluster.connect_client_sync(timeout=max(1.0, deadline_s - time.monotonic()))
+            client = self._open.enter_context(ipyparallel.Client(client_file, timeout=START_TIMEOUT_S / 2))
         except Exception as error:
-            raise RuntimeError(self._diagnose(launcher, f"{type(error).__name__}: {error}")) from error
-        self.connection_file = cluster.controller.connection_files["client"]
-        while len(client.ids) < self.size:
-            ended = not cluster.engine_set.process.is_running()
-            if ended or time.monotonic() > deadline_s:
-                cause = "mpiexec ended" if ended else f"{len(client.ids)} came up within {START_TIMEOUT_S:g} s"
-                client.close()
-                raise RuntimeError(self._diagnose(launcher, cause))
-            time.sleep(0.1)
+            raise RuntimeError(self._diagnose(f"{type(error).__name__}: {error}")) from error
+        self._until(lambda: len(client.ids), self.size, "ranks", deadline_s)
+        self.connection_file = client_file
         return client
+
+    def _begin(self, guard: Guard, name: str, command: Sequence[str]) -> None:
+        """Start a program that the guard watches; what it says goes to ``name.log``."""
+        environment = {"IPYTHONDIR": self.folder, "IPP_PROFILE_DIR": f"{self.folder}/profile"}
+        how: dict[str, Any] = {"env": rank_environment() | environment, "start_new_session": True}
+
+        def begin() -> None:
+            with Path(self.folder, f"{name}.log").open("wb") as log:
+                process = psutil.Popen(
+                    [*command, "--log-level=ERROR"], stdin=subprocess.DEVNULL, stdout=log, stderr=log, **how
+                )
+            self._programs[name] = process
+            guard.watch(process.pid)
+
+        # In a thread, which no interrupt reaches: none can fall between the start of a program and its being watched.
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(begin).result()
+
+    def _until(self, count: Callable[[], int], wanted: int, things: str, deadline_s: float) -> None:
+        while (found := count()) < wanted:
+            ended = self._ended()
+            if ended or time.monotonic() > deadline_s:
+                late = f"{found} of {wanted} {things} came within {START_TIMEOUT_S:g} s"
+                raise RuntimeError(self._diagnose(f"{ended[0]} ended" if ended else late))
+            time.sleep(0.05)
+
+    def _ended(self) -> list[str]:
+        """Those of our own programs that have ended, which takes the ranks with it."""
+        return [name for name, process in self._programs.items() if not is_alive(process)]
+
+    def _collect(self) -> None:
+        """Take leave of our programs, which the guard has ended."""
+        for process in self._programs.values():
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # what a program that died itself has left in its group
+            process.wait()
 
     def _adopt(self, client: ipyparallel.Client) -> None:
         self._client = self._open.enter_context(client)
@@ -189,24 +237,22 @@ class Engines:
         if ranks != list(range(self.size)):
             raise RuntimeError(f"engines 0 to {self.size - 1} are the MPI ranks {ranks}: restart the cluster")
 
-    def _diagnose(self, launcher: str, cause: str) -> str:
-        head = f"the cluster did not come up ({cause}): {launcher} -n {self.size} on {os.cpu_count()} cores"
+    def _diagnose(self, cause: str) -> str:
+        head = f"the cluster did not come up ({cause}): {mpiexec()} -n {self.size} on {os.cpu_count()} cores"
         return f"{head}; end of its log:\n{self._log_tail()}"
 
     def _log_tail(self, lines: int = 20) -> str:
-        """What controller and engines said last. Asked of ipyparallel, which removes the logs of those that ended."""
-        assert self._cluster is not None
-        said = {"controller": self._cluster.controller, "mpiexec": self._cluster.engine_set}
-        return "\n".join(
-            f"[{name}] {line}" for name, one in said.items() if one for line in one.get_output().splitlines()[-lines:]
-        )
+        """What our programs said last."""
+        said = {name: Path(self.folder, f"{name}.log").read_text(errors="replace") for name in self._programs}
+        return "\n".join(f"[{name}] {line}" for name, text in said.items() for line in text.splitlines()[-lines:])
 
     def _revive(self) -> None:
         if self._client is None:
-            raise RuntimeError("these ranks were given back: call engines() for new ones")
-        lost = sorted(self._stuck | (set(range(self.size)) - set(self._client.ids)))
+            raise GoneError("these ranks were given back: call engines() for new ones")
+        everyone = set(range(self.size))
+        lost = sorted(everyone if self._ended() else self._stuck | (everyone - set(self._client.ids)))
         if lost and not self.owned:
-            raise RankError(f"the borrowed cluster lost {_listed(lost)}: its owner must start a new one")
+            raise GoneError(f"the borrowed cluster lost {_listed(lost)}: its owner must start a new one")
         if lost:
             print(f"the cluster lost {_listed(lost)}", end=": ")
             self.close()
@@ -218,6 +264,8 @@ class Engines:
         stranded_s = None
         while not pending.wait(0.1):
             bar.update([each["data"] or {} for each in news])
+            if self._ended() and not pending.wait(NEWS_S):
+                raise self._gone(range(self.size))
             failed = [rank for rank, each in enumerate(news) if each["status"] == "error"]
             if not failed:
                 continue
@@ -229,7 +277,7 @@ class Engines:
                 self._stuck = {rank for rank, each in enumerate(news) if each["status"] is None}
                 causes = {rank: self._client.results[pending.msg_ids[rank]] for rank in failed}
                 raise RankError(
-                    f"{self._explain(causes)}\n{_listed(sorted(self._stuck))} cannot be interrupted, it seems inside "
+                    f"{self._failure(causes)}\n{_listed(sorted(self._stuck))} cannot be interrupted, it seems inside "
                     f"an MPI call: {self._cure()}"
                 )
 
@@ -242,11 +290,14 @@ class Engines:
     def _cure(self) -> str:
         return "the next call starts a new cluster" if self.owned else "the cluster's owner must start a new one"
 
-    def _explain(self, failed: dict[int, Any]) -> str:
+    def _gone(self, ranks: Sequence[int]) -> GoneError:
+        return GoneError(f"{_listed(ranks)} died: {self._cure()}\n{self._log_tail()}".rstrip())
+
+    def _failure(self, failed: dict[int, Any]) -> RankError:
         """One line for each different error, then the traceback of the first that is not an echo of another's."""
         dead = [rank for rank, error in failed.items() if error.args[0] == "EngineError"]
         if dead:
-            return f"{_listed(dead)} died: {self._cure()}\n{self._log_tail()}".rstrip()
+            return self._gone(dead)
         alike = defaultdict(list)
         for rank, error in failed.items():
             alike[": ".join(map(str, error.args))].append(rank)
@@ -254,14 +305,24 @@ class Engines:
         first = next((rank for rank, error in failed.items() if error.args[0] != "KeyboardInterrupt"), min(failed))
         trace = re.sub(r"\x1b\[[0-9;]*m", "", failed[first].traceback or "").rstrip()
         head = f"failed on {len(failed)} of {self.size} ranks"
-        return "\n".join([head, *lines, f"traceback of rank {first}:", trace])
+        return RankError("\n".join([head, *lines, f"traceback of rank {first}:", trace]))
 
 
 def experiment(
     ranks: Engines, run: Callable[..., list[dict[str, Any]]], config: Any, *, size: int | None = None
 ) -> list[dict[str, Any]]:
-    """Call ``run(comm, config)`` on the first ``size`` ranks, or on all, and return rank 0's rows."""
-    return ranks.run(_experiment, run, config, size or ranks.size, label=run.__module__.rpartition(".")[2])[0]
+    """Call ``run(comm, config)`` on the first ``size`` ranks, or on all, and return rank 0's rows.
+
+    The progress bar is named after the experiment and its case: scenario, law and rate, where it has them.
+    """
+    size = size or ranks.size
+    case = [f"{getattr(config, name)}{unit}" for name, unit in _CASE.items() if getattr(config, name, "none") != "none"]
+    label = " ".join([run.__module__.rpartition(".")[2], *case, f"on {size} ranks"])
+    return ranks.run(_experiment, run, config, size, label=label)[0]
+
+
+_CASE = {"scenario": "", "law": "", "rate_per_s": "/s"}
+"""What tells the configurations of one experiment apart, with its unit."""
 
 
 def _experiment(run: Callable[..., list[dict[str, Any]]], config: Any, size: int) -> list[dict[str, Any]]:
@@ -273,8 +334,15 @@ def _experiment(run: Callable[..., list[dict[str, Any]]], config: Any, size: int
     return rows if MPI.COMM_WORLD.rank == 0 else []
 
 
-def _listed(ranks: list[int]) -> str:
+def _listed(ranks: Sequence[int]) -> str:
     return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"
+
+
+def _whole(file: str) -> bool:
+    """Whether a file of JSON is there, with its end."""
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        return bool(json.loads(Path(file).read_text()))
+    return False
 
 
 def _rank() -> int:

@@ -33,7 +33,8 @@ class Bar(ExitStack):
     """A progress bar over the reports of all ranks, which appears only when the work turns out to be long.
 
     It is drawn in the notebook or terminal at hand. Under the driver, where a notebook's output goes into a file, it is
-    drawn on the driver's terminal, below the driver's own bar, or nowhere if it has none.
+    drawn on the driver's terminal, below the driver's own bar, or nowhere if it has none. It ends full, unless the work
+    ends with an exception.
     """
 
     def __init__(self, label: str) -> None:
@@ -41,7 +42,7 @@ class Bar(ExitStack):
         self._label = label
         self._terminal = os.environ.get(TERMINAL_VARIABLE)
         self._visible = bool(self._terminal) or not os.environ.get("IPP_NONINTERACTIVE")
-        self._started_s = time.monotonic()
+        self._started_s = time.time()  # the clock of tqdm
         self._bar: Any = None
 
     def update(self, reports: Iterable[Mapping[str, int]]) -> None:
@@ -50,14 +51,23 @@ class Bar(ExitStack):
         Args:
             reports: one mapping per rank with ``done`` and ``of``; empty where a rank has not reported yet.
         """
-        if not self._visible or time.monotonic() - self._started_s < SHOW_AFTER_S:
+        if not self._visible or time.time() - self._started_s < SHOW_AFTER_S:
             return
         if self._bar is None:
             self._bar = self._open()
-            self._bar.start_t -= SHOW_AFTER_S  # rates count from the start of the work, not of the bar
         slowest = min((each for each in reports if each), key=lambda each: each["done"], default=None)
-        if slowest:
-            self._bar.total, self._bar.n = slowest["of"], slowest["done"]
+        self._show(**slowest or {"done": 0, "of": self._bar.total})
+
+    def __exit__(self, kind: Any, *rest: Any) -> bool:
+        if self._bar is not None and kind is None:
+            self._show(self._bar.total or 1, self._bar.total or 1)  # the last report came before the last step was done
+        return bool(super().__exit__(kind, *rest))
+
+    def _show(self, done: int, of: int | None) -> None:
+        if of != self._bar.total:
+            self._bar.reset(of)  # nothing else tells a notebook's bar how long it is
+        self._bar.start_t = self._started_s  # rates count from the start of the work, not of the bar
+        self._bar.n = done
         self._bar.refresh()
 
     def _open(self) -> Any:
@@ -65,7 +75,7 @@ class Bar(ExitStack):
         import tqdm.auto
 
         if self._terminal is None:
-            return self.enter_context(tqdm.auto.tqdm(desc=self._label, leave=False))
+            return self.enter_context(tqdm.auto.tqdm(desc=self._label))
         # A kernel leads a session of its own: it must not make this terminal controlling terminal by opening it.
         file = self.enter_context(os.fdopen(os.open(self._terminal, os.O_WRONLY | os.O_NOCTTY), "w"))
         return self.enter_context(tqdm.tqdm(desc=self._label, leave=False, position=1, file=file))

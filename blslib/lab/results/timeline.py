@@ -10,7 +10,15 @@ from mpi4py import MPI
 from blslib.collective.alltoallv import BoundedLagAlltoallv
 from blslib.lab.experiments.measure import Run
 from blslib.lab.results.records import Row
-from blslib.theory.delays import delays
+from blslib.theory.delays import delays, named
+
+_LAWS = [
+    ("rotating: one rank in every iteration, in turn", "rotating"),
+    ("exponential: every rank in every iteration, so long on average", "exponential"),
+    ("bernoulli: every rank in one iteration of ten, at random", "bernoulli"),
+    ("permanent: the last rank in every iteration", "permanent"),
+]
+"""Those of the control, and whom a delay hits."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +98,9 @@ def lags(rows: list[Row]) -> dict[int, int]:
 def control(ranks: Any, *, cores: int) -> Any:
     """Sliders for bound and delay, and the timeline of a new run on live ranks whenever one of them is let go.
 
+    The delay is that of one rank in one iteration, as it is drawn, and not the mean over all of them. Where the ranks
+    are gone, a sentence stands in the place of the picture.
+
     Args:
         ranks: of ``cluster.engines``.
         cores: of the machine, for the caption.
@@ -99,16 +110,24 @@ def control(ranks: Any, *, cores: int) -> Any:
     """
     import ipywidgets as widgets
 
-    from blslib.lab.ranks.cluster import experiment
+    from blslib.lab.ranks.cluster import GoneError, experiment
     from blslib.lab.results import charts
 
     def redraw(bound: int, delay_ms: int, law: str) -> None:
-        config = TimelineConfig(bounds=(0, bound) if bound else (0,), law=law, mean_delay_s=delay_ms / 1000)
-        charts.show(charts.timeline(experiment(ranks, run, config), cores=cores))
+        # Where the mean of a law is 1, a delay lasts this long; where all are delayed, 1 on average.
+        of_mean = getattr(named(law, 1.0, ranks.size), "delay_s", 1.0)
+        bounds = (0, bound) if bound else (0,)
+        try:
+            rows = experiment(ranks, run, TimelineConfig(bounds, law, delay_ms / 1000 / of_mean))
+        except GoneError as gone:
+            print(str(gone).partition("\n")[0])
+        else:
+            charts.show(charts.timeline(rows, cores=cores))
 
+    wide: Any = {"style": {"description_width": "9em"}, "layout": {"width": "38em"}}
     return widgets.interactive(
         redraw,
-        bound=widgets.IntSlider(2, 0, 8, description="bound", continuous_update=False),
-        delay_ms=widgets.IntSlider(12, 0, 40, description="delay (ms)", continuous_update=False),
-        law=widgets.Dropdown(options=["rotating", "exponential", "bernoulli", "permanent"], description="law"),
+        bound=widgets.IntSlider(2, 0, 8, description="bound", continuous_update=False, **wide),
+        delay_ms=widgets.IntSlider(48, 0, 160, 4, description="one delay (ms)", continuous_update=False, **wide),
+        law=widgets.Dropdown(options=_LAWS, description="law", **wide),
     )
