@@ -17,7 +17,7 @@ import numpy as np
 from blslib.collective.agreement import DEFAULT_TIMEOUT_S, agree, examine, same_host
 from blslib.collective.blocks import as_bytes
 from blslib.collective.building import Building
-from blslib.collective.errors import BlockError, ExchangeError, LateError, PeerError
+from blslib.collective.errors import BlockError, ExchangeError, LateError, PeerError, in_words
 from blslib.collective.exchange import Arrival, Block, Call, Exchange
 from blslib.collective.messages import Messages
 from blslib.collective.mpi import MPI
@@ -108,8 +108,7 @@ class BoundedLagAlltoallv(Turns, Exchange):
         super().__init__()
         self.rank, self.size, self.bound, self.timeout_s = comm.rank, comm.size, bound, timeout_s
         self.dtype, self._waiting = settings.dtype, waiting
-        self._felt_s = 0.0
-        self._end = math.inf  # iterations of the rank that is known to have closed after the fewest
+        self._felt_s, self._end = 0.0, math.inf  # the end: of the rank that is known to have closed after the fewest
         self._known: object = _NOTHING
         self._views: list[memoryview] = []
         self._record = record
@@ -119,9 +118,9 @@ class BoundedLagAlltoallv(Turns, Exchange):
         try:
             building.start()
             agree(building, settings, bound, slot_bytes, channel)
-            layout = Layout(self.size, bound, round_up(slot_bytes, LINE_BYTES))
-            self.slot_bytes, self.ring_bytes = layout.slot_bytes, layout.ring_bytes
-            self.memory_bytes = self.ring_bytes
+            layout = Layout(self.size, int(bound), round_up(int(slot_bytes), LINE_BYTES))
+            self.bound, self.slot_bytes = layout.bound, layout.slot_bytes
+            self.ring_bytes = self.memory_bytes = layout.ring_bytes
             self._build(building, layout, settings.expected, same_host(building, channel))
         except BaseException as error:
             building.give_up(error)
@@ -291,10 +290,11 @@ class BoundedLagAlltoallv(Turns, Exchange):
     def _fail(self, error: Error, notice: Notice | None = None) -> Error:
         """Remember a failure and tell the others, once. Returns it, to be raised."""
         if self._over is None:
-            self._over = f"exchange has failed, only close is legal now: {type(error).__name__}: {error}"
+            said = in_words(error)
+            self._over = f"exchange has failed, only close is legal now: {said}"
             if notice is None:
                 state, posted = LATE if isinstance(error, LateError) else FAILED, self._core.posted
-                words = error if isinstance(error, ExchangeError) else f"{type(error).__name__}: {error}"
+                words = error if isinstance(error, ExchangeError) else said
                 notice = Notice(state, posted, f"rank {self.rank} failed after posting {posted} iterations: {words}")
             self._memory.tell(notice)
         return error
@@ -374,7 +374,8 @@ class BoundedLagAlltoallv(Turns, Exchange):
 
     def _let_go(self) -> None:
         """Close the files; the memory goes with the last view of it."""
-        self._over, self._known, self._views = _IS_CLOSED, _NOTHING, []
+        self._known, self._views = _NOTHING, []
+        self._retire(_IS_CLOSED)
         for segment in self._ring.segments.values():
             segment.close()
         vars(self._ring).clear()  # a traceback may hold it, and should hold no memory by it
@@ -394,6 +395,6 @@ class BoundedLagAlltoallv(Turns, Exchange):
 
     def __del__(self) -> None:
         """Ctrl-C that comes as the ``with`` block begins or ends can keep ``__exit__`` from being run at all."""
-        if hasattr(self, "_comm") and self._over != _IS_CLOSED and not sys.is_finalizing():
+        if hasattr(self, "_comm") and self._over != _IS_CLOSED and not (sys.is_finalizing() or MPI.Is_finalized()):
             self._fail(ExchangeError("the exchange was dropped without being closed"))
             self._close(None)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from itertools import chain
 from typing import Any
 
-from blslib.collective.errors import LateError, PeerError
+from blslib.collective.errors import LateError, PeerError, in_words
 from blslib.collective.mpi import MPI
 from blslib.collective.waiting import yield_then_sleep
 
@@ -91,13 +91,16 @@ class Building:
     def give_up(self, error: BaseException) -> None:
         """Tell the others why this rank gives up, and free the communicator if all of them have given up as well."""
         if self._reason is None:
-            kind, text = type(error).__name__, str(error)
-            if kind not in _ON_ALL:
-                kind, text = "PeerError", f"rank {self.rank} failed while {_WHAT}: {kind}: {text}"
-            self._reason = kind, text
-        self._abandoned.append(self)
+            if type(error).__name__ in _ON_ALL:
+                self._reason = type(error).__name__, str(error)
+            else:
+                self._reason = "PeerError", f"rank {self.rank} failed while {_WHAT}: {in_words(error)}"
         if not self._duplicate:  # all ranks make equally many, or the next ones would not be the same one's
-            self._begin()
+            try:
+                self._begin()
+            except MPI.Exception:  # it has no more communicators: nobody can be told
+                return
+        self._abandoned.append(self)
         deadline_s, attempt = time.monotonic() + _LINGER_S, 0
         while not self._bury() and time.monotonic() < deadline_s:
             attempt += 1

@@ -15,3 +15,11 @@ class LateError(ExchangeError, TimeoutError):
 
 class BlockError(ExchangeError):
     """A block arrived with another size than ``recv_counts`` promised."""
+
+
+def in_words(error: BaseException) -> str:
+    """An error's kind and text, whatever its text does: others wait to hear of it."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:
+        return f"{type(error).__name__}, whose text cannot be had"

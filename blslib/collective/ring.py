@@ -49,7 +49,7 @@ class Notice(NamedTuple):
 
     def pack(self) -> bytes:
         """As bytes, the state in the first eight of them."""
-        text = self.text.encode()[:TEXT_BYTES]
+        text = self.text.encode(errors="replace")[:TEXT_BYTES]
         return _HEAD.pack(self.state, self.posted, len(text)) + text
 
     @classmethod

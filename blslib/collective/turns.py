@@ -30,6 +30,11 @@ class Turns:
         self._turn: dict[int, object] = {}  # at 0, who is in a call
         _ALL.add(self)
 
+    def _retire(self, why: str) -> None:
+        """There is nothing left to call, in any process."""
+        self._over = why
+        _ALL.discard(self)
+
     def _fail(self, error: BaseException) -> Any:
         """End all calls to come."""
         raise NotImplementedError

@@ -15,7 +15,8 @@ import pytest
 import torch
 from mpi4py import MPI
 
-from blslib.collective import alltoallv
+from blslib.collective import alltoallv, building
+from blslib.collective.agreement import Settings
 from blslib.collective.alltoallv import BoundedLagAlltoallv
 from blslib.collective.errors import BlockError, ExchangeError, LateError, PeerError
 from blslib.collective.exchange import Arrival
@@ -584,6 +585,32 @@ def test_a_bad_argument_on_one_rank_raises_on_all(comm, fault, text):
 def test_no_communicator(comm, got):
     with pytest.raises(TypeError, match=f"^comm is an intra-communicator of mpi4py, got {got}$"):
         BoundedLagAlltoallv(comm, bound=0, slot_bytes=64)
+
+
+def test_numpys_small_integers_are_whole_numbers(comm, build):
+    with build(np.int32(1), slot_bytes=np.int32(4096)) as exchange:
+        assert (type(exchange.bound), exchange.bound, exchange.slot_bytes) == (int, 1, 4096)
+        Checked(exchange).post()
+        exchange.drain()
+
+
+def test_mpi_may_be_out_of_communicators(comm, monkeypatch):
+    """The error is MPI's own, and building works again when MPI does."""
+    alone = comm.Split(comm.rank)
+
+    class NoMore:
+        @staticmethod
+        def Idup(comm: MPI.Intracomm) -> None:  # noqa: N802
+            raise MPI.Exception(MPI.ERR_OTHER)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(building.MPI, "Intracomm", NoMore)
+        patch.setattr(alltoallv, "examine", lambda *_: Settings("", np.dtype(np.uint8), None, TIMEOUT_S))
+        with pytest.raises(MPI.Exception):
+            BoundedLagAlltoallv(alone, bound=1, slot_bytes=64)
+    for _ in range(2):
+        BoundedLagAlltoallv(alone, bound=1, slot_bytes=64).close()
+    alone.Free()
 
 
 def test_thousands_of_exchanges_that_cannot_be_built(comm):

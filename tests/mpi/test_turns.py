@@ -74,6 +74,26 @@ def test_a_forked_child_harms_nobody(comm, build, leave):
         run.drain()
 
 
+@pytest.mark.parametrize("open_there", [False, True])
+def test_a_child_may_drop_an_exchange(comm, build, open_there):
+    """As the workers of a pool do at their end: nothing is said, and nobody is told."""
+    held = [build(1)]
+    if not open_there:
+        held[0].close()
+    noises: list[object] = []
+
+    def drop() -> None:
+        sys.unraisablehook = noises.append
+        held.clear()
+        gc.collect()
+        assert not noises
+
+    in_child(drop)
+    if open_there:
+        held[0].post(one(0, comm.size))
+        held[0].close()
+
+
 def test_a_child_forked_while_a_thread_is_in_a_call(comm, build):
     """What a thread of the parent was doing does not go on in the child, and keeps it from nothing there."""
     waits, forked = threading.Event(), threading.Event()
@@ -158,6 +178,32 @@ def test_leaving_with_an_error_ends_a_thread_in_a_call(comm, build):
     thread.join()
     assert len(ended) == 1
     assert "failed" in ended[0] or ended[0] == "exchange is closed"
+
+
+class Mute(Exception):
+    """Its text raises."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+@pytest.mark.ranks(2)
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (FileNotFoundError("no caf\udce9.csv"), r"FileNotFoundError: no caf\?\.csv"),
+        (Mute(), "Mute, whose text cannot be had"),
+    ],
+    ids=["surrogate", "mute"],
+)
+def test_an_error_of_any_text_is_told(comm, build, error, told):
+    """File names may hold what no encoding takes."""
+    raised = pytest.raises(type(error)) if comm.rank == 0 else pytest.raises(PeerError, match=told)
+    with raised, build(1) as exchange:
+        if comm.rank == 0:
+            raise error
+        while True:
+            exchange.post(one(0, comm.size))
 
 
 class Interrupts:
