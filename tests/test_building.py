@@ -71,7 +71,7 @@ def interrupt() -> None:
 
 def spoil(comm: Any, channel: str, folder: Path, how: str) -> None:
     """Rank 1 is interrupted, or stays away, at every step in turn."""
-    from blslib.collective import alltoallv
+    from blslib.collective import building
     from blslib.collective.building import Building
 
     test_failures.SIGNS, seen = folder, []
@@ -89,7 +89,7 @@ def spoil(comm: Any, channel: str, folder: Path, how: str) -> None:
             stay_away(left, 0, 2)
 
         if comm.rank == 1:
-            alltoallv.Building = at_step(step, STEPS[channel], act)
+            building.Building = at_step(step, STEPS[channel], act)
         comm.Barrier()
         started_s = time.monotonic()
         error: BaseException | None = None
@@ -103,7 +103,7 @@ def spoil(comm: Any, channel: str, folder: Path, how: str) -> None:
             error = caught
         saw = {"kind": type(error).__name__, "text": str(error), "at_s": time.monotonic(), "started_s": started_s}
         give(left, comm.rank)
-        alltoallv.Building = Building
+        building.Building = Building
         exchange = None
         comm.Barrier()
         # Its traceback is alive still, as in a notebook: that must keep nothing.
@@ -118,7 +118,7 @@ def spoil(comm: Any, channel: str, folder: Path, how: str) -> None:
 
 def die(comm: Any, channel: str, folder: Path, how: str) -> None:
     """Rank 1 is killed at a step; the others note what they see."""
-    from blslib.collective import alltoallv
+    from blslib.collective import building
 
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
@@ -127,7 +127,7 @@ def die(comm: Any, channel: str, folder: Path, how: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     if comm.rank == 1:
-        alltoallv.Building = at_step(int(how), STEPS[channel], act)
+        building.Building = at_step(int(how), STEPS[channel], act)
     comm.Barrier()
     try:
         build(comm, channel, timeout_s=DEADLINE_S)

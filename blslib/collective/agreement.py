@@ -6,11 +6,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from blslib.collective.building import Building
+from blslib.collective.errors import in_words
 from blslib.collective.mpi import MPI
 from blslib.collective.segments import whereabouts
 
 CHANNELS = ("auto", "ring", "messages")
 DEFAULT_TIMEOUT_S = 60.0
+_LONGEST_S = 1e9
 
 
 class Settings(NamedTuple):
@@ -21,12 +23,14 @@ class Settings(NamedTuple):
         dtype: of the blocks.
         expected: bytes from each source, where they are known.
         timeout_s: for building the exchange.
+        told: what all ranks must have in common, by name.
     """
 
     problem: str
     dtype: np.dtype
     expected: list[int] | None
     timeout_s: float
+    told: dict[str, Any]
 
 
 def check_comm(comm: object) -> None:
@@ -49,7 +53,7 @@ def wrong_dtype(dtype: Any) -> str:
     """What is wrong with the type of the blocks' items."""
     try:
         kind = np.dtype(dtype)
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # SyntaxError is among what numpy has for them
         return str(error)
     if kind.hasobject or not kind.itemsize:
         return f"dtype {kind} has no bytes to send: choose one of fixed size, without python objects"
@@ -77,31 +81,44 @@ def examine(
     timeout_s: float,
     channel: str,
 ) -> Settings:
-    """Look at this rank's arguments; raises TypeError for ``comm``, without which nobody can be told."""
-    check_comm(comm)
-    timed = isinstance(timeout_s, int | float | np.number) and not isinstance(timeout_s, bool) and timeout_s > 0
-    problem = wrong_dtype(dtype) or wrong_bound(bound)
-    if not problem and recv_counts is not None:
-        problem = wrong_counts("recv_counts", recv_counts, comm.size, dtype)
-    if not _is_whole(slot_bytes, 1):
-        problem = problem or f"slot_bytes is a whole number >= 1, got {slot_bytes!r}"
-    if not timed:
-        problem = problem or f"timeout_s is a time > 0, got {timeout_s!r}"
-    if channel not in CHANNELS:
-        problem = problem or f"channel is one of {', '.join(CHANNELS)}, got {channel!r}"
-    kind = np.dtype(np.uint8 if problem else dtype)
-    expected = None if recv_counts is None or problem else [int(n) * kind.itemsize for n in recv_counts]
-    return Settings(problem, kind, expected, float(timeout_s) if timed else DEFAULT_TIMEOUT_S)
+    """Look at this rank's arguments; raises nothing."""
+    kind: np.dtype = np.dtype(np.uint8)
+    problem, expected, patience_s = "", None, DEFAULT_TIMEOUT_S
+    try:
+        patience_s = _seconds(timeout_s) or DEFAULT_TIMEOUT_S
+        problem = wrong_dtype(dtype) or wrong_bound(bound)
+        if not problem and recv_counts is not None:
+            problem = wrong_counts("recv_counts", recv_counts, comm.size, dtype)
+        if not _is_whole(slot_bytes, 1):
+            problem = problem or f"slot_bytes is a whole number >= 1, got {slot_bytes!r}"
+        if not _seconds(timeout_s):
+            problem = problem or f"timeout_s is a time > 0, got {timeout_s!r}"
+        if not isinstance(channel, str) or channel not in CHANNELS:
+            problem = problem or f"channel is one of {', '.join(CHANNELS)}, got {channel!r}"
+        if not problem:
+            kind = np.dtype(dtype)
+            expected = None if recv_counts is None else [int(n) * kind.itemsize for n in recv_counts]
+    except Exception as error:  # of an argument that cannot even be looked at; all have to hear of it
+        problem = in_words(error)
+    told = (
+        {} if problem else {"bound": int(bound), "slot_bytes": int(slot_bytes), "dtype": str(kind), "channel": channel}
+    )
+    return Settings(problem, kind, expected, patience_s, told)
 
 
-def agree(building: Building, settings: Settings, bound: int, slot_bytes: int, channel: str) -> None:
-    """Hold all ranks' arguments against each other, so that all of them raise together. Collective.
+def _seconds(timeout_s: object) -> float:
+    """A time, or 0 for what is none."""
+    if isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float | np.number) or not timeout_s > 0:
+        return 0.0
+    return float(timeout_s) if timeout_s < _LONGEST_S else _LONGEST_S
+
+
+def agree(everybody: Sequence[tuple[str, dict[str, Any]]]) -> None:
+    """Hold all ranks' settings against each other, so that all of them raise together.
 
     Raises:
         ValueError: a rank's arguments are wrong, or ranks differ; names the rank.
     """
-    mine = {"bound": bound, "slot_bytes": slot_bytes, "dtype": str(settings.dtype), "channel": channel}
-    everybody = building.gather((settings.problem, None if settings.problem else mine))
     for rank, (problem, _) in enumerate(everybody):
         if problem:
             raise ValueError(f"rank {rank}: {problem}")

@@ -14,29 +14,26 @@ from typing import TypeVar
 
 import numpy as np
 
-from blslib.collective.agreement import DEFAULT_TIMEOUT_S, agree, examine, same_host
+from blslib.collective.agreement import DEFAULT_TIMEOUT_S, agree, check_comm, examine, same_host
 from blslib.collective.blocks import as_bytes
-from blslib.collective.building import Building
+from blslib.collective.building import Building, meet
 from blslib.collective.errors import BlockError, ExchangeError, LateError, PeerError, in_words
 from blslib.collective.exchange import Arrival, Block, Call, Exchange
 from blslib.collective.messages import Messages
 from blslib.collective.mpi import MPI
 from blslib.collective.protocol import BoundedLag, Steps
 from blslib.collective.ring import CLOSED, FAILED, LATE, LINE_BYTES, Layout, Notice, Ring, UnexpectedSize, round_up
-from blslib.collective.room import BOOKS_BYTES, check_room
+from blslib.collective.room import check_room
 from blslib.collective.segments import Segment, share
 from blslib.collective.turns import IS_FORKED, Turns
 from blslib.collective.waiting import Policy, yield_then_sleep
 
 Error = TypeVar("Error", bound=BaseException)
 
-_IS_CLOSED = "exchange is closed"
+_IS_CLOSED, _IS_CLOSING = "exchange is closed", "exchange is being closed"
 _LOOKS_PER_CLOCK = 16
-_NOTHING = object()
-"""No tuple of blocks that anybody could post."""
-
-_PULSE_S = 0.1
-"""How often a rank that waits asks whether those it waits for are alive."""
+_NOTHING = object()  # no tuple of blocks that anybody could post
+_PULSE_S = 0.1  # how often a rank that waits asks whether those it waits for are alive
 
 
 class BoundedLagAlltoallv(Turns, Exchange):
@@ -49,8 +46,8 @@ class BoundedLagAlltoallv(Turns, Exchange):
 
     Completes: blocks are copied out before ``post`` returns, so the caller may reuse them at once. What a call returns
     are views that stay valid until the next call on the exchange; copy what is to be kept. Arrivals come in iteration
-    order, each exactly once, bytes identical to ``MPI_Alltoallv``. A *tuple* of blocks is looked at once and recognised
-    when it is posted again with new contents, which saves about a microsecond.
+    order, each exactly once, bytes identical to ``MPI_Alltoallv``. A *tuple* of arrays is looked at once and recognised
+    when it is posted again with new contents, which saves about a microsecond; do not resize its arrays.
 
     Args:
         comm: any intra-communicator; duplicated once here, freed by ``close``.
@@ -104,20 +101,20 @@ class BoundedLagAlltoallv(Turns, Exchange):
         record: bool = False,
         waiting: Policy = yield_then_sleep,
     ) -> None:
-        settings = examine(comm, bound, slot_bytes, dtype, recv_counts, timeout_s, channel)
         super().__init__()
-        self.rank, self.size, self.bound, self.timeout_s = comm.rank, comm.size, bound, timeout_s
+        check_comm(comm)
+        settings = examine(comm, bound, slot_bytes, dtype, recv_counts, timeout_s, channel)
+        self.rank, self.size, self.timeout_s = comm.rank, comm.size, timeout_s
         self.dtype, self._waiting = settings.dtype, waiting
         self._felt_s, self._end = 0.0, math.inf  # the end: of the rank that is known to have closed after the fewest
         self._known: object = _NOTHING
         self._views: list[memoryview] = []
         self._record = record
         self.calls: list[Call] = []
-        self.waited_s = 0.0
-        building = Building(comm, settings.timeout_s)
+        self.waited_s, self._met = 0.0, False  # met: in a barrier, which cannot be taken back
+        building = meet(comm, settings.timeout_s, (settings.problem, settings.told))
         try:
-            building.start()
-            agree(building, settings, bound, slot_bytes, channel)
+            agree(building.words)
             layout = Layout(self.size, int(bound), round_up(int(slot_bytes), LINE_BYTES))
             self.bound, self.slot_bytes = layout.bound, layout.slot_bytes
             self.ring_bytes = self.memory_bytes = layout.ring_bytes
@@ -125,14 +122,11 @@ class BoundedLagAlltoallv(Turns, Exchange):
         except BaseException as error:
             building.give_up(error)
             raise
-        self._comm: MPI.Intracomm = building.comm
+        self._building, self._comm = building, building.comm
 
     def _build(self, building: Building, layout: Layout, expected: list[int] | None, ranks: list[int]) -> None:
         """Make the memory. Collective over the whole communicator, of which ``ranks`` are on this host."""
-        staged_bytes = (self.size - len(ranks)) * layout.slots * layout.stride
-        own_bytes = staged_bytes + self.size * layout.slots * BOOKS_BYTES
-        cure = f"lower slot_bytes ({layout.slot_bytes}) or bound ({layout.bound}), or give it more"
-        check_room(building, len(ranks), layout.segment_bytes, own_bytes, cure)
+        check_room(building, len(ranks), layout)
         segments: dict[int, Segment] = {}
         try:
             share(building, ranks, layout.segment_bytes, segments)
@@ -143,7 +137,7 @@ class BoundedLagAlltoallv(Turns, Exchange):
         except BaseException as error:
             if hasattr(self, "_core"):  # others may have built the exchange already
                 self._fail(error)
-                self._free(failed=True)
+                self._free()
             for segment in segments.values():
                 segment.close()
             raise
@@ -186,14 +180,11 @@ class BoundedLagAlltoallv(Turns, Exchange):
             views = self._views
         else:
             views, own = as_bytes(blocks, self.size, self.dtype)
-            self._known, self._views = (blocks, views) if own and type(blocks) is tuple else (_NOTHING, [])
-        waited_s = self.waited_s
-        arrivals = self._run(self._core.post(views))
-        if self._record:
-            returned_s, waited_s = time.perf_counter(), self.waited_s - waited_s
-            times_s = entered_s, returned_s - waited_s, returned_s, waited_s
-            self.calls.append(Call(self._core.posted - 1, *times_s, sum(map(len, views)), self._core.delivered))
-        return arrivals
+            own = (
+                own and type(blocks) is tuple and all(type(block) is np.ndarray for block in blocks)
+            )  # a tensor may move
+            self._known, self._views = (blocks, views) if own else (_NOTHING, [])
+        return self._run(self._core.post(views), (entered_s, views) if self._record else None)
 
     def _collect(self, through: int | None) -> list[Arrival]:
         if through is not None and through >= self._core.posted:
@@ -207,8 +198,9 @@ class BoundedLagAlltoallv(Turns, Exchange):
         while not self._memory.flushed():
             yield posted
 
-    def _run(self, steps: Steps) -> list[Arrival]:
-        attempt, started_s = 0, 0.0
+    def _run(self, steps: Steps, noted: tuple[float, list[memoryview]] | None = None) -> list[Arrival]:
+        """Take the steps of a call. Whatever ends it in their midst, such as Ctrl-C, is the end of the exchange."""
+        attempt, started_s, waited_s = 0, 0.0, 0.0
         if self._over is not None:
             raise ExchangeError(self._over)
         try:
@@ -221,8 +213,14 @@ class BoundedLagAlltoallv(Turns, Exchange):
                     attempt += 1
                     self._pause(attempt, need, started_s)
             if attempt:
-                self.waited_s += time.perf_counter() - started_s
-            return self._core.deliver()
+                waited_s = time.perf_counter() - started_s
+                self.waited_s += waited_s
+            arrivals = self._core.deliver()
+            if noted is not None:
+                (entered_s, views), returned_s = noted, time.perf_counter()
+                times_s = entered_s, returned_s - waited_s, returned_s, waited_s
+                self.calls.append(Call(self._core.posted - 1, *times_s, sum(map(len, views)), self._core.delivered))
+            return arrivals
         except UnexpectedSize as found:
             source, sent, expected = found.args
             text = f"rank {source} -> rank {self.rank} sent {sent} bytes in iteration {self._core.delivered}, "
@@ -263,7 +261,6 @@ class BoundedLagAlltoallv(Turns, Exchange):
                     )
 
     def _behind(self, need: int) -> list[int]:
-        """The ranks whose first ``need`` blocks are not all here."""
         return [rank for rank, n in enumerate(self._memory.counts()) if n < need]
 
     def _late(self, need: int) -> str:
@@ -288,15 +285,15 @@ class BoundedLagAlltoallv(Turns, Exchange):
                     )
 
     def _fail(self, error: Error, notice: Notice | None = None) -> Error:
-        """Remember a failure and tell the others, once. Returns it, to be raised."""
+        """Tell the others of a failure and remember it, once. Returns it, to be raised."""
         if self._over is None:
             said = in_words(error)
-            self._over = f"exchange has failed, only close is legal now: {said}"
             if notice is None:
                 state, posted = LATE if isinstance(error, LateError) else FAILED, self._core.posted
                 words = error if isinstance(error, ExchangeError) else said
                 notice = Notice(state, posted, f"rank {self.rank} failed after posting {posted} iterations: {words}")
             self._memory.tell(notice)
+            self._over = f"exchange has failed, only close is legal now: {said}"
         return error
 
     def close(self) -> None:
@@ -309,11 +306,11 @@ class BoundedLagAlltoallv(Turns, Exchange):
         """
         self._alone(self._close, None)
 
-    def _close(self, _: None) -> list[Arrival]:
+    def _close(self, _: None) -> None:
         if self._over in (_IS_CLOSED, IS_FORKED):
             if self._over == IS_FORKED:  # what MPI has in here is the parent's
                 self._let_go()
-            return []
+            return
         ended: dict[int, int] = {}
         try:
             if self._over is None:
@@ -323,26 +320,24 @@ class BoundedLagAlltoallv(Turns, Exchange):
             self._fail(error)
             raise
         finally:
-            self._free(failed=self._over is not None)
+            self._free()
         for rank, posted in ended.items():
             if posted != ended[0]:
                 raise PeerError(
                     f"rank 0 closed after {ended[0]} iterations, rank {rank} after {posted}: every rank must post "
                     "equally often"
                 )
-        return []
 
     def _meet(self) -> dict[int, int]:
         """Wait until every rank has closed and received all that was sent; the frees that follow then cannot block.
 
         A message left behind would be received by the next exchange, since MPI uses the communicator's number again.
-
-        Returns:
-            How many iterations each rank has posted.
+        Returns how many iterations each rank has posted.
         """
         barrier, attempt, started_s = None, 0, time.perf_counter()
         while barrier is None or not barrier.Test():
             if barrier is None and self._memory.flushed() and not self._open_ranks():
+                self._met = True
                 barrier = self._comm.Ibarrier()
             attempt += 1
             self._waiting(attempt)
@@ -363,34 +358,39 @@ class BoundedLagAlltoallv(Turns, Exchange):
     def _late_to_close(self) -> str:
         return f"waited {self.timeout_s:g} s in close for ranks {self._open_ranks() or 'its own messages to leave'}"
 
-    def _free(self, failed: bool) -> None:
+    def _free(self) -> None:
         """Give back what is this rank's own, and, unless something failed, what needs the others."""
+        failed, self._over = self._over is not None, self._over or _IS_CLOSING
         with ExitStack() as last:  # does each of them, whatever happens in the others
             last.callback(self._let_go)
-            if not failed:
-                last.callback(self._comm.Free)
             with suppress(*([MPI.Exception] if failed else [])):
-                self._memory.free(failed)
+                clean = self._memory.free(failed)
+                if not failed:
+                    self._comm.Free()
+                elif clean and hasattr(self, "_building") and not self._met:
+                    self._building.give_up(ExchangeError(self._over), linger_s=0)  # freed when all others have failed
 
     def _let_go(self) -> None:
         """Close the files; the memory goes with the last view of it."""
         self._known, self._views = _NOTHING, []
-        self._retire(_IS_CLOSED)
-        for segment in self._ring.segments.values():
+        for segment in vars(self._ring).get("segments", {}).values():
             segment.close()
         vars(self._ring).clear()  # a traceback may hold it, and should hold no memory by it
         del self._memory, self._ring, self._core.memory
+        self._retire(_IS_CLOSED)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if error is not None:
-            self._fail(error)
-            deadline_s = time.monotonic() + self.timeout_s
-            while self._turn and time.monotonic() < deadline_s:  # a thread in a call will find that it is over
-                time.sleep(1e-4)
         try:
+            if error is not None:
+                self._fail(error)
+                deadline_s = time.monotonic() + self.timeout_s
+                while self._turn and time.monotonic() < deadline_s:  # a thread in a call will find that it is over
+                    time.sleep(1e-4)
             self.close()
-        except BaseException:
-            self.close()  # Ctrl-C may have come before all was given back; else there is nothing left to do
+        except BaseException as second:  # Ctrl-C may have come before all was told and given back
+            if self._over != _IS_CLOSED:
+                self._fail(second)
+                self.close()
             raise
 
     def __del__(self) -> None:

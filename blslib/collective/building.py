@@ -6,8 +6,10 @@ that gives up sends its reason in place of its word. Nothing comes from it after
 all others may free the communicator: at once where all give up together, else when the next exchange is built.
 """
 
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import chain
 from typing import Any
 
@@ -32,13 +34,16 @@ class Building:
 
     Attributes:
         rank, size: of both.
+        words: what all ranks said first, by rank.
     """
 
     _abandoned: list["Building"] = []  # noqa: RUF012 (of the process: what could not be freed yet)
 
-    def __init__(self, parent: MPI.Intracomm, timeout_s: float) -> None:
+    words: list[Any]
+
+    def __init__(self, parent: MPI.Intracomm, timeout_s: float, deadline_s: float) -> None:
         self.rank, self.size, self._parent = parent.rank, parent.size, parent
-        self._timeout_s, self._deadline_s = timeout_s, time.monotonic() + timeout_s
+        self._timeout_s, self._deadline_s = timeout_s, deadline_s
         self._duplicate: list[Any] = []  # the communicator, and the request that makes it
         self._others = [rank for rank in range(self.size) if rank != self.rank]
         self._round = 0
@@ -46,17 +51,26 @@ class Building:
         self._reasons: dict[int, tuple[str, str]] = {}  # by rank that has given up: kind and text
         self._sends: list[MPI.Request] = []
         self._reason: tuple[str, str] | None = None  # to be told by this rank
-        self._told = False
+        self._told = self._heard = False
 
     @property
     def comm(self) -> MPI.Intracomm:
         """The duplicate, from ``start`` on."""
         return self._duplicate[0]
 
+    @property
+    def was_missed(self) -> bool:
+        """Whether the others had given up before this rank came: they may be building the next one already."""
+        return self._round == 0 and self._heard and self._reason is not None and self._reason[0] == "LateError"
+
     def start(self) -> None:
         """Make the communicator. Collective."""
         self._begin()
-        self._wait(self._duplicate[1].Test, lambda: "a rank")
+        try:
+            self._wait(self._duplicate[1].Test, lambda: "a rank")
+        except MPI.Exception:
+            self._duplicate[:] = [None, None]  # MPI has no more, and no word of this one holds from now on
+            raise
 
     def _begin(self) -> None:
         # In one call of C, which Ctrl-C cannot part from its result: MPI will write to it.
@@ -81,6 +95,7 @@ class Building:
         self._receive(_TAG)
         for rank in self._missing():
             if rank in self._reasons:
+                self._heard = True
                 kind, text = self._reason = self._reasons[rank]
                 raise _ON_ALL[kind](text)
         return not self._missing() and MPI.Request.Testall(self._sends)
@@ -88,21 +103,24 @@ class Building:
     def _missing(self) -> list[int]:
         return [rank for rank in self._others if (self._round, rank) not in self._words]
 
-    def give_up(self, error: BaseException) -> None:
-        """Tell the others why this rank gives up, and free the communicator if all of them have given up as well."""
+    def give_up(self, error: BaseException, linger_s: float = _LINGER_S) -> None:
+        """Tell the others why this rank gives up, and free the communicator if all of them have given up as well.
+
+        Also the end of an exchange that has failed, if nothing of it is under way any more.
+        """
         if self._reason is None:
             if type(error).__name__ in _ON_ALL:
                 self._reason = type(error).__name__, str(error)
             else:
                 self._reason = "PeerError", f"rank {self.rank} failed while {_WHAT}: {in_words(error)}"
         if not self._duplicate:  # all ranks make equally many, or the next ones would not be the same one's
-            try:
+            with suppress(MPI.Exception):  # it has no more
                 self._begin()
-            except MPI.Exception:  # it has no more communicators: nobody can be told
-                return
+        if not self._duplicate or self._duplicate[1] is None:
+            return
         self._abandoned.append(self)
-        deadline_s, attempt = time.monotonic() + _LINGER_S, 0
-        while not self._bury() and time.monotonic() < deadline_s:
+        deadline_s, attempt = time.monotonic() + linger_s, 0
+        while self._bury_all() and time.monotonic() < deadline_s:
             attempt += 1
             yield_then_sleep(attempt)
 
@@ -113,8 +131,7 @@ class Building:
             # A few looks are due in any case: who comes too late should hear so, and not find the others late.
             if attempt > _LOOKS and time.monotonic() > self._deadline_s:
                 raise LateError(f"{_WHAT} timed out after {self._timeout_s:g} s: {missing()} did not take part")
-            for building in list(self._abandoned):  # a rank that came too late for it may be waiting for word
-                building._bury()
+            self._bury_all()
             yield_then_sleep(attempt)
 
     def _send(self, message: tuple[int, Any]) -> None:
@@ -124,9 +141,9 @@ class Building:
         """Take in what is here. A message of round -1 is a reason, and its sender's last."""
         status = MPI.Status()
         while self.comm.Iprobe(MPI.ANY_SOURCE, tag, status):
-            source = status.Get_source()
-            if status.Get_tag() != _TAG:  # told by an exchange that was all but built
-                self.comm.Recv([bytearray(status.Get_count(MPI.BYTE)), MPI.BYTE], source, status.Get_tag())
+            source, kind = status.Get_source(), status.Get_tag()
+            if kind != _TAG:  # what an exchange had still to receive: its sender may be away, so nobody waits for it
+                self._sends.append(self.comm.Irecv([bytearray(status.Get_count(MPI.BYTE)), MPI.BYTE], source, kind))
                 continue
             number, word = self.comm.recv(source=source, tag=_TAG)
             if number < 0:
@@ -134,16 +151,46 @@ class Building:
             else:
                 self._words[number, source] = word
 
-    def _bury(self) -> bool:
-        """Go on with the end of a building that failed: tell all, hear all, free. Returns whether that is done."""
+    def _bury_all(self) -> bool:
+        """Go on with the end of all that were given up; whether this is among those that have not come to it."""
+        with _BURYING:
+            for building in list(self._abandoned):
+                building._bury()
+        return self in self._abandoned
+
+    def _bury(self) -> None:
+        """Tell all, hear all, free."""
         if not self._duplicate[1].Test():
-            return False
+            return
         if not self._told:
             self._told = True
             self._send((-1, self._reason))
         self._receive(MPI.ANY_TAG)
-        if len(self._reasons) < len(self._others) or not MPI.Request.Testall(self._sends):
-            return False
-        self.comm.Free()
-        self._abandoned.remove(self)
-        return True
+        if len(self._reasons) == len(self._others) and MPI.Request.Testall(self._sends):
+            self.comm.Free()
+            self._abandoned.remove(self)
+
+
+_BURYING = threading.Lock()
+
+
+def meet(comm: MPI.Intracomm, timeout_s: float, word: Any) -> Building:
+    """Begin to build an exchange, and say the first word. Collective.
+
+    A rank that was missed before, since it was interrupted or away when an attempt began, finds that all others have
+    given that one up; it then goes on to the next.
+
+    Raises:
+        LateError, PeerError, ValueError, MemoryError, OSError: as ``Building.gather``.
+    """
+    deadline_s = time.monotonic() + timeout_s
+    while True:
+        building = Building(comm, timeout_s, deadline_s)
+        try:
+            building.start()
+            building.words = building.gather(word)
+            return building
+        except BaseException as error:
+            building.give_up(error)
+            if not (isinstance(error, LateError) and building.was_missed and time.monotonic() < deadline_s):
+                raise

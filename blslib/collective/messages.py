@@ -162,13 +162,15 @@ class Messages:
         self.arrived()
         return MPI.Request.Testall([*chain(*self._sends, *self._large_sends), *self._told])
 
-    def free(self, failed: bool) -> None:
-        """Take back the receives that nobody will answer, and all requests.
+    def free(self, failed: bool) -> bool:
+        """Take back the receives that nobody will answer, and all requests; whether nothing is under way any more.
 
         After a failure, MPI may use the buffers of what cannot be taken back until the process ends, and it ends after
         Python has cleaned up: so those are never given back.
         """
-        ring = self.ring
+        if not vars(self):
+            return True  # done before
+        ring, clean = self.ring, False
         try:
             requests = [*chain(*self._receives), *filter(None, chain(*self._sends))]
             for receive in chain(*self._receives):
@@ -180,8 +182,10 @@ class Messages:
             if MPI.Request.Testall([*requests, *others]):
                 for request in requests:
                     request.Free()
+                clean = True
                 vars(self).clear()  # a traceback may hold this object, and should hold no memory by it
             else:
                 ctypes.pythonapi.Py_IncRef(ctypes.py_object(self))
         finally:
             ring.free(failed)
+        return clean

@@ -217,7 +217,7 @@ class Ring:
     def flushed(self) -> bool:
         return True
 
-    def free(self, failed: bool) -> None:
+    def free(self, failed: bool) -> bool:
         """Give back what is this rank's own; the memory goes with the last view of it."""
         try:
             for segment in self.segments.values():
@@ -226,3 +226,4 @@ class Ring:
             if self._window:
                 self._window.Unlock_all()
                 self._window.Free()
+        return True

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from blslib.collective.building import Building
+from blslib.collective.ring import Layout
 from blslib.collective.segments import SHARED_DIR
 
 BOOKS_BYTES = 2500
@@ -47,13 +48,15 @@ def _below_limits(root: Path, group: str, limit: str, used: str, cached: str) ->
             yield int(most) - now + int(stat.get(cached, 0))
 
 
-def check_room(building: Building, ranks_here: int, shared_bytes: int, own_bytes: int, cure: str) -> None:
-    """See that every host has room for its ranks, each with so much shared memory and so much of its own. Collective.
+def check_room(building: Building, ranks_here: int, layout: Layout) -> None:
+    """See that every host has room for its ranks, with what they share and what each needs for itself. Collective.
 
     Raises:
-        MemoryError: on every rank, before anything is allocated; says what is needed, what there is, and the ``cure``.
+        MemoryError: on every rank, before anything is allocated; says what is needed, what there is, and the cure.
     """
-    shared, whole = ranks_here * shared_bytes, ranks_here * (shared_bytes + own_bytes)
+    staged_bytes = (building.size - ranks_here) * layout.slots * layout.stride
+    own_bytes = staged_bytes + building.size * layout.slots * BOOKS_BYTES
+    shared, whole = ranks_here * layout.segment_bytes, ranks_here * (layout.segment_bytes + own_bytes)
     rooms = [(whole, available_bytes(), "memory", "are available to this process: other programs and limits count too")]
     if os.path.isdir("/dev/shm"):
         stat = os.statvfs(SHARED_DIR)
@@ -62,4 +65,5 @@ def check_room(building: Building, ranks_here: int, shared_bytes: int, own_bytes
     worst = max(building.gather((*max(short, default=(0, 0, 0, "", "")), ranks_here)))
     missing, need, room, what, where, ranks = worst
     if missing > 0:
+        cure = f"lower slot_bytes ({layout.slot_bytes}) or bound ({layout.bound}), or give it more"
         raise MemoryError(f"{ranks} ranks on one host need {need} bytes of {what}, {room} {where}: {cure}")

@@ -98,7 +98,7 @@ def whereabouts() -> str:
     """A word that two ranks have in common exactly if ``SHARED_DIR`` is the same folder for both."""
     try:
         machine = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
+    except FileNotFoundError:
         machine = platform.node()
     return f"{machine} {os.stat(SHARED_DIR).st_dev}"
 
@@ -137,7 +137,9 @@ def share(building: Building, ranks: list[int], nbytes: int, segments: dict[int,
         all_take(attach, [me])
         all_take(attach, others)
     finally:  # before there is any memory in them, so that whoever is killed leaves none
-        with suppress(FileNotFoundError):
+        try:  # noqa: SIM105 (Ctrl-C could fall into the call of a context manager, and leave the name)
             os.unlink(f"{path}-{me}")
+        except FileNotFoundError:
+            pass
     all_take(lambda rank: segments[rank].allocate(nbytes), [me])
     all_take(lambda rank: segments[rank].map(nbytes), [me, *others])

@@ -35,10 +35,6 @@ class Turns:
         self._over = why
         _ALL.discard(self)
 
-    def _fail(self, error: BaseException) -> Any:
-        """End all calls to come."""
-        raise NotImplementedError
-
     def _alone(self, act: Callable[[Any], Result], argument: Any) -> Result:
         """Do what a call does; one that comes meanwhile is refused with RuntimeError, whatever this one is doing.
 
@@ -52,12 +48,6 @@ class Turns:
                 mine = None
                 raise RuntimeError(_IS_BUSY)
             return act(argument)
-        except Exception:  # which knows how far the call has come
-            raise
-        except BaseException as error:
-            if mine is not None:
-                self._fail(error)
-            raise
         finally:
             if mine is not None and 0 in turn and turn[0] is mine:
                 del turn[0]
