@@ -375,9 +375,9 @@ class BoundedLagAlltoallv(Turns, Exchange):
         self._known, self._views = _NOTHING, []
         for segment in vars(self._ring).get("segments", {}).values():
             segment.close()
+        self._retire(_IS_CLOSED)
         vars(self._ring).clear()  # a traceback may hold it, and should hold no memory by it
         del self._memory, self._ring, self._core.memory
-        self._retire(_IS_CLOSED)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         try:
