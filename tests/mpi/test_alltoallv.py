@@ -646,6 +646,65 @@ def test_a_rank_that_does_not_come(comm):
     comm.Barrier()
 
 
+@pytest.mark.ranks(2)
+def test_a_rank_that_missed_an_attempt_is_back_in_step(comm):
+    """As one that was interrupted before it had begun: the others' next attempt is its first."""
+    for missed in (1, 3):
+        for _ in range(missed):
+            if comm.rank:
+                with pytest.raises(LateError, match="building the exchange timed out after 0.1 s"):
+                    BoundedLagAlltoallv(comm, bound=0, slot_bytes=64, timeout_s=0.1)
+        comm.Barrier()
+        with BoundedLagAlltoallv(comm, bound=0, slot_bytes=64, timeout_s=TIMEOUT_S) as exchange:
+            exchange.post([np.zeros(1, np.float32)] * comm.size)
+
+
+def test_thousands_of_exchanges_that_failed(comm):
+    """What they had of MPI is given back as well, when all ranks have failed."""
+    if comm.size != 1:
+        pytest.skip("one rank shows it, and soonest")
+    alone = comm.Split(comm.rank)
+    for _ in range(2200):
+        with pytest.raises(ZeroDivisionError), BoundedLagAlltoallv(alone, bound=0, slot_bytes=64):
+            1 / 0  # noqa: B018
+    alone.Free()
+
+
+@pytest.mark.ranks(2)
+def test_threads_build_at_the_same_time(comm):
+    """Each on a communicator of its own, some in vain."""
+    comms = [comm.Dup() for _ in range(2)]
+    went: list[list[str]] = [[], []]
+
+    def work(n: int) -> None:
+        for i in range(40):
+            try:
+                BoundedLagAlltoallv(comms[n], bound=-1 if (i + n) % 2 else 1, slot_bytes=64).close()
+                went[n].append("fine")
+            except ValueError as error:
+                went[n].append(str(error))
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    refused = "rank 0: bound is a whole number of iterations >= 0, got -1"
+    assert went == [["fine", refused] * 20, [refused, "fine"] * 20]
+    for each in comms:
+        each.Free()
+
+
+def test_a_tensor_that_was_moved_sends_what_it_holds(comm, build):
+    blocks = tuple(torch.zeros(4) for _ in range(comm.size))
+    with build(0) as exchange:
+        exchange.post(blocks)
+        for block in blocks:
+            block.data = torch.full((4,), 7.0)
+        (arrival,) = exchange.post(blocks)
+        assert all(block.tolist() == [7.0] * 4 for block in arrival.blocks)
+
+
 def test_too_little_shared_memory(comm, build, monkeypatch):
     real = os.statvfs("/")
 

@@ -209,7 +209,8 @@ def test_an_error_of_any_text_is_told(comm, build, error, told):
 class Interrupts:
     """Ctrl-C at a random moment, but only inside of the package's own code: what happens outside is not its doing."""
 
-    def __init__(self, longest_s: float, seed: int) -> None:
+    def __init__(self, longest_s: float, seed: int, kind: type[BaseException] = KeyboardInterrupt) -> None:
+        self.kind = kind
         self.longest_s, self.rng = longest_s, np.random.default_rng(seed)
         self.over = False
         self.folder = str(Path(blslib.collective.__file__).parent)
@@ -224,7 +225,7 @@ class Interrupts:
 
     def _interrupt(self, number: int, frame: object) -> None:
         if not self.over and frame.f_code.co_filename.startswith(self.folder):  # type: ignore[attr-defined]
-            raise KeyboardInterrupt
+            raise self.kind
         if not self.over:
             self.arm()
 
@@ -272,19 +273,24 @@ def test_an_exchange_that_is_dropped_is_given_back_and_told(comm, build):
     assert len(os.listdir("/proc/self/fd")) == files
 
 
-def test_a_ctrl_c_that_is_caught_loses_and_shifts_nothing(comm):
-    """A call that was interrupted has not begun, and can be made again; or the exchange has failed, and says so."""
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, TimeoutError])
+@pytest.mark.parametrize("record", [False, True])
+def test_a_ctrl_c_that_is_caught_loses_and_shifts_nothing(comm, kind, record):
+    """A call that was interrupted has not begun, and can be made again; or the exchange has failed, and says so.
+
+    The same for what a program's own signal handler raises.
+    """
     alone = comm.Split(comm.rank)
     ended = 0
-    for seed in range(200):
-        exchange = BoundedLagAlltoallv(alone, bound=1, slot_bytes=64)
+    for seed in range(100):
+        exchange = BoundedLagAlltoallv(alone, bound=1, slot_bytes=64, record=record)
         expected = value = 0
         try:
-            with Interrupts(4e-4, seed) as interrupts:
+            with Interrupts(4e-4, seed, kind) as interrupts:
                 while value < 60:
                     try:
                         arrivals = exchange.post(one(value, 1))
-                    except KeyboardInterrupt:
+                    except kind:
                         interrupts.arm()
                         continue  # the same again
                     value += 1
@@ -292,9 +298,9 @@ def test_a_ctrl_c_that_is_caught_loses_and_shifts_nothing(comm):
                         assert (arrival.iteration, arrival.blocks[0].tolist()) == (expected, [expected])
                         expected += 1
         except ExchangeError as error:
-            ended += str(error).startswith("exchange has failed, only close is legal now: KeyboardInterrupt")
+            ended += str(error).startswith(f"exchange has failed, only close is legal now: {kind.__name__}")
         exchange.close()
-    assert 20 < ended < 200
+    assert 10 < ended < 100
     alone.Free()
 
 
