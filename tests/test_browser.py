@@ -22,6 +22,7 @@ import pytest
 
 from blslib.lab.ranks.launch import end_trees
 from tests.conftest import LONG_S, ROOT, alive, punctual, until, within
+from tests.test_cluster import MOMENTS, traces_of
 from tests.test_notebooks import copy_of_project, environment_by_hand, notebook
 
 playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: see CONTRIBUTING.md")
@@ -218,13 +219,13 @@ def test_ranks_that_died_and_a_kernel_that_dies(lab: Lab, page: Any, opened: Cal
 
 @punctual
 def test_an_interrupt_while_ranks_start(lab: Lab, page: Any, opened: Callable[[str], psutil.Process]) -> None:
-    """By the menu, at two moments; what comes after it is done within 3 s, and then the ranks come up."""
+    """By the menu, at three moments; what comes after it is done within 3 s, and then the ranks come up."""
     notebook(lab.root / "notebooks", "52-start", START)
     kernel = opened("52-start")
     took_s = []
-    for program, count in (("ipyparallel.controller", 1), ("engine.nanny", 4)):
+    for trace, count in MOMENTS:
         choose(page, "Run", "Run All Cells")
-        assert until(lambda: sum(program in command for command in alive(kernel.children(recursive=True))) >= count)  # noqa: B023
+        assert until(lambda: sum(trace in line for line in traces_of(kernel)) >= count)  # noqa: B023
         started = kernel.children(recursive=True)
         pressed_s = time.monotonic()
         choose(page, "Kernel", "Interrupt Kernel")
