@@ -226,7 +226,9 @@ def test_bars_in_a_notebook_end_full_unless_the_run_failed(tmp_path: Path) -> No
     kept = load(path)["metadata"]["widgets"]["application/vnd.jupyter.widget-state+json"]["state"].values()
     bars = [each["state"] for each in kept if each["model_name"] == "FloatProgressModel"]
     names = [each["state"]["value"] for each in kept if each["model_name"] == "HTMLModel"]
-    good, failed = bars
+    failed, good = sorted(
+        bars, key=lambda bar: bar["bar_style"] == "success"
+    )  # they are kept in the order of their ids
     assert (good["bar_style"], good["value"], good["max"]) == ("success", 1, 1)
     assert failed["bar_style"] != "success"
     assert any("delayed rotating on 2 ranks: 100%" in name.replace("\u2007", " ") for name in names), names

@@ -48,9 +48,7 @@ def choose(folder: Path, stems: Sequence[str]) -> list[Path]:
 
 
 def where_results_go() -> str:
-    """A line for a notebook's reader. By hand, when nobody has said where to, they go to ``out/`` from here on."""
-    if not os.environ.get(OUT_VARIABLE):
-        os.environ[OUT_VARIABLE] = str(REPOSITORY / "out")
+    """A line for a notebook's reader."""
     return f"results go to {root()}" + ", the reference run is left as it is" * (root() != REPOSITORY)
 
 

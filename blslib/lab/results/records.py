@@ -36,9 +36,11 @@ def spread(name: str, values: Iterable[float]) -> Row:
 
 
 def root() -> Path:
-    """The folder that holds ``data/`` and ``figures/``: ``BLS_OUT`` if set, else the repository."""
-    chosen = os.environ.get(OUT_VARIABLE)
-    return Path(chosen) if chosen else Path(__file__).resolve().parents[3]
+    """Where ``data/`` and ``figures/`` are written: ``BLS_OUT`` if set, else ``out/`` of the repository.
+
+    The reference run lies in the repository itself; the driver alone names that place.
+    """
+    return Path(os.environ.get(OUT_VARIABLE) or Path(__file__).resolve().parents[3] / "out")
 
 
 def data_folder(stem: str) -> Path:
