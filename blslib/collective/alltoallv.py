@@ -180,10 +180,9 @@ class BoundedLagAlltoallv(Turns, Exchange):
             views = self._views
         else:
             views, own = as_bytes(blocks, self.size, self.dtype)
-            own = (
-                own and type(blocks) is tuple and all(type(block) is np.ndarray for block in blocks)
-            )  # a tensor may move
-            self._known, self._views = (blocks, views) if own else (_NOTHING, [])
+            # Of arrays alone, since a tensor may move.
+            same = own and type(blocks) is tuple and all(type(block) is np.ndarray for block in blocks)
+            self._known, self._views = (blocks, views) if same else (_NOTHING, [])
         return self._run(self._core.post(views), (entered_s, views) if self._record else None)
 
     def _collect(self, through: int | None) -> list[Arrival]:

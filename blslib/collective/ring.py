@@ -218,12 +218,8 @@ class Ring:
         return True
 
     def free(self, failed: bool) -> bool:
-        """Give back what is this rank's own; the memory goes with the last view of it."""
-        try:
-            for segment in self.segments.values():
-                segment.close()
-        finally:
-            if self._window:
-                self._window.Unlock_all()
-                self._window.Free()
+        """Give back the window; whoever has made the segments closes them. Nothing is under way then."""
+        if self._window:
+            self._window.Unlock_all()
+            self._window.Free()
         return True
