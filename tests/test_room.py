@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from blslib.collective.room import available_bytes
+from blslib.collective.available import available_bytes
 from blslib.lab.ranks.launch import mpiexec, rank_environment, run_guarded
 from tests.conftest import LONG_S, ROOT
 

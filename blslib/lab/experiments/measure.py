@@ -6,12 +6,12 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-import psutil
 from mpi4py import MPI
 
 from blslib.collective.alltoallv import BoundedLagAlltoallv
 from blslib.collective.baselines import IalltoallvWindow, MpiAlltoallv
 from blslib.collective.exchange import Arrival, Block
+from blslib.lab.ranks.launch import free_bytes
 from blslib.lab.ranks.progress import report
 from blslib.lab.results.records import Row, spread
 from blslib.theory.delays import delays
@@ -86,7 +86,7 @@ def exchanges(
         MemoryError: on every rank, if a host has no room for all of them.
     """
     blocks = tuple(np.zeros(count, np.float32) for count in send_counts)
-    free = psutil.virtual_memory().available
+    free = free_bytes()
     with ExitStack() as stack:
         made = {item: stack.enter_context(item.build(comm, send_counts, recv_counts, slot_bytes)) for item in items}
         _check_room(comm, sum(exchange.memory_bytes for exchange in made.values()), free)

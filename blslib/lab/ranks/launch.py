@@ -18,6 +18,7 @@ from typing import Any
 
 import psutil
 
+from blslib.collective.available import available_bytes
 from blslib.lab.ranks.signals import undisturbed
 
 _ROOT = Path(__file__).resolve().parents[3]
@@ -193,13 +194,19 @@ def run_guarded(
     return subprocess.CompletedProcess(command, process.returncode, printed if capture else None)
 
 
+def free_bytes() -> int:
+    """Memory that a program can have here: below its control groups' limits as well, where the system tells them."""
+    known = available_bytes()
+    return psutil.virtual_memory().available if known is None else known
+
+
 def check_room(ranks: int) -> None:
     """Refuse more ranks than this host has memory for, before the kernel ends what it likes.
 
     Raises:
         RuntimeError: there is no room, and they would all be here.
     """
-    needed, free = ranks * RANK_BYTES, psutil.virtual_memory().available
+    needed, free = ranks * RANK_BYTES, free_bytes()
     if needed > free and mpi_environment()["HYDRA_LAUNCHER"] == "fork":
         raise RuntimeError(f"{ranks} ranks need {needed / 2**30:.1f} GiB, {free / 2**30:.1f} are free: ask for fewer")
 
