@@ -1,14 +1,31 @@
 """Bounded-lag synchronous collectives for distributed recommender inference.
 
-The modules are the interface; importing ``blslib`` alone starts no MPI and imports neither torch nor altair.
+``from blslib import BoundedLagAlltoallv`` starts MPI; importing ``blslib`` alone does not, nor does it load torch or
+altair. The modules are the rest of the interface:
 
 ==============  =====================================================================================
-``theory``      max-plus recurrence, delay laws (numpy only)
-``workloads``   the ``Batch`` and who makes it: synthetic, Criteo, Ali-CCP, lookup traces
-``collective``  the bounded-lag alltoallv on mpi4py, its baselines, its one-process reference
+``theory``      max-plus recurrence, delay laws, the split of a run's time
+``workloads``   the ``Batch`` and who makes it: synthetic, Criteo, Ali-CCP
+``collective``  the bounded-lag alltoallv on mpi4py, its baselines; in ``torch/`` the backend
+``charts``      tables in, Altair charts out
 ``dlrm``        the recommendation model, tables sharded over ranks, the inference loop
-``lab``         scenarios, experiments, engines, records, charts, claims, command line
+``diagnosis``   what would help a recorded run: readers of traces, the advice; no MPI, no torch
+``lab``         live ranks, contenders, scenarios, experiments, rows, claims, command line
 ==============  =====================================================================================
 """
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from blslib.collective.alltoallv import BoundedLagAlltoallv
+
 __version__ = "0.1.0"
+__all__ = ["BoundedLagAlltoallv"]
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from blslib.collective.alltoallv import BoundedLagAlltoallv
+
+    return BoundedLagAlltoallv

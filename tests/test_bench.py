@@ -14,10 +14,11 @@ from mpi4py import MPI
 
 from blslib.collective.exchange import Arrival
 from blslib.lab import cli
+from blslib.lab import rows as records
 from blslib.lab.bench import PLANS
-from blslib.lab.experiments import micro, soak
-from blslib.lab.experiments.measure import Contender, Run, Timed, contenders, interleaved
-from blslib.lab.results import records
+from blslib.lab.compare.measure import Contender, Run, Timed, contenders, interleaved
+from blslib.lab.experiments import alltoallv as micro
+from blslib.lab.experiments import soak
 from tests.conftest import LONG_S, punctual, within
 
 Rows = list[dict[str, Any]]

@@ -191,7 +191,7 @@ def test_ranks_stay_and_the_reference_run_too(lab: Lab, page: Any, opened: Calla
 
 START = "from blslib.lab.ranks.cluster import engines\nranks = engines(4)"
 
-CONTROL = "from blslib.lab.results import timeline\ntimeline.control(ranks, cores=2)"
+CONTROL = "from blslib.lab.experiments import timeline\ntimeline.control(ranks, cores=2)"
 
 
 def test_ranks_that_died_and_a_kernel_that_dies(lab: Lab, page: Any, opened: Callable[[str], psutil.Process]) -> None:

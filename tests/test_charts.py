@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 import vl_convert
 
-from blslib.lab.results import charts
+from blslib.charts import runs as charts
+from blslib.lab import figures
 
 BOUNDS = (0, 1, 4)
 PANELS = ("rotating", "static")
@@ -102,7 +103,7 @@ def test_the_legend_names_what_is_drawn(draw: Any, table: Any) -> None:
 @each_chart
 def test_svg_and_png(draw: Any, table: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BLS_OUT", str(tmp_path))
-    path = charts.save(draw(table(), cores=2), "09-made-up", "-x")
+    path = figures.save(draw(table(), cores=2), "09-made-up", "-x")
     assert path == tmp_path / "figures" / "09-made-up-x.png"
     assert "<svg" in path.with_suffix(".svg").read_text()[:200]
     assert path.stat().st_size < 300_000
@@ -153,9 +154,9 @@ def test_a_waiting_rank_lends_its_core_only_where_cores_are_few() -> None:
 def test_shown_as_a_picture_with_its_description(monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[Any] = []
     monkeypatch.setattr("IPython.display.display", lambda data, **options: shown.append((data, options)))
-    monkeypatch.delenv(charts.INTERACTIVE_VARIABLE, raising=False)
+    monkeypatch.delenv(figures.INTERACTIVE_VARIABLE, raising=False)
     chart = charts.speedup_by_bound(rows(), cores=2)
-    charts.show(chart)
+    figures.show(chart)
     ((data, options),) = shown
     assert_png(data["image/png"])
     assert data["text/plain"] == options["metadata"]["image/png"]["alt"] == chart.to_dict()["description"]
@@ -165,8 +166,8 @@ def test_shown_as_a_picture_with_its_description(monkeypatch: pytest.MonkeyPatch
 def test_shown_live_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[Any] = []
     monkeypatch.setattr("IPython.display.display", lambda chart: shown.append((chart, alt.renderers.active)))
-    monkeypatch.setenv(charts.INTERACTIVE_VARIABLE, "1")
+    monkeypatch.setenv(figures.INTERACTIVE_VARIABLE, "1")
     before, chart = alt.renderers.active, charts.waiting(rows(), cores=2)
-    charts.show(chart)
+    figures.show(chart)
     assert shown == [(chart, "jupyter")]
     assert alt.renderers.active == before

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from blslib.lab.results import claims
+from blslib.lab import claims
 
 MODEST = [0.97, 0.98, 1.0, 1.02, 1.03]
 

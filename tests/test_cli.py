@@ -14,7 +14,7 @@ import pytest
 from mpi4py import MPI
 
 from blslib.lab import cli
-from blslib.lab.experiments.measure import Contender, exchanges
+from blslib.lab.compare.measure import Contender, exchanges
 from tests.conftest import LONG_S, ROOT, alive, until
 from tests.test_setup import RUN_CSV
 

@@ -15,13 +15,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from blslib.lab.experiments.recommend import RecommendConfig
+from blslib.charts import runs as charts
+from blslib.lab.experiments import timeline
+from blslib.lab.experiments.dlrm import RecommendConfig
 from blslib.lab.experiments.serving import ServingConfig
 from blslib.lab.ranks import cluster, progress
 from blslib.lab.ranks.cluster import CLUSTER_VARIABLE, Engines, GoneError, RankError, engines, experiment
 from blslib.lab.ranks.launch import Guard, end_trees, mpi_environment, mpiexec, run_guarded, run_ranks
 from blslib.lab.ranks.progress import report
-from blslib.lab.results import charts, timeline
 from blslib.theory.delays import delays
 from tests.conftest import LONG_S, ROOT, alive, punctual, until, within
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import vl_convert
 
+from blslib.charts import diagnosis as charts
+from blslib.diagnosis.diagnose import COLUMNS, PARTS, Diagnosis, _duration, diagnose, text
+from blslib.diagnosis.traces import Trace
 from blslib.lab.cli import main
-from blslib.lab.diagnosis.diagnose import COLUMNS, PARTS, Diagnosis, _duration, diagnose, text
-from blslib.lab.diagnosis.traces import Trace
-from blslib.lab.results import diagnosis_charts as charts
 from blslib.theory.delays import delays
 from blslib.theory.maxplus import makespan
 from tests.conftest import ROOT, punctual, within

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from blslib import files
 from blslib.lab.ranks.launch import run_ranks
-from blslib.lab.results import files
 from tests.conftest import LONG_S, ROOT
 from tests.test_setup import RUN_CSV
 
@@ -26,7 +26,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 import altair as alt, mpi4py.MPI, pandas as pd
-from blslib.lab.results import charts, claims, files, records
+from blslib.lab import figures
+from blslib.lab import claims, rows as records
+from blslib import files
 
 @dataclass
 class Config:
@@ -38,18 +40,18 @@ def rows(n):
 def reasons(n):
     claims.write("09-test", [{{"reason": "x" * n}}])
 
-def figures(n):
-    charts.save(alt.Chart(pd.DataFrame({{"x": range(n)}})).mark_point().encode(x="x:Q"), "09-test")
+def pictures(n):
+    figures.save(alt.Chart(pd.DataFrame({{"x": range(n)}})).mark_point().encode(x="x:Q"), "09-test")
 
 def held():
     return {{path: path.read_bytes() for path in Path(sys.argv[1]).rglob("*.*")}}
 
-for write in (rows, reasons, figures):
+for write in (rows, reasons, pictures):
     write(2000)
 before = held()
 assert len(before) == 5, before
 {LIMIT}
-for write in (rows, reasons, figures):
+for write in (rows, reasons, pictures):
     try:
         write(5000)
     except files.WriteError as error:
@@ -72,8 +74,8 @@ import sys
 import numpy as np
 from blslib.collective.alltoallv import BoundedLagAlltoallv
 from blslib.collective.mpi import MPI
-from blslib.lab.diagnosis import traces
-from blslib.lab.results import files
+from blslib.diagnosis import traces
+from blslib import files
 
 comm = MPI.COMM_WORLD
 with BoundedLagAlltoallv(comm, bound=1, slot_bytes=64, record=True) as exchange:

@@ -25,10 +25,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from blslib.lab.diagnosis import traces
-from blslib.lab.diagnosis.tracefile import TraceError
+from blslib.diagnosis import traces
+from blslib.diagnosis.tracefile import TraceError
+from blslib.lab import rows as records
 from blslib.lab.ranks.launch import run_guarded
-from blslib.lab.results import records
 from blslib.workloads.aliccp import AliCcp
 from blslib.workloads.criteo import Criteo
 from blslib.workloads.files import DataError, Loader

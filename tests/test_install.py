@@ -127,5 +127,5 @@ def test_lab(install: Callable[..., Run], tmp_path: Path) -> None:
     done = run("python", "-c", driver, "--quick", "--notebooks", str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "out" / "notebooks" / "01-live.ipynb").exists()
-    code = "from blslib.lab.results import charts, timeline"  # what notebooks draw with
+    code = "from blslib.charts import runs\nfrom blslib.lab.experiments import timeline"  # what notebooks draw with
     assert run("python", "-c", code).returncode == 0

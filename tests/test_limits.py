@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 import vl_convert
 
+from blslib.charts import models as model_charts
 from blslib.lab.experiments import limits
-from blslib.lab.results import model_charts
 from blslib.theory.delays import Constant, Exponential, Law, Permanent, Rotating
 from blslib.theory.maxplus import limit, makespan
 

@@ -164,7 +164,7 @@ def environment_by_hand(folder: Path) -> dict[str, str]:
 WRITE = """
 from blslib.lab import driver
 print(driver.where_results_go())
-from blslib.lab.results.records import write
+from blslib.lab.rows import write
 write("01-mine", "rows", [{"quick": quick}], [])
 """
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from blslib.lab import bench, cli
-from blslib.lab.experiments.measure import Contender, Run
+from blslib.lab.compare.measure import Contender, Run
 from blslib.lab.experiments.predict import exchange_cost
 from blslib.theory.delays import delays
 from blslib.theory.maxplus import Cost, times

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from blslib.lab import driver
+from blslib.lab.claims import markdown
 from blslib.lab.ranks.launch import run_ranks
-from blslib.lab.results.claims import markdown
 from tests.conftest import LONG_S
 
 ROOT = Path(__file__).parents[1]

@@ -7,9 +7,11 @@ import pandas as pd
 import pytest
 import vl_convert
 
+from blslib.charts import models as model_charts
+from blslib.charts import runs as charts
+from blslib.lab import claims
+from blslib.lab.compare.measure import Run
 from blslib.lab.experiments import serving
-from blslib.lab.experiments.measure import Run
-from blslib.lab.results import charts, claims, model_charts
 
 RATES = (40.0, 80.0, 160.0)
 

@@ -126,7 +126,7 @@ EXTRAS = {
     "workloads": "",
     "collective": "torch",
     "dlrm": "torch",
-    "lab/diagnosis": "diagnose",
+    "diagnosis": "diagnose",
     "lab": "lab",
 }
 

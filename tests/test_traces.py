@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from blslib.lab.diagnosis import tracefile
-from blslib.lab.diagnosis.traces import RECORD_COLUMNS, TraceError, read, save
+from blslib.diagnosis import tracefile
+from blslib.diagnosis.traces import RECORD_COLUMNS, TraceError, read, save
 from blslib.lab.ranks.launch import run_ranks
 from tests.conftest import LONG_S, punctual, within
 
@@ -116,7 +116,7 @@ RECORDED = f"""{NAP}
 import numpy as np
 from mpi4py import MPI
 from blslib.collective.alltoallv import BoundedLagAlltoallv
-from blslib.lab.diagnosis.traces import save
+from blslib.diagnosis.traces import save
 comm = MPI.COMM_WORLD
 with BoundedLagAlltoallv(comm, bound=1, slot_bytes=100, record=True) as exchange:
     for i in range(6):
@@ -202,7 +202,7 @@ PROFILED = f"""{NAP}
 os.environ["KINETO_LOG_LEVEL"] = "9"
 import torch
 import torch.distributed as dist
-from blslib.collective import process_group
+from blslib.collective.torch import process_group
 dist.init_process_group("gloo")
 rank, sent = dist.get_rank(), torch.ones(64)
 with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:

@@ -15,8 +15,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from blslib.lab.results import files
-from blslib.lab.results.records import Row, provenance
+from blslib import files
+from blslib.lab.rows import Row, provenance
 
 TIMEOUT_S = 3600.0
 
@@ -63,7 +63,7 @@ def _each(module: str, config: str, settings: Row, on: int | None = None, **over
 
 def _alltoallv(options: Options) -> list[Step]:
     sizes = options.bytes or ((256, 16384, 262144) if options.quick else tuple(4**n for n in range(3, 11)))
-    return _each("micro", "MicroConfig", options.settings(quick={"bounds": (0, 1, 4)}), bytes_per_block=sizes)
+    return _each("alltoallv", "MicroConfig", options.settings(quick={"bounds": (0, 1, 4)}), bytes_per_block=sizes)
 
 
 def _delayed(options: Options) -> list[Step]:
@@ -82,19 +82,19 @@ def _dlrm(options: Options) -> list[Step]:
     quick = {"bounds": (0, 1, 4), "repeats": 3, "iterations": 48}
     # Many short runs and not a few long ones: contenders are then compared within seconds of each other.
     settings = options.settings(quick, full={"bounds": (0, 1, 4, 16), "repeats": 15, "iterations": 64})
-    return _each("recommend", "RecommendConfig", settings, scenario=options.scenarios or ("rotating", "balanced"))
+    return _each("dlrm", "RecommendConfig", settings, scenario=options.scenarios or ("rotating", "balanced"))
 
 
 def _torch(options: Options) -> list[Step]:
     settings = options.settings(quick={"repeats": 3})
     sizes = options.bytes or ((256, 16384, 262144) if options.quick else (256, 4096, 16384, 65536, 262144, 1048576))
-    calls = _each("torch_bench", "TorchConfig", settings, even=(True, False), bytes_per_block=sizes)
-    return calls + _each("torch_bench", "LoopConfig", settings, scenario=options.scenarios or ("rotating",))
+    calls = _each("torch", "TorchConfig", settings, even=(True, False), bytes_per_block=sizes)
+    return calls + _each("torch", "LoopConfig", settings, scenario=options.scenarios or ("rotating",))
 
 
 def _hosts(options: Options) -> list[Step]:
     settings = options.settings(quick={"bounds": (0, 4), "repeats": 3, "iterations": 60}) | {"ranks": options.ranks}
-    return _each("hosts_bench", "HostsConfig", settings, bytes_per_block=options.bytes or (16384,))
+    return _each("hosts", "HostsConfig", settings, bytes_per_block=options.bytes or (16384,))
 
 
 def _predict(options: Options) -> list[Step]:
@@ -203,7 +203,7 @@ def bench(name: str, options: Options) -> list[Row]:
     # Here, since whoever asks for help needs none of it.
     from blslib.lab.ranks.hosts import run_on_two
     from blslib.lab.ranks.launch import check_room, run_ranks
-    from blslib.lab.ranks.signals import undisturbed
+    from blslib.signals import undisturbed
 
     start = run_on_two if PLANS[name].two_hosts else run_ranks
     steps = PLANS[name].steps(options)

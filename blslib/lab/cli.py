@@ -12,12 +12,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from blslib import __version__
+from blslib import __version__, files
+from blslib.diagnosis.tracefile import TraceError
 from blslib.lab import bench
-from blslib.lab.diagnosis.tracefile import TraceError
 from blslib.lab.experiments import SCENARIOS
-from blslib.lab.ranks.signals import answering
-from blslib.lab.results import files
+from blslib.signals import answering
 from blslib.theory.delays import LAWS
 
 
@@ -103,7 +102,7 @@ def parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="FILE",
         help="all files of one run: traces of torch.profiler, one per rank; or CSV with rank,iteration,compute_s and, "
-        "if known, exchange_s; or what blslib.lab.diagnosis.traces.save wrote",
+        "if known, exchange_s; or what blslib.diagnosis.traces.save wrote",
     )
     one.add_argument("--sampled", action="store_true", help="some ranks or steps alone were recorded: renumber those")
     one.add_argument("--slot-bytes", type=_at_least(1), metavar="N", help="bytes of the largest block, to tell memory")
@@ -142,7 +141,7 @@ def _bench(given: dict[str, Any]) -> int:
 
 
 def _diagnose(given: dict[str, Any]) -> int:
-    from blslib.lab.diagnosis import diagnose, traces
+    from blslib.diagnosis import diagnose, traces
 
     paths, out, page = given["files"], given["json"], given["html"]
     started_s = time.perf_counter()

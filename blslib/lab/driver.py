@@ -19,10 +19,10 @@ from typing import Any
 
 import psutil
 
+from blslib import files
 from blslib.lab.ranks.launch import end_trees, rank_environment, survivors
 from blslib.lab.ranks.progress import TERMINAL_VARIABLE
-from blslib.lab.results import files
-from blslib.lab.results.records import OUT_VARIABLE, root
+from blslib.lab.rows import OUT_VARIABLE, root
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RANKS = 4
@@ -178,7 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\ninterrupted", file=sys.stderr)
         code = 128 + signal.SIGINT
     if code == 0:
-        from blslib.lab.results.claims import markdown, table
+        from blslib.lab.claims import markdown, table
 
         if found := claims(results, notebooks):
             print(table(found))

@@ -22,9 +22,9 @@ from hypothesis import strategies as st
 from mpi4py import MPI
 
 from blslib.collective.errors import BlockError, ExchangeError, LateError, PeerError
-from blslib.collective.process_group import BLSGroup, BLSOptions
 from blslib.collective.reference import alltoallv
-from blslib.lab.experiments.torch_exchange import TorchAlltoallv
+from blslib.collective.torch.exchange import TorchAlltoallv
+from blslib.collective.torch.process_group import BLSGroup, BLSOptions
 from tests.conftest import until
 
 AWAY_S = 0.2

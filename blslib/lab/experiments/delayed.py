@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from mpi4py import MPI
 
-from blslib.lab.experiments.measure import Contender, Run, Timed, contenders, delaying, exchanges, interleaved, judged
-from blslib.lab.experiments.micro import Loop
-from blslib.lab.results.records import Row
+from blslib.lab.compare.measure import Contender, Run, Timed, contenders, delaying, exchanges, interleaved, judged
+from blslib.lab.experiments.alltoallv import Loop
+from blslib.lab.rows import Row
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from blslib.collective.ring import Layout
-from blslib.lab.results.records import Row
+from blslib.lab.rows import Row
 from blslib.theory.delays import Constant, Law
 from blslib.theory.maxplus import makespans, times
 

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
-from blslib.lab.experiments import delayed, recommend
-from blslib.lab.experiments.measure import Contender, Run
-from blslib.lab.results.records import Row, spread
+from blslib.lab.compare.measure import Contender, Run
+from blslib.lab.experiments import delayed
+from blslib.lab.experiments import dlrm as recommend
+from blslib.lab.rows import Row, spread
 from blslib.theory import imbalance
 from blslib.theory.delays import Constant, named
 from blslib.theory.maxplus import Cost, makespans

@@ -17,10 +17,10 @@ from mpi4py import MPI
 from blslib.collective.exchange import Exchange
 from blslib.dlrm.inference import Inference, Scored
 from blslib.dlrm.model import DLRM
-from blslib.lab.experiments.measure import Contender, Run, Timed, contenders, delaying, interleaved
-from blslib.lab.experiments.recommend import RecommendConfig, prepared
-from blslib.lab.experiments.scenarios import Scenario
-from blslib.lab.results.records import Row, spread
+from blslib.lab.compare.measure import Contender, Run, Timed, contenders, delaying, interleaved
+from blslib.lab.experiments.dlrm import RecommendConfig, prepared
+from blslib.lab.rows import Row, spread
+from blslib.lab.scenarios import Scenario
 from blslib.theory.maxplus import times
 
 POLL_S = 100e-6

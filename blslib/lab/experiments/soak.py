@@ -16,7 +16,7 @@ from mpi4py import MPI
 from blslib.collective.alltoallv import BoundedLagAlltoallv
 from blslib.collective.exchange import Arrival
 from blslib.lab.ranks.progress import report
-from blslib.lab.results.records import Row
+from blslib.lab.rows import Row
 
 _TEXT_BYTES = 1 << 16
 _WARM_UP = 0.25

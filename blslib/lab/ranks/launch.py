@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 
 from blslib.collective.available import available_bytes
-from blslib.lab.ranks.signals import undisturbed
+from blslib.signals import undisturbed
 
 _ROOT = Path(__file__).resolve().parents[3]
 

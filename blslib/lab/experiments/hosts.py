@@ -7,8 +7,9 @@ from typing import Any
 from mpi4py import MPI
 
 from blslib.collective.waiting import complete
-from blslib.lab.experiments import delayed, micro
-from blslib.lab.results.records import Row
+from blslib.lab.experiments import alltoallv as micro
+from blslib.lab.experiments import delayed
+from blslib.lab.rows import Row
 
 DELAY_S = 5e-3
 """Of one rank at a time, going round: long against a call, so that it shows what lag masks."""

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from blslib.lab.ranks.signals import undisturbed
+from blslib.signals import undisturbed
 
 
 class WriteError(OSError):

@@ -4,20 +4,21 @@ from dataclasses import asdict, dataclass, replace
 from html import escape
 from math import ceil
 from textwrap import wrap
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from blslib.lab.diagnosis.traces import Trace
-from blslib.lab.results.records import Row
+from blslib.diagnosis.traces import Trace
 from blslib.theory.imbalance import BOUNDS, Recommendation, Split, recommend, split, windows
 
 WINDOWS = 24
 COLUMNS = 100
+SHOWN = (0, 1, 2, 4, 8, 16, 32, 64)
+"""Bounds that are printed and drawn."""
 FEW = 50
 """Iterations below which a bootstrap means little."""
 
-SHOWN = (0, 1, 2, 4, 8, 16, 32, 64)
 WORTH = 0.02
 """Share of the measured time below which a part is not worth anybody's while."""
 
@@ -127,20 +128,21 @@ class Diagnosis:
             notes.append(f"{iterations} iterations are few: record hundreds before you trust the numbers")
         return notes
 
-    def rows_of_parts(self, case: str = "") -> list[Row]:
+    def rows_of_parts(self, case: str = "") -> list[dict[str, Any]]:
         """A row for each part: case, part, seconds, share."""
         return [
             {"case": case, "part": name, "seconds": self.seconds(part), "share": self.share(part)}
             for part, name in PARTS.items()
         ]
 
-    def rows_of_bounds(self, case: str = "") -> list[Row]:
-        """A row for each bound from 0 to 64: the predictions, the limit, and whether it is the one to choose."""
+    def rows_of_bounds(self, case: str = "") -> list[dict[str, Any]]:
+        """A row for each bound from 0 to 64: the predictions, the limit, whether it is the one to choose, and shown."""
         table = pd.DataFrame({"case": case, "bound": BOUNDS, "predicted_s": self.curve_s,
                               "travelling_s": self.travelling_s, "limit_s": self.advice.limit_s})  # fmt: skip
-        return table.assign(chosen=table["bound"] == self.advice.bound).to_dict("records")
+        chosen = table["bound"] == self.advice.bound
+        return table.assign(chosen=chosen, shown=chosen | table["bound"].isin(SHOWN)).to_dict("records")
 
-    def rows_of_load(self, case: str = "") -> list[Row]:
+    def rows_of_load(self, case: str = "") -> list[dict[str, Any]]:
         """A row for each rank and window: mean work of an iteration, and over the mean of all ranks and iterations."""
         work_s = self.trace.work_s
         iterations, mean_s = work_s.shape[1], float(work_s.mean()) or 1.0
@@ -153,7 +155,7 @@ class Diagnosis:
                              "over_mean": found_s / mean_s})  # fmt: skip
         return rows
 
-    def as_row(self) -> Row:
+    def as_row(self) -> dict[str, Any]:
         """All of it, for JSON."""
         ranks, iterations = self.trace.work_s.shape
         about = {"form": self.trace.form, "ranks": ranks, "iterations": iterations, "recorded_bound": self.trace.bound}
@@ -227,7 +229,7 @@ def text(found: Diagnosis) -> str:
 
 def html(found: Diagnosis, title: str) -> str:
     """The diagnosis as one page with its figures, which needs no network."""
-    from blslib.lab.results import diagnosis_charts as charts
+    from blslib.charts import diagnosis as charts
 
     chart = charts.page(found.rows_of_parts(title), found.rows_of_bounds(title), found.rows_of_load(title))
     page = chart.to_html(inline=True)

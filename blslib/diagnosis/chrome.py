@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from blslib.lab.diagnosis.tracefile import LATEST_S, Json, TraceError
+from blslib.diagnosis.tracefile import LATEST_S, Json, TraceError
 
 _LATEST_US = 1e6 * LATEST_S  # JSON as Python reads it knows infinity, and worse
 

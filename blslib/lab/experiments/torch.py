@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
-from blslib.lab.experiments import recommend
-from blslib.lab.experiments.measure import Contender, contenders, exchanges, interleaved
-from blslib.lab.experiments.micro import Loop
-from blslib.lab.results.records import Row, spread
+from blslib.lab.compare.measure import Contender, contenders, exchanges, interleaved
+from blslib.lab.experiments import dlrm as recommend
+from blslib.lab.experiments.alltoallv import Loop
+from blslib.lab.rows import Row, spread
 
 _NAMES = {"mpi": "mpi", "gloo": "gloo", "torch": "bls", "torch-probed": "bls-probed", "bls": "bare"}
 """What the contenders of ``measure`` are called in this table, which is about torch."""

@@ -10,13 +10,13 @@ import numpy as np
 from mpi4py import MPI
 
 from blslib.collective.exchange import Exchange
+from blslib.diagnosis.traces import RECORD_COLUMNS
 from blslib.dlrm.inference import Inference
 from blslib.dlrm.model import DLRM
 from blslib.dlrm.sharding import largest_block_bytes, own_rows, recv_counts, send_counts
-from blslib.lab.diagnosis.traces import RECORD_COLUMNS
-from blslib.lab.experiments import scenarios
-from blslib.lab.experiments.measure import Contender, Run, Timed, contenders, delaying, exchanges, interleaved, judged
-from blslib.lab.results.records import Row, spread
+from blslib.lab import scenarios
+from blslib.lab.compare.measure import Contender, Run, Timed, contenders, delaying, exchanges, interleaved, judged
+from blslib.lab.rows import Row, spread
 
 WARM_UP = 4
 """Steps of the loop before the clock starts."""

@@ -19,7 +19,7 @@ import torch.distributed as dist
 
 from blslib.collective.errors import ExchangeError
 from blslib.collective.mpi import MPI
-from blslib.collective.torch_work import RefusedError, Tensors, Work, dense, flat_bytes, in_words, seconds, write
+from blslib.collective.torch.work import RefusedError, Tensors, Work, dense, flat_bytes, in_words, seconds, write
 from blslib.collective.waiting import complete
 
 

@@ -16,19 +16,14 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from blslib.lab.diagnosis.chrome import RankTrace, rank_trace
-from blslib.lab.diagnosis.tracefile import LATEST_S, Json, Text, TraceError, opened
-from blslib.lab.results import files
-
-if TYPE_CHECKING:  # a diagnosis needs no MPI
-    from mpi4py import MPI
-
-    from blslib.collective.alltoallv import BoundedLagAlltoallv
+from blslib import files
+from blslib.diagnosis.chrome import RankTrace, rank_trace
+from blslib.diagnosis.tracefile import LATEST_S, Json, Text, TraceError, opened
 
 RECORD_COLUMNS = ("rank", "iteration", "bound", "slot_bytes", "entered_s", "returned_s")
 CSV_COLUMNS = ("rank", "iteration", "compute_s")
@@ -72,7 +67,7 @@ class Trace:
     notes: tuple[str, ...] = ()
 
 
-def save(path: str | Path, comm: "MPI.Intracomm", exchange: "BoundedLagAlltoallv") -> None:
+def save(path: str | Path, comm: Any, exchange: Any) -> None:
     """Write the calls of an exchange built with ``record=True``, those of all ranks, as CSV on rank 0. Collective.
 
     Args:

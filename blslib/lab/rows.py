@@ -20,8 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from blslib import __version__
-from blslib.lab.results import files
+from blslib import __version__, files
 
 Row = dict[str, Any]
 

@@ -16,8 +16,8 @@ from mpi4py import MPI
 
 from blslib.collective.baselines import Baseline
 from blslib.collective.exchange import Arrival, Block
-from blslib.collective.process_group import BLSGroup, BLSOptions
-from blslib.collective.rendezvous import mpi_store
+from blslib.collective.torch.process_group import BLSGroup, BLSOptions
+from blslib.collective.torch.rendezvous import mpi_store
 
 TIMEOUT = timedelta(seconds=60)
 

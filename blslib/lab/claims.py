@@ -26,8 +26,8 @@ from typing import Any
 
 import numpy as np
 
-from blslib.lab.results import files
-from blslib.lab.results.records import Row, data_folder
+from blslib import files
+from blslib.lab.rows import Row, data_folder
 
 Claim = dict[str, Any]
 Interval = tuple[float, float, float]

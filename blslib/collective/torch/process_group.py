@@ -22,13 +22,13 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from blslib.collective import rendezvous
 from blslib.collective.alltoallv import BoundedLagAlltoallv
 from blslib.collective.errors import ExchangeError
 from blslib.collective.exchange import Arrival
 from blslib.collective.mpi import MPI
-from blslib.collective.torch_mpi import MpiGroup, own_mpi
-from blslib.collective.torch_work import NAME, AllToAllWork, Bytes, RefusedError, Tensors, Work, flat_bytes
+from blslib.collective.torch import rendezvous
+from blslib.collective.torch.mpi import MpiGroup, own_mpi
+from blslib.collective.torch.work import NAME, AllToAllWork, Bytes, RefusedError, Tensors, Work, flat_bytes
 from blslib.collective.waiting import complete
 
 LEAST_SLOT_BYTES = 4096

@@ -13,7 +13,7 @@ from blslib.collective.baselines import IalltoallvWindow, MpiAlltoallv
 from blslib.collective.exchange import Arrival, Block
 from blslib.lab.ranks.launch import free_bytes
 from blslib.lab.ranks.progress import report
-from blslib.lab.results.records import Row, spread
+from blslib.lab.rows import Row, spread
 from blslib.theory.delays import delays
 from blslib.theory.maxplus import Cost, limit, makespan
 
@@ -57,7 +57,7 @@ class Contender(NamedTuple):
                 return IalltoallvWindow(comm, bound=self.bound, **counts)
             case "gloo" | "torch" | "torch-probed":
                 # Imported here, since not every rank has need of torch.
-                from blslib.lab.experiments.torch_exchange import TorchAlltoallv
+                from blslib.collective.torch.exchange import TorchAlltoallv
 
                 backend = "gloo" if self.name == "gloo" else "bls"
                 known = None if self.name == "torch-probed" else slot_bytes

@@ -17,7 +17,7 @@ from torch._C._distributed_c10d import FileStore, PrefixStore, Store, TCPStore
 from torch.distributed import default_pg_timeout
 
 from blslib.collective.mpi import MPI
-from blslib.collective.torch_mpi import own_mpi
+from blslib.collective.torch.mpi import own_mpi
 from blslib.collective.waiting import complete
 
 Handler = Callable[..., Iterator[tuple[Store, int, int]]]

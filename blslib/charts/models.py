@@ -6,7 +6,7 @@ As in ``charts``: a tidy table in, an Altair chart out, one panel for each value
 import altair as alt
 import pandas as pd
 
-from blslib.lab.results.charts import BOUND_AXIS, MPI, TENS, WIDTH, Table, by, heading, log, medians, panels, setting
+from blslib.charts.look import BOUND_AXIS, MPI, TENS, WIDTH, Table, by, heading, log, medians, panels, setting
 
 SERVERS = ("#000000", "#D55E00", "#E69F00", "#56B4E9", "#0072B2", "#009E73", "#CC79A7", "#737373")
 SHAPES = ("square", "diamond", "triangle-up", "circle", "triangle-down", "cross", "triangle-right", "stroke")

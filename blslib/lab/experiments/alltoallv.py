@@ -9,8 +9,8 @@ import numpy as np
 from mpi4py import MPI
 
 from blslib.collective.exchange import Arrival
-from blslib.lab.experiments.measure import Contender, contenders, exchanges, interleaved
-from blslib.lab.results.records import Row, spread
+from blslib.lab.compare.measure import Contender, contenders, exchanges, interleaved
+from blslib.lab.rows import Row, spread
 
 TARGET_S = 0.02
 """Seconds that one loop should last: long against the clock and the scheduler, short enough to interleave often."""

@@ -8,8 +8,8 @@ import numpy as np
 from mpi4py import MPI
 
 from blslib.collective.alltoallv import BoundedLagAlltoallv
-from blslib.lab.experiments.measure import Run
-from blslib.lab.results.records import Row
+from blslib.lab.compare.measure import Run
+from blslib.lab.rows import Row
 from blslib.theory.delays import delays, named
 
 _LAWS = [
@@ -110,8 +110,9 @@ def control(ranks: Any, *, cores: int) -> Any:
     """
     import ipywidgets as widgets
 
+    from blslib.charts import runs as charts
+    from blslib.lab import figures
     from blslib.lab.ranks.cluster import GoneError, experiment
-    from blslib.lab.results import charts
 
     def redraw(bound: int, delay_ms: int, law: str) -> None:
         # Where the mean of a law is 1, a delay lasts this long; where all are delayed, 1 on average.
@@ -122,7 +123,7 @@ def control(ranks: Any, *, cores: int) -> Any:
         except GoneError as gone:
             print(str(gone).partition("\n")[0])
         else:
-            charts.show(charts.timeline(rows, cores=cores))
+            figures.show(charts.timeline(rows, cores=cores))
 
     wide: Any = {"style": {"description_width": "9em"}, "layout": {"width": "38em"}}
     return widgets.interactive(

@@ -10,11 +10,14 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from blslib.lab.diagnosis.diagnose import PARTS, SHOWN
-from blslib.lab.results.charts import BLS, BOUND_AXIS, LIMIT, LOOKS, WIDTH, Table, by, heading, medians, panels
-from blslib.lab.results.records import Row, spread
+from blslib.charts.look import BLS, BOUND_AXIS, LIMIT, LOOKS, WIDTH, Table, by, heading, medians, panels
 
-COLORS = dict(zip(PARTS.values(), ("#0072B2", "#D55E00", "#F0C04C", "#BBBBBB"), strict=True))
+COLORS = {
+    "useful work": "#0072B2",
+    "static imbalance": "#D55E00",
+    "dynamic imbalance": "#F0C04C",
+    "exposed exchange": "#BBBBBB",
+}
 
 MOST_ROWS = 5000
 """As many as Altair draws."""
@@ -38,7 +41,9 @@ def parts(rows: Table, lines: tuple[str, ...] = ()) -> alt.TopLevelMixin:
     )
     ink = alt.when(alt.FieldOneOfPredicate("part", list(COLORS)[:2])).then(alt.value("white"))
     words = base.mark_text(fontSize=11).encode(x="place:Q", text="label:N", color=ink.otherwise(alt.value("#222222")))
-    static, dynamic = (table[table["part"] == PARTS[part]].set_index("case")["share"] for part in ("static", "dynamic"))
+    static, dynamic = (
+        table[table["part"] == f"{part} imbalance"].set_index("case")["share"] for part in ("static", "dynamic")
+    )
     told = "; ".join(f"{case} {static[case]:z.0%} static, {dynamic[case]:z.0%} dynamic" for case in cases)
     remedies = "Static: place tables better. Dynamic: bounded lag. Exchange: overlap."
     return alt.layer(bars, words).properties(
@@ -56,7 +61,7 @@ def bounds(rows: Table, measured: Table = (), lines: tuple[str, ...] = ()) -> al
         lines: of the caption.
     """
     table = pd.DataFrame(rows)
-    table = table[table["bound"].isin(SHOWN) | table["chosen"]].copy()
+    table = table[table["shown"]].copy()
     start_s = table.groupby("case", sort=False)["predicted_s"].transform("first")
     for name in ("predicted", "travelling", "limit"):
         table[name] = table[f"{name}_s"] / start_s
@@ -122,13 +127,20 @@ def page(parts_rows: Table, bounds_rows: Table, load_rows: Table) -> alt.VConcat
     return alt.vconcat(*charts, spacing=40).resolve_scale(color="independent")
 
 
-def _over_synchronous(measured: Table, cases: set[str]) -> list[Row]:
+def _over_synchronous(measured: Table, cases: set[str]) -> list[dict[str, Any]]:
     """Time at each bound over that of the same exchange at bound 0: median, least and greatest of the repeats."""
     table = pd.DataFrame(measured)
     ours = table[(table["contender"] == "bls") & table["case"].isin(cases)].set_index("bound")
     ours["speedups"] = [np.array(text.split(), np.float64) for text in ours["speedups"]]
     return [
-        {"case": case, "bound": bound, **spread("measured", speedups[0] / found)}
+        {
+            "case": case,
+            "bound": bound,
+            "measured": float(np.median(over)),
+            "measured_min": over.min(),
+            "measured_max": over.max(),
+        }
         for case, speedups in ours.groupby("case", sort=False)["speedups"]
         for bound, found in speedups.items()
+        for over in [speedups[0] / found]
     ]

@@ -1,0 +1,1 @@
+"""How contenders are compared: who takes part, in which order, on which clock, with which intervals."""

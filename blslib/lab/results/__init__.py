@@ -1,1 +1,0 @@
-"""What becomes of rows: files, claims with a verdict, figures."""
