@@ -20,9 +20,9 @@ import numpy as np
 
 from blslib.dlrm.config import CONFIGS, ModelConfig
 from blslib.dlrm.sharding import Placement, contiguous
-from blslib.lab.experiments import SCENARIOS
 from blslib.workloads.batch import Batch
 from blslib.workloads.published import ALICCP_ROWS, capped
+from blslib.workloads.scenarios import SCENARIOS
 from blslib.workloads.sources import aliccp_batches, criteo_batches
 from blslib.workloads.synthetic import Synthetic
 

@@ -123,11 +123,13 @@ def interleaved(
             return results
 
 
-def lag_known(seconds: Callable[[Result], float]) -> Callable[[dict[Contender, list[Result]]], bool]:
-    """For ``interleaved``: whether the effect of lag, bounded lag's time at bound 0 over that at ``JUDGED``, is known to
-    within ``NARROW``. Where these two are not measured there is nothing to know."""
+def lag_known(seconds: Callable[[Any], float]) -> Callable[[dict[Contender, list[Any]]], bool]:
+    """For ``interleaved``: whether the effect of lag is known to within ``NARROW``.
 
-    def known(results: dict[Contender, list[Result]]) -> bool:
+    That is bounded lag's time at bound 0 over that at ``JUDGED``; where one is not measured there is nothing to know.
+    """
+
+    def known(results: dict[Contender, list[Any]]) -> bool:
         pair = [results.get(Contender("bls", bound)) for bound in (0, JUDGED)]
         without, with_lag = ([seconds(each) for each in runs or ()] for runs in pair)
         if not without or not with_lag:

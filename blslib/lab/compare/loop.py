@@ -50,12 +50,11 @@ class Loop:
         for block, value in zip(self.blocks, self._fills[iteration % PERIOD], strict=True):
             block.fill(value)
 
-    def read(self, iteration: int, blocks: Sequence[np.ndarray]) -> None:
-        """Read every item of an arrival, and count what is wrong."""
-        for block, expected in zip(blocks, self._expected[iteration % PERIOD], strict=True):
+    def read(self, blocks: Sequence[np.ndarray]) -> None:
+        """Read every item of the next arrival, and count what is wrong."""
+        for block, expected in zip(blocks, self._expected[self._due % PERIOD], strict=True):
             if np.add.reduce(block) != expected:
                 self._wrong += 1
-        self._wrong += iteration != self._due
         self._due += 1
 
     def run(self, exchange: Any, calls: int, before_post: Callable[[int], None] | None = None) -> None:
@@ -70,10 +69,10 @@ class Loop:
             if before_post is not None:
                 before_post(i)
             fill(i)
-            for iteration, arrived in post(blocks):
-                read(iteration, arrived)
-        for iteration, arrived in exchange.drain():
-            read(iteration, arrived)
+            for _, arrived in post(blocks):
+                read(arrived)
+        for _, arrived in exchange.drain():
+            read(arrived)
 
     def check(self, calls: int) -> None:
         """Judge what arrived in the last run, of so many calls.

@@ -108,7 +108,9 @@ def gathered(comm: MPI.Intracomm, clock: Clock, started_s: float) -> Run:
     mine = [started_s, ended_s, *drained_s, *(c.entered_s for c in posts), *(c.returned_s for c in posts)]
     everybody = np.array(comm.allgather(np.array(mine))) - comm.allreduce(started_s, op=MPI.MIN)
     edges_s, entered_s, returned_s = np.split(everybody, [4, 4 + len(posts)], axis=1)
-    return Run(edges_s[:, 0], entered_s, returned_s, np.array(comm.allgather(collected_s)), edges_s[:, 2:], edges_s[:, 1])
+    return Run(
+        edges_s[:, 0], entered_s, returned_s, np.array(comm.allgather(collected_s)), edges_s[:, 2:], edges_s[:, 1]
+    )
 
 
 def delaying(

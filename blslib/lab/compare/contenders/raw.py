@@ -29,7 +29,7 @@ class Raw:
         for i in range(calls):
             loop.fill(i)
             call(sent, received)
-            loop.read(i, blocks)
+            loop.read(blocks)
 
     def __enter__(self) -> "Raw":
         return self
