@@ -69,7 +69,7 @@ def derived(rows: "Rows") -> "pd.DataFrame":
     import pandas as pd
 
     table = pd.DataFrame(rows).copy()
-    if "measured_s" in table:
+    if "synchronous_s" in table:
         alone_s = over(table, "measured_s", bound=0)
         exposed_s = alone_s - over(table, "predicted_s", bound=0)
         measured_s, predicted_s, synchronous_s = (
