@@ -14,11 +14,11 @@ aliccp-multihot      Ali-CCP, whole lists: 4 of 23 tables take 97 % of the looku
 The models of the first five are small but for their tables, so that lookups take most of the time, as they do at scale.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from blslib.dlrm.config import CONFIGS, ModelConfig
+from blslib.dlrm.config import KAGGLE, ModelConfig
 from blslib.dlrm.sharding import Placement, contiguous
 from blslib.lab.experiments import SCENARIOS
 from blslib.workloads.batch import Batch
@@ -67,7 +67,7 @@ def build(name: str, *, ranks: int, rank: int, iterations: int, batch_size: int,
         raise ValueError(f"no scenario {name!r}: choose from {', '.join(SCENARIOS)}")
     pool_size = min(iterations, 16)
     if name == "criteo":
-        model = CONFIGS["kaggle"].scaled(max_rows=max_rows)
+        model = replace(KAGGLE, rows=capped(KAGGLE.rows, max_rows))
         placement = contiguous(model.tables, ranks)
         source = criteo_batches(batch_size, pool_size, max_rows=max_rows, seed=seed, tables=placement.tables[rank])
     elif name in ("aliccp-onehot", "aliccp-multihot"):
