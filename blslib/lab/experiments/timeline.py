@@ -8,6 +8,7 @@ import numpy as np
 from mpi4py import MPI
 
 from blslib.collective.alltoallv import BoundedLagAlltoallv
+from blslib.collective.clock import Clock
 from blslib.lab.compare.measure import Run
 from blslib.lab.rows import Row
 from blslib.theory.delays import delays, named
@@ -54,7 +55,7 @@ def run(comm: MPI.Intracomm, config: TimelineConfig) -> list[Row]:
 def _once(comm: MPI.Intracomm, bound: int, work_s: float, delays_s: list[float]) -> list[Row]:
     block = np.full(1, comm.rank, np.float32)
     worked_s = []
-    with BoundedLagAlltoallv(comm, bound=bound, slot_bytes=block.nbytes, record=True) as exchange:
+    with Clock(BoundedLagAlltoallv(comm, bound=bound, slot_bytes=block.nbytes)) as exchange:
         comm.Barrier()
         started_s = time.perf_counter()
         for delay_s in delays_s:
@@ -67,7 +68,7 @@ def _once(comm: MPI.Intracomm, bound: int, work_s: float, delays_s: list[float])
         ended_s = time.perf_counter()
     mine: list[tuple[int, str, float, float]] = []
     left_s = started_s
-    for call, between_s in zip(exchange.calls, worked_s, strict=True):
+    for call, between_s in zip(exchange.calls[: len(worked_s)], worked_s, strict=True):
         mine.append((call.iteration, "work", left_s, between_s))
         if delays_s[call.iteration]:
             mine.append((call.iteration, "delay", between_s, call.entered_s))
