@@ -16,14 +16,14 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import pandas as pd
 
 from blslib import files
 from blslib.diagnosis.chrome import RankTrace, rank_trace
-from blslib.diagnosis.tracefile import LATEST_S, Json, Text, TraceError, opened
+from blslib.diagnosis.tracefile import LATEST_S, TraceError, opened
 
 RECORD_COLUMNS = ("rank", "iteration", "bound", "slot_bytes", "entered_s", "returned_s")
 CSV_COLUMNS = ("rank", "iteration", "compute_s")
@@ -110,10 +110,9 @@ def read(paths: Sequence[str | Path], *, sampled: bool = False) -> Trace:
     tables: list[tuple[Path, pd.DataFrame]] = []
     traces: list[RankTrace] = []
     for path in map(Path, paths):
-        with opened(path) as text:
-            head = text.peek()
+        with opened(path) as (head, text):
             if head[:1] in ("{", "["):
-                traces.append(rank_trace(path, Json(path, text)))
+                traces.append(rank_trace(path, text, "item" if head[0] == "[" else "traceEvents.item"))
             else:
                 tables.append((path, _table(path, head, text)))
     if tables and traces:
@@ -128,7 +127,7 @@ def read(paths: Sequence[str | Path], *, sampled: bool = False) -> Trace:
 # --- CSV -------------------------------------------------------------------------------------------------------------
 
 
-def _table(path: Path, head: str, text: Text) -> pd.DataFrame:
+def _table(path: Path, head: str, text: TextIO) -> pd.DataFrame:
     if not head:
         raise TraceError(f"{path} is empty: record the run again")
     if "\0" in head[:1000]:
