@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from decimal import Decimal
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -23,9 +24,12 @@ DEEPEST = 1000
 """Brackets that are open at the end of a chunk."""
 _LATEST_US = 1e6 * LATEST_S
 
-_ALL_TO_ALL = re.compile(r"all_?to_?all|SendRecv", re.IGNORECASE)
-_MEETING = re.compile(r"all_?reduce|all_?gather|reduce_?scatter|barrier", re.IGNORECASE)
-"""Collectives from which nobody returns before everybody has come."""
+_MEETING, _ALL_TO_ALL = "meeting", "all-to-all"
+"""Collectives from which nobody returns before everybody has come, and those that this is about."""
+_NAMES = {
+    _ALL_TO_ALL: re.compile(r"all_?to_?all|SendRecv", re.IGNORECASE),
+    _MEETING: re.compile(r"all_?reduce|all_?gather|reduce_?scatter|barrier", re.IGNORECASE),
+}
 
 
 class RankTrace(NamedTuple):
@@ -56,8 +60,6 @@ class _Timeline:
     """What one trace holds of the calls and of the work around them; times in microseconds of its own clock."""
 
     path: Path
-    rank: int | None = None
-    world: int | None = None
     calls: dict[str, list[tuple[float, float, Any]]] = field(default_factory=lambda: defaultdict(list))
     """By level: start, end, thread."""
     operators: dict[Any, array] = field(default_factory=lambda: defaultdict(lambda: array("d")))
@@ -66,17 +68,21 @@ class _Timeline:
     """Collectives that are no all-to-all, by level: start and name."""
 
 
-def _level(event: dict[str, Any], what: re.Pattern[str]) -> str | None:
-    """Where an event of such a collective stands, from the caller to the wire; None for all other events."""
-    kind, name, arguments = event.get("cat", ""), event.get("name", ""), event.get("args") or {}
-    said = arguments.get("Collective name")
+@lru_cache(10_000)
+def _collective(name: str) -> str:
+    """Which kind of collective it is by its name; "" for what is none."""
+    return next((what for what, names in _NAMES.items() if names.search(name)), "")
+
+
+def _level(event: dict[str, Any], name: str, kind: str) -> tuple[str, str]:
+    """Which kind of collective an event is, and where it stands from the caller to the wire; "" if it is none."""
+    said = (event.get("args") or {}).get("Collective name")
     if name == "record_param_comms":
-        return "parameters" if said and what.search(said) else None
-    if not what.search(name) or kind == "python_function" or kind.startswith("gpu_"):
-        return None
+        return _collective(said or ""), "parameters"
     if kind == "kernel":
-        return None if said and not what.search(said) else "kernel"
-    return "dispatch" if "::" in name else "transport"
+        return _collective(said or name), "kernel"
+    what = "" if kind == "python_function" or kind.startswith("gpu_") else _collective(name)
+    return what, "dispatch" if "::" in name else "transport"
 
 
 def rank_trace(path: Path, text: TextIO, key: str) -> RankTrace:
@@ -155,25 +161,22 @@ def _values(path: Path, text: TextIO, key: str, *, endless: bool = False) -> Ite
 
 
 def _take(found: _Timeline, event: dict[str, Any]) -> None:
-    kind, start, duration = event.get("cat"), float(event["ts"]), float(event.get("dur", 0))
+    name, kind = event.get("name", ""), event.get("cat", "")
+    start, duration = float(event["ts"]), float(event.get("dur", 0))
     if not (abs(start) < _LATEST_US and 0 <= duration < _LATEST_US):
-        raise TraceError(
-            f"{found.path}: event {event.get('name')!r} has ts {start} and dur {duration}: damaged, record it again"
-        )
-    level = _level(event, _ALL_TO_ALL)
-    if level:
-        thread = event.get("pid") if level == "kernel" else (event.get("pid"), event.get("tid"))
+        raise TraceError(f"{found.path}: event {name!r} has ts {start} and dur {duration}: damaged, record it again")
+    what, level = _level(event, name, kind)
+    thread = event.get("pid") if kind == "kernel" else (event.get("pid"), event.get("tid"))
+    if what == _ALL_TO_ALL:
         hash(thread)  # or it is damaged
         found.calls[level].append((start, start + duration, thread))
         return
-    name = event.get("name", "")
-    handed_over = kind == "cpu_op" and name.startswith("c10d::") and "wait" not in name
-    if other := _level(event, _MEETING) or ("dispatch" if handed_over else None):
-        found.others[other].append((start, event["args"]["Collective name"] if other == "parameters" else name))
-    if kind == "kernel":
-        found.operators[event.get("pid")].extend((start, start + duration))
-    elif kind == "cpu_op" and "wait" not in name:
-        found.operators[event.get("pid"), event.get("tid")].extend((start, start + duration))
+    if what == _MEETING:
+        found.others[level].append((start, event["args"]["Collective name"] if level == "parameters" else name))
+    if kind == "kernel" or (kind == "cpu_op" and "wait" not in name):
+        if not what and name.startswith("c10d::"):
+            found.others["dispatch"].append((start, name))
+        found.operators[thread].extend((start, start + duration))
 
 
 def _outermost(calls: list[tuple[float, float, Any]]) -> list[tuple[float, float, Any]]:
@@ -193,7 +196,7 @@ def _others(found: _Timeline, begin_us: np.ndarray) -> tuple[int, str, np.ndarra
     events = next((found.others[level] for level in levels if level in found.others), [])
     iterations = np.searchsorted(begin_us, [start for start, _ in events], "right") - 1
     between = [(i, name) for i, (_, name) in zip(iterations, events, strict=True) if 0 <= i < len(begin_us) - 1]
-    meetings = [(i, name) for i, name in between if _MEETING.search(name)]
+    meetings = [(i, name) for i, name in between if _collective(name) == _MEETING]
     meets = np.zeros(len(begin_us) - 1, bool)
     meets[[i for i, _ in meetings]] = True
     [(meeting, _)] = Counter(name for _, name in meetings).most_common(1) or [("", 0)]

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-BUFFER = 1 << 20
+BUFFER = 1 << 16
 LATEST_S = 1e12
 """Thirty thousand years: whatever is longer is damaged, and sums of what is not are numbers."""
 
