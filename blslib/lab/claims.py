@@ -32,8 +32,7 @@ from typing import Any
 import pandas as pd
 
 from blslib import files
-from blslib.lab.compare.contest import JUDGED
-from blslib.lab.compare.intervals import LEAST, Interval
+from blslib.lab.compare.intervals import JUDGED, LEAST, Interval
 from blslib.lab.rows import Row, Rows, data_folder, summary
 
 Claim = dict[str, Any]
