@@ -10,15 +10,12 @@ from mpi4py import MPI
 
 from blslib.lab import found
 from blslib.lab.compare import contenders as folder
-from blslib.lab.compare.intervals import interval
+from blslib.lab.compare.intervals import JUDGED, interval
 from blslib.lab.ranks.launch import free_bytes
 from blslib.lab.ranks.progress import report
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-JUDGED = 4
-"""The bound at which lag is judged, fixed beforehand: the best of those measured would mistake luck for gain."""
 
 NARROW = 0.03
 """Half the width of the lag effect's interval, as a share of the effect, at which that is known well enough."""

@@ -6,6 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+JUDGED = 4
+"""The bound at which lag is judged, fixed beforehand: the best of those measured would mistake luck for gain."""
+
 LEAST = 7
 """Repeats below which an interval is none, and a verdict inconclusive."""
 
