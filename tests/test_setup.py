@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,12 @@ INSTALLED_AS = {
 }
 # Not imported anywhere, yet needed: the launcher, the kernel, the linters, the browser's side, what installs us.
 TOOLS = {"mpich", "ipykernel", "jupyterlab", "ruff", "mypy", "pytest-rerunfailures", "anywidget", "setuptools"}
+
+DEVELOPMENT = {"hypothesis", "jupyterlab", "mpich", "mypy", "nbformat", "packaging", "pytest", "pytest-rerunfailures"}
+DEVELOPMENT |= {"pyyaml", "ruff", "setuptools"}
+"""What no extra brings: the launcher, the browser's side, and what tests and linters need."""
+
+ANY_EXTRA = {"extra": "format-nongpl"}  # the one extra of another package that something asks for
 
 
 def conda() -> dict[str, str]:
@@ -151,6 +158,26 @@ def test_extras_say_what_the_environment_files_say() -> None:
     everywhere = conda()
     for name, wanted in declared("lab").items():
         assert everywhere[{"torch": "pytorch-cpu"}.get(name, name)] == wanted, name
+
+
+def test_all_three_files_name_the_same_packages() -> None:
+    """Whoever comes by conda, by pip's pins or by an extra gets the same; beside it there are tools, and no more."""
+    from packaging.requirements import Requirement
+
+    pip_names = {conda_name: pip_name.lower() for conda_name, pip_name in INSTALLED_AS.values()}
+    named = {pip_names.get(name, name) for name in conda()} - {"python", "pip"}
+    assert named - set(declared("lab")) == DEVELOPMENT
+    assert named <= set(pins())
+    # The pins hold what these ask for as well, and nothing for which nobody has asked.
+    asked, new = set[str](), named | set(declared("lab"))
+    while new:
+        asked |= new
+        lines = [line for name in new & set(pins()) for line in metadata.requires(name) or ()]
+        wanted = [Requirement(line) for line in lines]
+        new = {
+            each.name.lower().replace("_", "-") for each in wanted if not each.marker or each.marker.evaluate(ANY_EXTRA)
+        } - asked
+    assert set(pins()) <= asked
 
 
 # Stands before the program, and hides packages from it.
