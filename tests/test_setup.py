@@ -30,8 +30,6 @@ DEVELOPMENT = {"hypothesis", "jupyterlab", "mpich", "mypy", "nbformat", "packagi
 DEVELOPMENT |= {"pyyaml", "ruff", "setuptools"}
 """What no extra brings: the launcher, the browser's side, and what tests and linters need."""
 
-ANY_EXTRA = {"extra": "format-nongpl"}  # the one extra of another package that something asks for
-
 
 def conda() -> dict[str, str]:
     """Package to version range of environment.yml; pip's part, if any, too."""
@@ -169,15 +167,19 @@ def test_all_three_files_name_the_same_packages() -> None:
     assert named - set(declared("lab")) == DEVELOPMENT
     assert named <= set(pins())
     # The pins hold what these ask for as well, and nothing for which nobody has asked.
-    asked, new = set[str](), named | set(declared("lab"))
+    asked: set[tuple[str, str]] = set()
+    new = {(name, "") for name in named}
     while new:
         asked |= new
-        lines = [line for name in new & set(pins()) for line in metadata.requires(name) or ()]
-        wanted = [Requirement(line) for line in lines]
-        new = {
-            each.name.lower().replace("_", "-") for each in wanted if not each.marker or each.marker.evaluate(ANY_EXTRA)
-        } - asked
-    assert set(pins()) <= asked
+        needs = [
+            (Requirement(line), extra)
+            for name, extra in new
+            if name in pins()
+            for line in metadata.requires(name) or ()
+        ]
+        needs = [each for each, extra in needs if not each.marker or each.marker.evaluate({"extra": extra})]
+        new = {(each.name.lower().replace("_", "-"), extra) for each in needs for extra in ("", *each.extras)} - asked
+    assert set(pins()) <= {name for name, _ in asked}
 
 
 # Stands before the program, and hides packages from it.
@@ -242,7 +244,7 @@ def test_diagnose_needs_neither_mpi_nor_torch(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out.json").read_text())
 
 
-@pytest.mark.parametrize("module", ["alltoallv", "baselines", "process_group"])
+@pytest.mark.parametrize("module", ["alltoallv", "baselines", "torch.process_group"])
 def test_without_an_mpi_library_it_says_what_brings_one(module: str) -> None:
     environment = {**os.environ, "MPI4PY_LIBMPI": "no such library"}
     command = [sys.executable, "-c", f"import blslib.collective.{module}"]
