@@ -96,8 +96,9 @@ def rank_trace(path: Path, text: TextIO, key: str) -> RankTrace:
     Raises:
         TraceError: the file is damaged, ends too early, or holds fewer than two all-to-all calls.
     """
-    found, events = _Timeline(path), 0
-    for events, event in enumerate(_values(path, text, key), 1):
+    found, events = _Timeline(path), False
+    for event in _values(path, text, key):
+        events = True
         try:
             if isinstance(event, dict) and event.get("ph") == "X":
                 _take(found, event)

@@ -126,8 +126,7 @@ class Diagnosis:
     def rows_of_parts(self) -> list[dict[str, Any]]:
         """A row for each part: case, part, seconds, share."""
         return [
-            {"part": name, "seconds": self.seconds(part), "share": self.share(part)}
-            for part, name in PARTS.items()
+            {"part": name, "seconds": self.seconds(part), "share": self.share(part)} for part, name in PARTS.items()
         ]
 
     def rows_of_bounds(self) -> list[dict[str, Any]]:
@@ -216,7 +215,7 @@ def text(found: Diagnosis) -> str:
         lines.append(f"  its bound has won {won} of dynamic imbalance already, which is not in this list")
     pop = (f"{name.removesuffix('_efficiency').replace('_', ' ')} {e:.1%}" for name, e in parts.efficiencies.items())
     lines += [f"  POP: {', '.join(pop)}", "", *wrap(_sentence(found.verdict), COLUMNS), ""]
-    lines.append(f"  bound   time of this run, predicted{'less':>16}  serialisation  transfer  parallel")
+    lines.append(f"  bound   time of this run, predicted{'less':>7}{'serial.':>9}{'transfer':>9}{'parallel':>9}")
     top = max(advice.curve_s[0], 1e-300)
     enough = next(k for k in SHOWN if k >= advice.bound and advice.curve_s[k] <= 1.001 * advice.curve_s.min())
     mark = f"  <- within 2 % of the {'limit' if advice.enough else 'best'}"
@@ -224,8 +223,8 @@ def text(found: Diagnosis) -> str:
         k, seconds = row["bound"], row["predicted_s"]
         if row["chosen"] or (row["shown"] and k <= enough):
             less = f"{1 - seconds / top:z6.1%}" if k else ""
-            pop = f"{row['serialisation']:15.1%}{row['transfer']:10.1%}{row['parallel_efficiency']:10.1%}"
-            told = f"{_bar(seconds / top, 16):16} {less:6}{pop}{mark if row['chosen'] and k else ''}"
+            shares = f"{row['serialisation']:9.1%}{row['transfer']:9.1%}{row['parallel_efficiency']:9.1%}"
+            told = f"{_bar(seconds / top, 16):16} {less:6}{shares}{mark if row['chosen'] and k else ''}"
             lines.append(f"  {k:5} {seconds / size:9.3f} {unit}  {told}")
     limit = advice.limit_s / top
     lines.append(f"  limit {advice.limit_s / size:9.3f} {unit}  {_bar(limit, 16):16} {1 - limit:z6.1%}")
