@@ -44,13 +44,9 @@ class Diagnosis:
     advice: Recommendation
     memory_bytes: int | None
 
-    def seconds(self, part: str) -> float:
-        """Of the measured time, by a name of ``PARTS``."""
-        return getattr(self.parts, f"{part}_s")
-
     def share(self, part: str) -> float:
         """Share of the measured time, by a name of ``PARTS``."""
-        return self.seconds(part) / self.parts.total_s if self.parts.total_s else 0.0
+        return getattr(self.parts, f"{part}_s") / self.parts.total_s if self.parts.total_s else 0.0
 
     def at(self, bound: int) -> Split:
         """What the split would be at a bound from 0 to 64, the exchange taking its ranks' own time."""
@@ -124,10 +120,9 @@ class Diagnosis:
         return notes
 
     def rows_of_parts(self) -> list[dict[str, Any]]:
-        """A row for each part: case, part, seconds, share."""
-        return [
-            {"part": name, "seconds": self.seconds(part), "share": self.share(part)} for part, name in PARTS.items()
-        ]
+        """A row for each part: its name, seconds, and share."""
+        seconds = {part: getattr(self.parts, f"{part}_s") for part in PARTS}
+        return [{"part": PARTS[part], "seconds": time_s, "share": self.share(part)} for part, time_s in seconds.items()]
 
     def rows_of_bounds(self) -> list[dict[str, Any]]:
         """A row for each bound from 0 to 64: the predictions, the limit, whether it is the one to choose, and shown,
@@ -204,11 +199,10 @@ def text(found: Diagnosis) -> str:
     size, unit = _unit(max(parts.total_s, advice.curve_s[0]))
     times = parts.limit_s / parts.useful_s if parts.useful_s else 1.0
     busiest = f"rank {parts.busiest} works {times:.2f} times the mean" if times >= 1.005 else ""
-    remarks = {"static": busiest, "dynamic": "waiting for whoever comes last"}
-    for part, name in PARTS.items():
-        seconds, share = found.seconds(part), found.share(part)
-        bar = f"{_bar(share, 24):24} {remarks.get(part, '')}"
-        lines.append(f"  {name:18}{seconds / size:z10.3f} {unit}{share:z7.1%}  {bar}".rstrip())
+    remarks = {PARTS["static"]: busiest, PARTS["dynamic"]: "waiting for whoever comes last"}
+    for row in found.rows_of_parts():
+        bar = f"{_bar(row['share'], 24):24} {remarks.get(row['part'], '')}"
+        lines.append(f"  {row['part']:18}{row['seconds'] / size:z10.3f} {unit}{row['share']:z7.1%}  {bar}".rstrip())
     lines.append(f"  {kind:18}{parts.total_s / size:10.3f} {unit}{1:7.1%}")
     if found.trace.bound:
         won = f"{parts.won_s / size:10.3f} {unit}"

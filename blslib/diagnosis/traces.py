@@ -142,8 +142,6 @@ def _table(path: Path, head: str, text: TextIO) -> pd.DataFrame:
     if missing := [name for name in wanted if name not in columns]:
         told = ", ".join(columns[:12]) + (" ..." if len(columns) > 12 else "")
         cures = [_meant(columns, name) or f"add {name}" for name in missing]
-        if pd.to_numeric(pd.Series(columns), errors="coerce").notna().all():
-            cures = ["write the names of the columns above them"]
         raise TraceError(f"{path} has the columns {told} and lacks {', '.join(missing)}: {', '.join(cures)}")
     if again := {name for name in wanted if columns.count(name) > 1}:
         raise TraceError(f"{path} has the column {min(again)} {columns.count(min(again))} times: leave one")
