@@ -116,9 +116,10 @@ RECORDED = f"""{NAP}
 import numpy as np
 from mpi4py import MPI
 from blslib.collective.alltoallv import BoundedLagAlltoallv
+from blslib.collective.clock import Clock
 from blslib.diagnosis.traces import save
 comm = MPI.COMM_WORLD
-with BoundedLagAlltoallv(comm, bound=1, slot_bytes=100, record=True) as exchange:
+with Clock(BoundedLagAlltoallv(comm, bound=1, slot_bytes=100)) as exchange:
     for i in range(6):
         nap(0.02 if i % 2 == comm.rank else 0.005)
         exchange.post([np.zeros(5, np.float32)] * comm.size)
@@ -152,8 +153,8 @@ def assert_work_is_what_was_slept(work_s: np.ndarray, printed: str) -> None:
 
 def test_nothing_recorded_is_not_saved(tmp_path: Path) -> None:
     comm: Any = SimpleNamespace(rank=0, allgather=lambda mine: [[(0, 0, 64, 0.0, 1.0)], mine])
-    with pytest.raises(ValueError, match="rank 1 recorded no calls: build the exchange with record=True"):
-        save(tmp_path / "run", comm, SimpleNamespace(calls=[], bound=0, slot_bytes=64))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="rank 1 noted no post: give the clock through which it posts"):
+        save(tmp_path / "run", comm, SimpleNamespace(calls=[]))
     assert not (tmp_path / "run").exists()
 
 

@@ -67,22 +67,23 @@ class Trace:
     notes: tuple[str, ...] = ()
 
 
-def save(path: str | Path, comm: Any, exchange: Any) -> None:
-    """Write the calls of an exchange built with ``record=True``, those of all ranks, as CSV on rank 0. Collective.
+def save(path: str | Path, comm: Any, clock: Any) -> None:
+    """Write the posts that a ``Clock`` has noted, those of all ranks, as CSV on rank 0. Collective.
 
     Args:
         path: of the file; ``read`` reads it.
         comm: the communicator that the exchange was built on.
-        exchange: may be closed already.
+        clock: ``blslib.collective.clock.Clock`` around that exchange, which may be closed already.
 
     Raises:
-        ValueError: on every rank, if one of them has recorded nothing.
+        ValueError: on every rank, if one of them has noted no post.
         WriteError: on every rank, if the file cannot be written.
     """
-    mine = [(c.iteration, exchange.bound, exchange.slot_bytes, c.entered_s, c.returned_s) for c in exchange.calls]
+    posts = [call for call in clock.calls if call.kind == "post"]
+    mine = [(c.iteration, clock.bound, clock.exchange.slot_bytes, c.entered_s, c.returned_s) for c in posts]
     everybody = comm.allgather(mine)
     if not all(everybody):
-        raise ValueError(f"rank {everybody.index([])} recorded no calls: build the exchange with record=True")
+        raise ValueError(f"rank {everybody.index([])} noted no post: give the clock through which it posts")
     failure = None
     if comm.rank == 0:
         rows = [(rank, *call) for rank, calls in enumerate(everybody) for call in calls]

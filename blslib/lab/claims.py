@@ -1,160 +1,188 @@
-"""What the paper claims, judged by what was measured here: an effect, an interval, a verdict, and the reason in words.
+"""What the paper claims, judged by what was measured here: three effects, what theory expects, a verdict, its reason.
 
-The paper (arXiv 2512.19342) is taken at its directions, never at a number. The thresholds are ours, fixed in advance:
+The paper (arXiv 2512.19342) is taken at its directions, never at a number. Its claims are about lag, and the speed-up
+over ``MPI_Alltoallv`` (*whole*) is a product: *exchange*, our bound 0 over MPI, times *lag*, bound k over bound 0. Lag
+is judged, and the other two stand beside it. k is ``JUDGED``, fixed in advance: the best of several bounds would
+mistake luck for gain.
 
-- The interval is a bootstrap over the repeats: 95 % of the medians of resampled repeats, seeded. Speed-ups are paired,
-  both runs of a pair being of the same repeat. They are judged at one bound, ``BOUND``, and not at the best of those
-  measured, which would mistake luck for gain. It is the number of ranks in the notebooks: time for a delay to go round.
-- *No notable advantage*: reproduced if the interval stays at or below 1.10, not if it lies wholly above.
-- *Better*: a gain of less than 5 % is none. Reproduced if the interval lies above 1 and the median is at least 1.05;
-  not reproduced if the interval stays below 1.05. This must hold against ``MPI_Alltoallv``, and also against our own
-  exchange at bound 0, since what that one gains comes of a quicker exchange and not of lag.
-- *Latency*: judged as *better* is, by the 99th percentile from arrival to scores under arrivals that do not wait.
-- *Masked altogether*: the time of a run over that of the busiest rank's own work, at every bound from the number of
-  ranks on: reproduced if the interval over these bounds stays at or below 1.05, not if it lies wholly above.
-- *Accuracy preserved*: reproduced if every score of every run is bit-identical.
+*Expected* is what follows from the run's own work (``rows.derived``): from ``expected_low``, if the exchange stays as
+exposed as it is, to ``expected_high``, if lag hides all that bound 0 exposes. The verdict is that of the first rule
+that applies, whatever the claim hopes for:
 
-What is neither is inconclusive.
+1. There are fewer than ``LEAST`` repeats: *inconclusive*.
+2. The interval of lag's effect misses what is expected by more than 5 %: *contradicts the prediction*.
+3. The interval lies within 0.95 to 1.05 (or begins lower, where a loss is expected, but at most 5 % below that): *no
+   gain, as predicted* if ``expected_low`` is below 1.05, else *contradicts the prediction*.
+4. The interval lies above 1, and ``expected_high`` is at least 1.05: *gain as predicted*.
+5. The rest is *inconclusive*. Only an interval wider than 0.05 can get here, or one that holds 0.95, or one that holds
+   1.05 although less is expected.
+
+Judged are runs in which every rank has a core, and the bare exchange under sleeps, which needs none. Where computing
+ranks take turns on cores, their work changes with the bound, of which the theory knows nothing: that is refused.
 """
 
 import json
 import textwrap
 from collections.abc import Sequence
 from itertools import zip_longest
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import pandas as pd
 
 from blslib import files
-from blslib.lab.rows import Row, data_folder
+from blslib.lab.compare.intervals import JUDGED, LEAST, Interval
+from blslib.lab.rows import Row, Rows, data_folder, summary
 
 Claim = dict[str, Any]
-Interval = tuple[float, float, float]
 
-BOUND = 4
-NOTABLE, GAIN, MASKED = 1.10, 1.05, 1.05
-REPRODUCED, NOT, OPEN = "reproduced", "not reproduced", "inconclusive"
-HEADS = {"claim": "The paper claims (direction only)", "source": "source", "measured": "measured here",
-         "verdict": "verdict", "reason": "reason"}  # fmt: skip
-WIDTHS = {"source": 30, "measured": 21, "verdict": 14, "reason": 47}
+LESS, MORE = 0.95, 1.05
+"""An effect between them is none, and what is so far from the expected is as expected."""
 
-
-def interval(values: Sequence[float] | np.ndarray, resamples: int = 10_000) -> Interval:
-    """Median, and the ends of the 95 % bootstrap interval of the median.
-
-    Raises:
-        ValueError: there are no values.
-    """
-    found = np.asarray(values, dtype=np.float64)
-    if not found.size:
-        raise ValueError("an interval needs at least one value, got none")
-    drawn = np.random.default_rng(1).choice(found, (resamples, found.size))
-    low, high = np.percentile(np.median(drawn, axis=1), [2.5, 97.5])
-    return float(np.median(found)), float(low), float(high)
+GAIN, NO_GAIN = "gain as predicted", "no gain, as predicted"
+CONTRADICTS, OPEN = "contradicts the prediction", "inconclusive"
+HOLDS, FAILS = "holds", "fails"
+EFFECTS = {"whole": "whole", "exchange": "of which exchange", "lag": "of which lag"}
+ENDS = ("", "_low", "_high")
+HEADS = {"claim": "claim", **EFFECTS, "expected": "theory expects", "verdict": "verdict", "reason": "reason"}
+WIDTHS = {"claim": 26, "whole": 16, "exchange": 16, "lag": 16, "expected": 12, "verdict": 22}
 
 
-def no_advantage(rows: Sequence[Row], *, cores: int, by: str = "scenario") -> list[Claim]:
-    """Claim (a), balanced runs gain nothing notable: one for each value of ``by``; rows of ``recommend.run``."""
-    found = []
-    for name in _names(rows, by):
-        ours, alone = _pair(rows, by, name)
-        over_mpi = interval(_numbers(ours["speedups"]))
-        verdict, reason = _at_most(NOTABLE, over_mpi), _of_which(ours, alone)
-        if verdict != REPRODUCED:
-            reason += _headroom(alone)
-            if ours["ranks"] > cores:
-                reason += "; ranks take turns on cores here, an imbalance of its own"
-        elif over_mpi[2] < 1 / NOTABLE:
-            reason += "; it is notably slower"
-        claim = "(a) balanced: no notable advantage"
-        found.append(_claim(claim, _source(ours, name, cores), over_mpi, "× MPI_Alltoallv", verdict, reason))
-    return found
+def verdict(lag: Interval, expected_low: float, expected_high: float, repeats: int) -> tuple[str, str]:
+    """The verdict on an effect of lag, by the rules above, and its reason."""
+    if repeats < LEAST:
+        return OPEN, f"fewer than {LEAST} repeats"
+    if lag.high < LESS * expected_low or lag.low > MORE * expected_high:
+        return CONTRADICTS, "the interval misses what is expected by more than 5 %"
+    if lag.low >= LESS * min(1, expected_low) and lag.high <= MORE:
+        if expected_low < MORE:
+            return NO_GAIN, "any gain is below 5 %"
+        return CONTRADICTS, "any gain is below 5 %, and at least that was expected"
+    if lag.low > 1 and expected_high >= MORE:
+        return GAIN, "the interval lies above 1 and within 5 % of what is expected"
+    return OPEN, f"the interval, {lag.low:.3f} to {lag.high:.3f}, is too wide to tell an effect of 5 % from none"
 
 
-def better(rows: Sequence[Row], claim: str, *, cores: int, by: str = "scenario") -> list[Claim]:
-    """Claims (b) and (c), the throughput is better: one for each value of ``by``; rows of ``recommend.run``."""
-    found = []
-    for name in _names(rows, by):
-        ours, alone = _pair(rows, by, name)
-        over_mpi = interval(_numbers(ours["speedups"]))
-        verdict, reason = _gain(over_mpi, _by_lag(ours, alone)), _of_which(ours, alone)
-        if verdict != REPRODUCED:
-            reason += _headroom(alone)
-        found.append(_claim(claim, _source(ours, name, cores), over_mpi, "× MPI_Alltoallv", verdict, reason))
-    return found
-
-
-def latency(rows: Sequence[Row], *, cores: int) -> list[Claim]:
-    """Claim (f), latency is better, judged by its 99th percentile in open loop: one for each rate of arrivals.
+def judge(
+    rows: Rows, claim: str, *, cores: int, by: str = "scenario", headlines: Sequence[Any] = (), bound: int = JUDGED
+) -> list[Claim]:
+    """One claim for each value of ``by``.
 
     Args:
-        rows: of ``serving.run``, of ranks that poll while idle.
+        rows: raw, one per repeat, of ``dlrm.run``, ``delayed.run`` or ``arrivals.run``: MPI, and bounded lag at bound 0
+            and at ``bound``.
+        claim: its words.
         cores: of the machine that ran them.
+        by: the column that tells the settings apart.
+        headlines: the values of ``by`` whose claims the README shows.
+        bound: at which lag is judged.
+
+    Raises:
+        ValueError: computing ranks shared cores, MPI was not measured, or not exactly one setting is there to judge.
     """
-    found = []
-    for rate in _names(rows, "rate_per_s"):
-        ours, alone = _pair(rows, "rate_per_s", rate)
-        gains, without_lag = _numbers(ours["gains_p99"]), _numbers(alone["gains_p99"])
-        over_mpi, by_lag = interval(gains), _by_lag(ours, alone, "gains_p99")
-        reason = (
-            f"bound {BOUND}, {len(gains)} repeats; p50 {np.median(_numbers(ours['gains_p50'])):.2f} × shorter; of p99 "
-            + _split(np.median(without_lag), by_lag)
-        )
-        source = f"{ours['law']} delays, {rate:g} batches a second, {ours['ranks']} ranks on {cores} cores, open loop"
-        verdict = _gain(over_mpi, by_lag)
-        found.append(_claim("(f) delays: latency better", source, over_mpi, "× shorter p99", verdict, reason))
+    table, found = summary(rows), []
+    for name in dict.fromkeys(table[by]):
+        here, needed = table[table[by] == name], (("mpi", 0), ("bls", 0), ("bls", bound))
+        lines = [here[(here["contender"] == who) & (here["bound"] == k)] for who, k in needed]
+        if any(len(line) != 1 for line in lines):
+            cure = f"measure mpi, and bls at bounds 0 and {bound}, and judge one setting at a time"
+            raise ValueError(f"of {by} {name!r} there is not one run each to judge: {cure}")
+        mpi, alone, ours = (line.iloc[0] for line in lines)
+        parts = {"whole": (ours, "speedup"), "exchange": (alone, "speedup"), "lag": (ours, "lag_effect")}
+        effects = {part: Interval(*(line[of + end] for end in ENDS)) for part, (line, of) in parts.items()}
+        over, mpi_over = (line["measured_s"] / line["limit_s"] for line in (ours, mpi))
+        about = f"bound {bound}, {ours['repeats']} repeats; {over:.2f} × the busiest rank's work (mpi {mpi_over:.2f} ×)"
+        about += f"; {ours['source']}" if "source" in ours else ""
+        judged = _judged(name, ours, cores, effects, (ours["expected_low"], ours["expected_high"]), about)
+        found.append({"claim": claim, **judged, "headline": name in headlines})
     return found
 
 
-def masked(rows: Sequence[Row], law: str = "rotating") -> list[Claim]:
-    """Claim (d), in the best case the delays are masked altogether: from rows of ``delayed.run``.
+def masked(rows: Rows, *, cores: int, law: str = "rotating", headlines: Sequence[int] = ()) -> list[Claim]:
+    """Claim (d), in the best case the delays are masked altogether: one for each number of ranks.
+
+    Args:
+        rows: raw, of ``delayed.run``. Lag is judged at the least bound measured that is neither below ``JUDGED`` nor
+            below the number of ranks, the iterations in which a delay goes round.
+        cores: of the machine that ran them.
+        law: the delays that go round.
+        headlines: the numbers of ranks whose claims the README shows.
 
     Raises:
-        ValueError: no row of bounded lag has this law and a bound of at least the number of ranks.
+        ValueError: there is no such bound, or what ``judge`` refuses.
     """
-    wide = [row for row in rows if row["contender"] == "bls" and row["law"] == law and row["bound"] >= row["ranks"]]
-    if not wide:
-        raise ValueError(f"no row of bounded lag with law {law!r} and a bound of at least the number of ranks")
-    over_limit = interval([row["measured_s"] / row["limit_s"] for row in wide])
-    reason = (
-        f"bounds {', '.join(str(row['bound']) for row in wide)}; no rank can be quicker than its own work and delays"
-    )
-    if mpi := [row for row in rows if row["contender"] == "mpi" and row["law"] == law]:
-        reason += f"; MPI_Alltoallv takes {mpi[0]['measured_s'] / mpi[0]['limit_s']:.2f} × that"
-    source = f"{law}, {wide[0]['ranks']} ranks: delays by sleep around the bare exchange"
-    claim = "(d) best case: delays masked altogether"
-    return [_claim(claim, source, over_limit, "× busiest rank", _at_most(MASKED, over_limit), reason)]
+    table, found = pd.DataFrame(rows), []
+    for ranks, here in table[table["law"] == law].groupby("ranks", sort=False):
+        bounds = here.loc[(here["contender"] == "bls") & (here["bound"] >= max(ranks, JUDGED)), "bound"]
+        if bounds.empty:
+            raise ValueError(f"no run of bounded lag on {ranks} ranks at a bound of that or more: measure one")
+        shown, text = [law] * (ranks in headlines), "(d) best case: delays masked altogether"
+        found += judge(here, text, cores=cores, by="law", headlines=shown, bound=int(bounds.min()))
+    return found
+
+
+def latency(rows: Rows, *, cores: int, headlines: Sequence[float] = ()) -> list[Claim]:
+    """Claim (f), latency is better, judged by its 99th percentile in open loop: one for each rate of arrivals.
+
+    Effects are ratios of percentiles, and so is what theory expects: the predicted percentile at bound 0 over that at
+    ``JUDGED``, with as much on top of both as was measured at ``JUDGED``; or what was measured at bound 0 over the
+    predicted one at ``JUDGED``.
+
+    Args:
+        rows: raw, of ``serving.run``, of ranks that poll while idle.
+        cores: of the machine that ran them.
+        headlines: the rates whose claims the README shows.
+
+    Raises:
+        ValueError: ranks shared cores.
+    """
+    from blslib.lab.experiments import serving
+
+    found = []
+    for rate, here in pd.DataFrame(rows).groupby("rate_per_s", sort=False):
+        pooled = serving.pooled(here).set_index(["contender", "bound"])
+        ours, alone = pooled.loc[("bls", JUDGED)], pooled.loc[("bls", 0)]
+        pairs = {"whole": (JUDGED, "mpi"), "exchange": (0, "mpi"), "lag": (JUDGED, "bls")}
+        effects = {part: serving.gains(here, 99, ("bls", k), (other, 0)) for part, (k, other) in pairs.items()}
+        ours_s, free_s = ours["latency_p99_s"], ours["predicted_p99_s"]
+        low = (alone["predicted_p99_s"] + ours_s - free_s) / ours_s
+        expected = low, max(low, alone["latency_p99_s"] / free_s)
+        about = f"bound {JUDGED}, {ours['batches']:,} batches of {ours['draws']} draws"
+        judged = _judged(f"{rate:g} batches a second", ours, cores, effects, expected, about)
+        found.append({"claim": "(f) delays: latency better, at p99", **judged, "headline": rate in headlines})
+    return found
 
 
 def accuracy(rows: Sequence[Row], source: str) -> list[Claim]:
-    """Claim (e), accuracy is fully preserved: from all rows of ``recommend.run`` at hand."""
-    same = [bool(row["identical_scores"]) for row in rows]
-    share = sum(same) / len(same)
-    verdict = REPRODUCED if all(same) else NOT
-    runs = sum(int(row["repeats"]) for row in rows)
-    reason = f"scores compared bit for bit in {runs:,} runs, {same.count(False)} of {len(same)} settings differ"
-    return [_claim("(e) accuracy fully preserved", source, (share,) * 3, "of settings", verdict, reason)]
+    """Claim (e), accuracy is fully preserved: from all raw rows with ``identical`` at hand."""
+    same: dict[tuple[Any, ...], bool] = {}
+    for row in rows:
+        run = tuple(row.values())[: list(row).index("repeat") + 1]  # the batches of serving share one
+        same[run] = same.get(run, True) and bool(row["identical"])
+    return [_scores(source, len(same), list(same.values()).count(False))]
+
+
+def headlines(claims: Sequence[Claim]) -> list[Claim]:
+    """The claims that the README shows; those about scores as one."""
+    scores = [claim for claim in claims if claim["quantity"] == "scores"]
+    runs, differ = (sum(claim[name] for claim in scores) for name in ("repeats", "differ"))
+    return [claim for claim in claims if claim["headline"]] + [_scores("every run", runs, differ)] * bool(scores)
 
 
 def table(claims: Sequence[Claim]) -> str:
-    """The claims as text of at most 120 columns, for a terminal: what is claimed, below it what was found where."""
-    rules = {name: "-" * width for name, width in WIDTHS.items()}
-    blocks = [f"{HEADS['claim']}, and what was measured here", _wrapped(HEADS), _wrapped(rules)]
-    for text in sorted({claim["claim"] for claim in claims}):
-        found = [claim for claim in claims if claim["claim"] == text]
-        blocks += [text, *(_wrapped(claim | {"measured": _measured(claim)}) for claim in found)]
-    return "\n".join(blocks)
+    """The claims as text of at most 120 columns, for a terminal; with its reason what was not to be expected."""
+    rows = [HEADS, {name: "-" * width for name, width in WIDTHS.items()}, *_cells(claims, aside=True)]
+    wrapped = [[textwrap.wrap(row[name], width) for name, width in WIDTHS.items()] for row in rows]
+    lines = [line for row in wrapped for line in zip_longest(*row, fillvalue="")]
+    return "\n".join("  ".join(map(str.ljust, line, WIDTHS.values())).rstrip() for line in lines)
 
 
 def markdown(claims: Sequence[Claim], *, reasons: bool = True) -> str:
-    """The claims as a table in Markdown, for notebooks and, without the reasons, for the README."""
+    """The claims as a table in Markdown, with a column of reasons, or with those alone that ``table`` has."""
+    rows = [HEADS, dict.fromkeys(HEADS, "---"), *_cells(claims, aside=not reasons)]
     names = [name for name in HEADS if reasons or name != "reason"]
-    lines = [f"| {' | '.join(HEADS[name] for name in names)} |", "|---" * len(names) + "|"]
-    for claim in sorted(claims, key=lambda claim: claim["claim"]):
-        cells = claim | {"measured": _measured(claim), "verdict": f"**{claim['verdict']}**"}
-        lines.append("| " + " | ".join(cells[name].replace("|", "\\|") for name in names) + " |")
-    return "\n".join(lines)
+    return "\n".join(f"| {' | '.join(row[name].replace('|', '&#124;') for name in names)} |" for row in rows)
 
 
 def write(stem: str, claims: Sequence[Claim]) -> Path:
@@ -164,72 +192,52 @@ def write(stem: str, claims: Sequence[Claim]) -> Path:
     return path
 
 
-def _claim(claim: str, source: str, found: Interval, unit: str, verdict: str, reason: str) -> Claim:
-    names = ("claim", "source", "effect", "low", "high", "unit", "verdict", "reason")
-    return dict(zip(names, (claim, source, *found, unit, verdict, reason), strict=True))
+def _judged(
+    name: str, ours: Any, cores: int, effects: dict[str, Interval], expected: tuple[float, float], about: str
+) -> Claim:
+    """What is said of a setting; ``ours`` is bounded lag's line of ``rows.summary`` or of ``serving.pooled``."""
+    ranks, latency = int(ours["ranks"]), "draws" in ours
+    repeats, where = int(ours["draws" if latency else "repeats"]), f"{ranks} ranks on {cores} cores"
+    if "bytes_per_block" in ours:
+        where = f"{ranks} ranks, sleeps around the bare exchange"
+    elif ranks > cores:
+        raise ValueError(f"{ranks} computing ranks took turns on {cores} cores: judge a run on at most {cores} ranks")
+    decided, why = verdict(effects["lag"], *expected, repeats)
+    return {
+        **{"source": f"{name}, {where}", "quantity": "latency" if latency else "throughput"},
+        **{"ranks": ranks, "cores": cores, "own_cores": ranks <= cores, "repeats": repeats},
+        **{part + end: float(x) for part, of in effects.items() for end, x in zip(ENDS, of, strict=True)},
+        **{"expected_low": float(expected[0]), "expected_high": float(expected[1])},
+        **{"verdict": decided, "reason": f"{why}; {about}"},
+    }
 
 
-def _names(rows: Sequence[Row], by: str) -> list[str]:
-    return list(dict.fromkeys(row[by] for row in rows))
+def _scores(source: str, runs: int, differ: int) -> Claim:
+    reason = f"{differ:,} of {runs:,} runs differ" if differ else f"bit-identical in {runs:,} runs"
+    about = {"claim": "(e) accuracy fully preserved", "source": source, "quantity": "scores", "repeats": runs}
+    return {**about, "differ": differ, "verdict": FAILS if differ else HOLDS, "reason": reason, "headline": False}
 
 
-def _pair(rows: Sequence[Row], by: str, name: str) -> tuple[Row, Row]:
-    """Bounded lag's rows at the bound that is judged, and at bound 0."""
-    ours = {row["bound"]: row for row in rows if row["contender"] == "bls" and row[by] == name}
-    for bound in (BOUND, 0):
-        if bound not in ours:
-            raise ValueError(f"no row of bounded lag at bound {bound} with {by} {name!r}: measure that bound too")
-    return ours[BOUND], ours[0]
+def _cells(claims: Sequence[Claim], aside: bool) -> list[dict[str, str]]:
+    """The claims as text, by the names of ``HEADS``; reasons ``aside`` stand beside unexpected verdicts."""
+    rows = []
+    for claim in sorted(claims, key=itemgetter("claim")):
+        cells = dict.fromkeys(HEADS, "") | {name: claim[name] for name in ("verdict", "reason")}
+        cells["claim"] = f"{claim['claim']}: {claim['source']}"
+        if aside and claim["verdict"] in {OPEN, CONTRADICTS}:
+            cells["verdict"] += f": {claim['reason']}"
+        if claim["quantity"] == "scores":
+            cells["whole"] = claim["reason"]
+        else:
+            say = _shorter if claim["quantity"] == "latency" else "{:.2f}".format
+            for part in EFFECTS:
+                cells[part] = "{} ({} to {})".format(*(say(claim[part + end]) for end in ENDS))
+            cells["expected"] = " to ".join(dict.fromkeys(say(claim["expected" + end]) for end in ENDS[1:]))
+        rows.append(cells)
+    return rows
 
 
-def _numbers(text: str) -> np.ndarray:
-    return np.array(text.split(), dtype=np.float64)
-
-
-def _by_lag(ours: Row, alone: Row, column: str = "speedups") -> Interval:
-    """What lag makes of it: over the same exchange at bound 0, repeat by repeat."""
-    return interval(_numbers(ours[column]) / _numbers(alone[column]))
-
-
-def _at_most(most: float, found: Interval) -> str:
-    _, low, high = found
-    return REPRODUCED if high <= most else NOT if low > most else OPEN
-
-
-def _gain(*found: Interval) -> str:
-    """Better by each of these: over MPI_Alltoallv, and by lag itself."""
-    if any(high < GAIN for _, _, high in found):
-        return NOT
-    return REPRODUCED if all(low > 1 and effect >= GAIN for effect, low, _ in found) else OPEN
-
-
-def _source(ours: Row, name: str, cores: int) -> str:
-    return f"{name}, {ours['ranks']} ranks on {cores} cores: {ours['source']}"
-
-
-def _of_which(ours: Row, alone: Row) -> str:
-    """How much of the effect is there without any lag, and how much the lag adds."""
-    split = _split(alone["speedup_over_mpi"], _by_lag(ours, alone))
-    return f"bound {BOUND}, {len(ours['speedups'].split())} repeats; {split}"
-
-
-def _split(without_lag: float, by_lag: Interval) -> str:
-    effect, low, high = by_lag
-    return f"our exchange without lag {without_lag:.2f} ×, lag on top of it {effect:.2f} × ({low:.2f} to {high:.2f})"
-
-
-def _headroom(alone: Row) -> str:
-    """How much of the synchronous run any bound could win back, by the max-plus recurrence (exchange 0)."""
-    share = 1 - alone["limit_s"] / alone["predicted_s"]
-    return f"; imbalance that changes is {share:.0%} of the synchronous run's work, the model lets lag win back no more"
-
-
-def _measured(claim: Claim) -> str:
-    effect, low, high, unit = (claim[name] for name in ("effect", "low", "high", "unit"))
-    return f"{effect:.2f} {unit}" if low == high else f"{effect:.2f} ({low:.2f} to {high:.2f}) {unit}"
-
-
-def _wrapped(cells: dict[str, Any]) -> str:
-    columns = [textwrap.wrap(cells[name], width) for name, width in WIDTHS.items()]
-    lines = zip_longest(*columns, fillvalue="")
-    return "\n".join("  ".join(["", *map(str.ljust, line, WIDTHS.values())]).rstrip() for line in lines)
+def _shorter(gain: float) -> str:
+    """A ratio of latencies, the other's over ours, in words."""
+    percent = round(100 * (1 / gain - 1))
+    return f"{abs(percent)} % {'longer' if percent > 0 else 'shorter'}" if percent else "as long"

@@ -3,59 +3,22 @@
 import argparse
 import errno
 import json
-import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import fields
+from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from blslib import __version__, files
 from blslib.diagnosis.tracefile import TraceError
-from blslib.lab import bench
-from blslib.lab.experiments import SCENARIOS
+from blslib.lab import bench, found
+from blslib.lab.compare import contenders
+from blslib.lab.options import at_least, names, several
 from blslib.signals import answering
-from blslib.theory.delays import LAWS
 
-
-def _several(kind: Callable[[str], object], known: Collection[object] = ()) -> Callable[[str], tuple]:
-    """A comma-separated list of values, each of a kind and, if given, one of those known."""
-
-    def parse(text: str) -> tuple:
-        try:
-            values = tuple(kind(part) for part in text.split(",") if part)
-        except ValueError:
-            what = f"expected {kind.__name__}, several with commas between them"
-            raise argparse.ArgumentTypeError(f"{text!r}: {what}") from None
-        if not values or any(known and value not in known for value in values):
-            raise argparse.ArgumentTypeError(f"{text!r}: choose from {', '.join(map(str, known)) or 'whole numbers'}")
-        return values
-
-    return parse
-
-
-def _at_least(least: int, unit: int = 1) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        value = int(text)
-        if not least <= value < 1 << 40 or value % unit:
-            raise ValueError
-        return value
-
-    what = f"whole number >= {least}" + (f", a multiple of {unit}" if unit > 1 else "")
-    parse.__name__ = f"{what}, and below 2**40"
-    return parse
-
-
-def _minutes(text: str) -> float:
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise ValueError
-    return value
-
-
-_minutes.__name__ = "number of minutes > 0"
+_PLAIN = argparse.RawDescriptionHelpFormatter
 
 
 def parser() -> argparse.ArgumentParser:
@@ -65,29 +28,28 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"blslib {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    special: dict[str, Any] = {
-        "bytes": {"type": _several(_at_least(4, 4)), "metavar": "N,N,...", "help": "bytes per block, multiples of 4"},
-        "laws": {"type": _several(str, LAWS), "metavar": "LAW,...", "help": f"of {', '.join(LAWS)}"},
-        "minutes": {"type": _minutes, "metavar": "M", "help": "how long (1)"},
-        "scenarios": {"type": _several(str, SCENARIOS), "metavar": "NAME,...", "help": f"of {', '.join(SCENARIOS)}"},
-    }
     benches = commands.add_parser("bench", help="measure on MPI ranks of its own and print a table")
-    names = benches.add_subparsers(dest="name", required=True, metavar="NAME")
-    for name, plan in bench.PLANS.items():
-        one = names.add_parser(name, help=plan.about, description=f"Measure {plan.about}.")
-        if plan.counts:
-            several, usual = _several(_at_least(1)), ",".join(map(str, plan.counts))
-            one.add_argument(
-                "--ranks", type=several, default=plan.counts, dest="counts", metavar="P,P,...", help=f"ranks ({usual})"
-            )
-        else:
-            one.add_argument("--ranks", type=_at_least(1), default=4, metavar="P", help="MPI processes to start (4)")
-        one.add_argument("--bounds", type=_several(_at_least(0)), metavar="K,K,...", help="bounds to try")
-        one.add_argument("--repeats", type=_at_least(1), metavar="N", help="runs of every contender, interleaved")
+    chosen = benches.add_subparsers(dest="name", required=True, metavar="NAME")
+    for name, module in bench.benches().items():
+        one = chosen.add_parser(name, help=bench.about(module), description=module.__doc__, formatter_class=_PLAIN)
+        ranks: Any = getattr(module, "RANKS", 4)
+        several_ranks = isinstance(ranks, tuple)
+        usual = ",".join(map(str, ranks)) if several_ranks else ranks
+        one.add_argument(
+            "--ranks",
+            type=several(at_least(1)) if several_ranks else at_least(1),
+            default=ranks,
+            metavar="P,P,..." if several_ranks else "P",
+            help=f"MPI processes to start ({usual})",
+        )
+        one.add_argument("--bounds", type=several(at_least(0)), metavar="K,K,...", help="bounds to try")
+        one.add_argument("--repeats", type=at_least(1), metavar="N", help="exactly so many, not until it is known")
         one.add_argument("--quick", action="store_true", help="under a minute: fewer sizes, bounds and repeats")
         one.add_argument("--json", type=Path, metavar="FILE", help="write the rows there as well")
-        for option in plan.options:
-            one.add_argument(f"--{option}", **special[option])
+        if hasattr(module.Config, "names"):
+            one.add_argument("--contenders", **names(found.names(contenders), "NAME"))
+        for option, how in module.OPTIONS.items():
+            one.add_argument(f"--{option}", **how)
     benches.set_defaults(run=_bench, extra="lab")
     one = commands.add_parser(
         "diagnose",
@@ -105,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
         "if known, exchange_s; or what blslib.diagnosis.traces.save wrote",
     )
     one.add_argument("--sampled", action="store_true", help="some ranks or steps alone were recorded: renumber those")
-    one.add_argument("--slot-bytes", type=_at_least(1), metavar="N", help="bytes of the largest block, to tell memory")
+    one.add_argument("--slot-bytes", type=at_least(1), metavar="N", help="bytes of the largest block, to tell memory")
     one.add_argument("--json", metavar="FILE", help="write all numbers there as well; - prints them and nothing else")
     one.add_argument("--html", type=Path, metavar="FILE", help="write a page with figures, which needs no network")
     one.set_defaults(run=_diagnose, extra="diagnose")
@@ -123,8 +85,7 @@ def _bench(given: dict[str, Any]) -> int:
 
     mpiexec()  # without it there is no need to begin
     mpi4py.rc.initialize = False  # this process is no rank
-    name, file = given["name"], given["json"]
-    options = bench.Options(**{each.name: given[each.name] for each in fields(bench.Options) if each.name in given})
+    name, file, options = given["name"], given["json"], Namespace(**given)
     print(bench.heading(name, options), flush=True)
     try:
         with answering(_interrupt):  # from here on there is something to clear away

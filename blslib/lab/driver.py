@@ -8,8 +8,10 @@ committed is the reference run, and nobody writes that but the driver.
 
 import argparse
 import ast
+import csv
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -97,8 +99,8 @@ def execute(notebook: Path, executed: Path, parameters: dict[str, Any]) -> None:
         raise StopError(f"{notebook.name} stopped: {error}\nthe executed notebook is {executed}") from None
 
 
-def run(notebooks: Sequence[Path], out: Path, quick: bool) -> None:
-    """Run the notebooks on one cluster of our own.
+def run(notebooks: Sequence[Path], out: Path, quick: bool) -> dict[str, float]:
+    """Run the notebooks on one cluster of our own; returns the minutes that each took, by its stem.
 
     Args:
         notebooks: in the order in which to run them.
@@ -114,6 +116,7 @@ def run(notebooks: Sequence[Path], out: Path, quick: bool) -> None:
         ranks = Engines(RANKS)
     except (RuntimeError, FileNotFoundError) as error:
         raise StopError(str(error)) from None
+    minutes = {}
     with ranks:
         # A kernel called python3 in the user's home would run another Python than this one; hence JUPYTER_DATA_DIR.
         folders = {"IPYTHONDIR": ranks.folder, "JUPYTER_DATA_DIR": ranks.folder}
@@ -121,7 +124,9 @@ def run(notebooks: Sequence[Path], out: Path, quick: bool) -> None:
         for notebook in notebooks:
             started_s = time.monotonic()
             execute(notebook, out / "notebooks" / notebook.name, {"quick": quick})
-            print(f"{notebook.stem}: done in {time.monotonic() - started_s:.0f} s", flush=True)
+            minutes[notebook.stem] = (time.monotonic() - started_s) / 60
+            print(f"{notebook.stem}: done in {60 * minutes[notebook.stem]:.0f} s", flush=True)
+    return minutes
 
 
 def claims(root: Path, notebooks: Sequence[Path]) -> list[dict[str, Any]]:
@@ -130,13 +135,50 @@ def claims(root: Path, notebooks: Sequence[Path]) -> list[dict[str, Any]]:
     return [claim for file in files if file.exists() for claim in json.loads(file.read_text())]
 
 
-def update_readme(readme: Path, table: str) -> None:
-    """Put the table of claims between the marks of the README, so that no number there is typed by hand."""
-    before, mark, rest = readme.read_text().partition("<!-- claims -->\n")
-    _, end, after = rest.partition("<!-- /claims -->")
-    if not (mark and end):
-        raise StopError(f"{readme} has no place for the claims: it needs <!-- claims --> and <!-- /claims -->")
-    files.write({readme: f"{before}{mark}{table}\n{end}{after}"})
+def highest_rates(path: Path) -> str:
+    """The table of ``serving.highest_rates`` in Markdown, from its file: one line for each contender and bound."""
+    lines = ["| | measured | predicted |", "|---|---|---|"]
+    with path.open(newline="") as file:
+        for row in csv.DictReader(file):
+            name = "`MPI_Alltoallv`" if row["contender"] == "mpi" else f"bounded lag, bound {row['bound']}"
+            columns = ("rate_per_s", "rate_per_s_low", "rate_per_s_high", "predicted_per_s")
+            rate, low, high, predicted = (round(float(row[column])) for column in columns)
+            lines.append(f"| {name} | {rate} ({low} to {high}) | {predicted} |")
+    return "\n".join(lines)
+
+
+def fill(page: Path, mark: str, text: str) -> None:
+    """Put a text between ``<!-- mark -->`` and ``<!-- /mark -->``, so that no number of a page is typed by hand.
+
+    Raises:
+        StopError: the page has no such place, or more than one.
+    """
+    between = rf"(<!-- {mark} -->).*?(<!-- /{mark} -->)"
+    filled, places = re.subn(between, lambda marks: f"{marks[1]}{text}{marks[2]}", page.read_text(), flags=re.DOTALL)
+    if places != 1:
+        raise StopError(f"{page} has {places} places for {mark}: it needs <!-- {mark} --> and <!-- /{mark} --> once")
+    files.write({page: filled})
+
+
+def fill_pages(repository: Path, minutes: dict[str, float]) -> None:
+    """Write what the reference run found into README.md and REPRODUCING.md.
+
+    Args:
+        repository: with the pages, and ``data/``.
+        minutes: that each of the notebooks took that were run, by its stem.
+
+    Raises:
+        StopError: a page has no place for something.
+    """
+    from blslib.lab.claims import headlines, markdown
+
+    readme, reproducing = repository / "README.md", repository / "REPRODUCING.md"
+    every = claims(repository, choose(repository / "notebooks", []))
+    fill(readme, "claims", f"\n{markdown(headlines(every), reasons=False)}\n")
+    fill(readme, "rates", f"\n{highest_rates(repository / 'data' / '05-serving' / 'highest-rates.csv')}\n")
+    fill(reproducing, "claims", f"\n{markdown(every)}\n")
+    for stem, spent in minutes.items():
+        fill(reproducing, f"minutes {stem}", f"{spent:.1f}")
 
 
 def left_behind(grace_s: float = 5.0) -> list[str]:
@@ -169,7 +211,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         notebooks = choose(options.notebooks or REPOSITORY / "notebooks", options.stems)
         print(f"running {len(notebooks)} notebook{'s' * (len(notebooks) > 1)}, results go to {results}", flush=True)
-        run(notebooks, out, options.quick)
+        minutes = run(notebooks, out, options.quick)
+        from blslib.lab.claims import table
+
+        if found := claims(results, notebooks):
+            print(table(found))
+        if results == REPOSITORY:
+            fill_pages(REPOSITORY, minutes)
+        print(f"all done in {(time.monotonic() - started_s) / 60:.1f} minutes", flush=True)
         code = 0
     except StopError as stop:
         print(f"\n{stop}", file=sys.stderr)
@@ -177,15 +226,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         code = 128 + signal.SIGINT
-    if code == 0:
-        from blslib.lab.claims import markdown, table
-
-        if found := claims(results, notebooks):
-            print(table(found))
-        if results == REPOSITORY:
-            every = claims(results, choose(REPOSITORY / "notebooks", []))
-            update_readme(REPOSITORY / "README.md", markdown(every, reasons=False))
-        print(f"all done in {(time.monotonic() - started_s) / 60:.1f} minutes", flush=True)
     if left := left_behind():
         print("had to end what was left behind:", *left, sep="\n  ", file=sys.stderr)
         code = code or 1

@@ -1,7 +1,7 @@
-"""Rows: what every experiment returns, and the one place that writes them.
+"""Rows: what every experiment returns, the one step that sums them up, and the one place that writes them.
 
-An experiment is ``run(comm, config)``: a frozen dataclass in, a list of flat rows out. A row keeps what was measured
-beside what it was measured with; a measured column ``x`` is a median and has ``x_min`` and ``x_max`` beside it. Names
+An experiment is ``run(comm, config)``: a frozen dataclass in, a list of flat rows out, one for each contender, bound
+and repeat. What stands left of the column ``repeat`` says what was run, what stands right of it was measured. Names
 carry their units.
 """
 
@@ -11,27 +11,110 @@ import json
 import os
 import platform
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from blslib import __version__, files
+from blslib.lab.compare.intervals import interval
+
+if TYPE_CHECKING:  # benches are listed without it
+    import pandas as pd
 
 Row = dict[str, Any]
+Rows: TypeAlias = "Sequence[Row] | pd.DataFrame"
 
 OUT_VARIABLE = "BLS_OUT"
 """Environment variable with the folder for ``data/`` and ``figures/``; empty for those of the repository."""
 
 
-def spread(name: str, values: Iterable[float]) -> Row:
-    """Median, least and greatest of one column over the repeats."""
-    found = np.asarray(list(values), dtype=np.float64)
-    return {name: float(np.median(found)), f"{name}_min": float(found.min()), f"{name}_max": float(found.max())}
+def over(rows: "Rows", column: str, bound: int | None = None, **who: Any) -> "pd.Series":
+    """A measured column, row by row, of another contender or bound in the same setting and repeat; NaN where none is.
+
+    Args:
+        rows: of an experiment.
+        column: a measured one.
+        bound: of the other.
+        who: what else is different of the other, such as ``contender="mpi"``.
+    """
+    import pandas as pd
+
+    table = pd.DataFrame(rows)
+    other = who if bound is None else {**who, "bound": bound}
+    keys = [name for name in _settings(table) if name not in other] + ["repeat"]
+    here = table[np.logical_and.reduce([table[name] == value for name, value in other.items()])]
+    return table[keys].merge(here[[*keys, column]], "left", on=keys)[column].set_axis(table.index)
+
+
+def derived(rows: "Rows") -> "pd.DataFrame":
+    """Rows with what follows from them, paired within each repeat.
+
+    ==================================  ===========================================================================
+    speedup                             MPI_Alltoallv's time over this one's: exchange and lag together
+    lag_effect                          time of the same contender at bound 0 over this one's
+    expected_low, expected_high         what the theory expects of lag_effect from the run's own work: if the
+                                        exchange stays as exposed as it is, and if lag hides all that bound 0 exposes
+    ratio                               measured time over predicted time
+    load_balance, serialisation,        POP's efficiencies: the mean over the busiest rank's work, that over the time
+    transfer                            with a free exchange, and that over the time measured
+    share_of_mpi, share_of_raw,         of ``time_us``: beside MPI_Alltoallv through our interface, the same in a bare
+    above_raw_us, above_floor_us        loop, and no exchange at all
+    ==================================  ===========================================================================
+    """
+    import pandas as pd
+
+    table = pd.DataFrame(rows).copy()
+    if "synchronous_s" in table:
+        alone_s = over(table, "measured_s", bound=0)
+        exposed_s = alone_s - over(table, "predicted_s", bound=0)
+        measured_s, predicted_s, synchronous_s = (
+            table[f"{name}_s"] for name in ("measured", "predicted", "synchronous")
+        )
+        table["speedup"] = over(table, "measured_s", contender="mpi", bound=0) / measured_s
+        table["lag_effect"] = alone_s / measured_s
+        table["expected_low"] = (measured_s - predicted_s + synchronous_s) / measured_s
+        table["expected_high"] = np.maximum((synchronous_s + exposed_s) / predicted_s, table["expected_low"])
+        table["ratio"] = measured_s / predicted_s
+        table["load_balance"] = table["useful_s"] / table["limit_s"]
+        table["serialisation"] = table["limit_s"] / predicted_s
+        table["transfer"] = predicted_s / measured_s
+    if "time_us" in table:
+        for name in ("mpi", "raw"):
+            table[f"share_of_{name}"] = table["time_us"] / over(table, "time_us", contender=name, bound=0)
+        for name in ("raw", "floor"):
+            table[f"above_{name}_us"] = table["time_us"] - over(table, "time_us", contender=name, bound=0)
+    return table
+
+
+def summary(rows: "Rows") -> "pd.DataFrame":
+    """One line for each setting, in their order: the medians of what was measured and of what is ``derived``.
+
+    ``repeats`` counts them; of a number ``x`` there are the ends ``x_low`` and ``x_high`` of the 95 % interval of the
+    median as well, of a truth whether it always held. What is no number, or is missing, is left out.
+    """
+    import pandas as pd
+
+    table = derived(rows)
+    keys = _settings(table)
+    lines = []
+    for setting, group in table.groupby(keys, sort=False, dropna=False):
+        line: Row = dict(zip(keys, setting, strict=True)) | {"repeats": len(group)}
+        for name in table.columns[len(keys) + 1 :]:
+            if pd.api.types.is_bool_dtype(table[name]):
+                line[name] = bool(group[name].all())
+            elif pd.api.types.is_numeric_dtype(table[name]) and not (values := group[name].dropna()).empty:
+                line[name], line[f"{name}_low"], line[f"{name}_high"] = interval(values)
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def _settings(table: "pd.DataFrame") -> list[str]:
+    return list(table.columns[: list(table.columns).index("repeat")])
 
 
 def root() -> Path:
@@ -39,7 +122,7 @@ def root() -> Path:
 
     The reference run lies in the repository itself; the driver alone names that place.
     """
-    return Path(os.environ.get(OUT_VARIABLE) or Path(__file__).resolve().parents[3] / "out")
+    return Path(os.environ.get(OUT_VARIABLE) or Path(__file__).resolve().parents[2] / "out")
 
 
 def data_folder(stem: str) -> Path:
@@ -110,7 +193,7 @@ def write(stem: str, name: str, rows: Sequence[Row], configs: Sequence[Any]) -> 
     table = io.StringIO(newline="")
     writer = csv.DictWriter(table, columns)
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({k: f"{v:.9g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
     about = {"configurations": [asdict(config) for config in configs], "provenance": provenance()}
     files.write({path: table.getvalue(), path.with_suffix(".json"): json.dumps(about, indent=1) + "\n"})
     return path

@@ -4,9 +4,10 @@ import re
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,10 +17,8 @@ from blslib.workloads.files import (
     Loader,
     Report,
     RowError,
-    check_length,
     existing,
     is_gzip,
-    lines_of,
     parsed_lines,
     show,
 )
@@ -38,34 +37,30 @@ Sample = tuple[float, Features]
 """Label and features."""
 
 
-class _Listing:
-    """One of the two ways to write features; an entry has a field and an id as its two groups."""
+class _Listing(NamedTuple):
+    """One of the two ways to write features; an entry reaches to both its neighbours, and has a field and an id."""
 
-    def __init__(self, entry: bytes, separator: bytes, words: str) -> None:
-        self.entry, self.separator, self.words = re.compile(entry), separator, words
-        bare = entry.replace(b"(", b"(?:").replace(b"(?:?:", b"(?:")
-        self.whole = re.compile(bare + b"(?:" + separator + bare + b")*")
+    entry: re.Pattern[bytes]
+    separator: bytes
+    words: str
 
-    def parse(self, listing: bytes) -> Features:
-        if not self.whole.fullmatch(listing):
-            wrong = next(e for e in listing.split(self.separator) if not self.entry.fullmatch(e))
-            raise RowError("bad feature", f"expected {self.words}, got {show(wrong)}")
+    def parse(self, listing: bytes, count: bytes | None = None) -> Features:
+        """The features of a list; where their number stands before it, it may be empty."""
+        entries = listing.count(self.separator) + 1 if listing or count is None else 0
+        if count not in (None, str(entries).encode()):
+            raise RowError("wrong number of features", f"expected {show(count or b'')} as n_feat says, got {entries}")
         pairs = self.entry.findall(listing)
-        unknown = next((field for field, _ in pairs if field not in _TABLE), None)
-        if unknown is not None:
-            raise RowError("unknown field", f"expected one of {' '.join(ALICCP_FIELDS)}, got {show(unknown)}")
+        if len(pairs) != entries:
+            wrong = next(each for each in listing.split(self.separator) if not self.entry.fullmatch(each))
+            raise RowError("bad feature", f"expected {self.words}, got {show(wrong)}")
+        if unknown := [field for field, _ in pairs if field not in _TABLE]:
+            raise RowError("unknown field", f"expected one of {' '.join(ALICCP_FIELDS)}, got {show(unknown[0])}")
         return np.array([[_TABLE[field] for field, _ in pairs], [int(i) for _, i in pairs]], dtype=np.int64)
 
-    def parse_counted(self, count: bytes, listing: bytes) -> Features:
-        """The same where their number stands before them."""
-        features = self.parse(listing) if listing else np.empty((2, 0), dtype=np.int64)
-        if count != str(got := features.shape[1]).encode():
-            raise RowError("wrong number of features", f"expected {show(count)} as n_feat says, got {got}")
-        return features
 
-
-_PAIRS = _Listing(rb"(\d+(?:_\d+)?):(\d{1,18})", b",", "field:id")
-_TRIPLES = _Listing(rb"(\d+(?:_\d+)?)\x02(\d{1,18})\x03[-+.0-9eE]+", b"\x01", r"field\x02id\x03value between \x01s")
+_PAIRS = _Listing(re.compile(rb"(?:\A|,)(\d+(?:_\d+)?):(\d{1,18})(?=,|\Z)"), b",", "field:id")
+_TRIPLE = re.compile(rb"(?:\A|\x01)(\d+(?:_\d+)?)\x02(\d{1,18})\x03[-+.0-9eE]+(?=\x01|\Z)")
+_TRIPLES = _Listing(_TRIPLE, b"\x01", r"field\x02id\x03value between \x01s")
 
 
 def _split(line: bytes, names: str) -> list[bytes]:
@@ -79,6 +74,10 @@ def _split(line: bytes, names: str) -> list[bytes]:
     return parts
 
 
+def _key_of(line: bytes) -> bytes:
+    return _split(line, "common_feature_index,n_feat,feat_list")[0]
+
+
 @contextmanager
 def common_features(path: Path, report: Report) -> Iterator[Callable[[bytes], Features]]:
     """Keyed access to ``common_features_*.csv`` with little memory: byte positions are kept in a temporary database.
@@ -89,19 +88,11 @@ def common_features(path: Path, report: Report) -> Iterator[Callable[[bytes], Fe
     # An empty name makes a private database that SQLite removes by itself.
     with closing(sqlite3.connect("")) as index, path.open("rb") as file:
         index.execute("CREATE TABLE entry (key BLOB PRIMARY KEY, position INTEGER, line INTEGER) WITHOUT ROWID")
-        number = 0
-        for number, line in enumerate(lines_of(file), 1):
-            position = file.tell() - len(line)
-            try:
-                check_length(line)
-                key = _split(line, "common_feature_index,n_feat,feat_list")[0]
-                entry = (key, position, number)
-                if not index.execute("INSERT OR IGNORE INTO entry VALUES (?, ?, ?)", entry).rowcount:
-                    raise RowError("repeated index", f"expected each common_feature_index once, got {show(key)} again")
-            except RowError as error:
-                report(path, number, error)
-        if not number:
-            report(path, 1, RowError("empty file", "expected at least one row of data, got none"))
+        for number, position, key in parsed_lines(path, lambda first: (_key_of, False), report):
+            entry = (key, position, number)
+            if not index.execute("INSERT OR IGNORE INTO entry VALUES (?, ?, ?)", entry).rowcount:
+                expected = f"expected each common_feature_index once, got {show(key)} again"
+                report(path, number, RowError("repeated index", expected))
 
         @lru_cache(maxsize=1024)
         def features(key: bytes) -> Features:
@@ -111,13 +102,14 @@ def common_features(path: Path, report: Report) -> Iterator[Callable[[bytes], Fe
             file.seek(found[0])
             _, count, listing = file.readline().rstrip(b"\r\n").split(b",", 2)
             try:
-                return _TRIPLES.parse_counted(count, listing)
+                return _TRIPLES.parse(listing, count)
             except RowError as error:
                 raise RowError("bad common features", str(DataError(path, found[1], error))) from None
 
         yield features
 
 
+@dataclass(eq=False, kw_only=True)
 class AliCcp(Loader):
     """Streams Ali-CCP; the form is known by its content, and so is gzip (of all but the common features).
 
@@ -127,32 +119,24 @@ class AliCcp(Loader):
     ``on_error`` says. Ali-CCP has no dense columns: the dense features are log(1 + number of ids) of the eight
     :data:`DENSE_FIELDS`. Weights of the raw form are checked and not used: pooling is a plain sum.
 
-    Args:
+    Attributes:
         path: ``sample_skeleton_*.csv``, or a file of lines ``row,click,purchase,field:id,...``.
-        batch_size: B.
         multi_hot: False keeps the first id of every field.
         common: the common features of the raw form; None looks for ``common_features_*`` beside the skeleton.
-        options: and all else, as of :class:`~blslib.workloads.files.Loader`.
+
+    All else is as of :class:`~blslib.workloads.files.Loader`.
     """
 
     published_rows = ALICCP_ROWS
     cure = "give an Ali-CCP file, to notebooks as BLS_ALICCP=FILE, or unset it for made data (see data/README.md)"
 
-    def __init__(
-        self,
-        path: str | Path,
-        batch_size: int,
-        *,
-        multi_hot: bool = True,
-        common: str | Path | None = None,
-        **options: Any,
-    ) -> None:
-        super().__init__(path, batch_size, **options)
-        self.multi_hot, self.common = multi_hot, common
+    multi_hot: bool = True
+    common: Path | None = None
 
     def _pass(self) -> Iterator[Sample]:
         with ExitStack() as stack:
-            yield from parsed_lines(self.path, partial(self._form_of, stack), self._report)
+            for _, _, sample in parsed_lines(self.path, partial(self._form_of, stack), self._report):
+                yield sample
 
     def _form_of(self, stack: ExitStack, first: bytes) -> tuple[Callable[[bytes], Sample | None], bool]:
         if b"\x02" not in first:
@@ -175,13 +159,13 @@ class AliCcp(Loader):
     def _skeleton(self, common: Callable[[bytes], Features], line: bytes) -> Sample | None:
         names = "sample_id,click,purchase,common_feature_index,n_feat,feat_list"
         _, click, purchase, key, count, listing = _split(line, names)
-        features = np.concatenate((common(key), _TRIPLES.parse_counted(count, listing)), axis=1)
+        features = np.concatenate((common(key), _TRIPLES.parse(listing, count)), axis=1)
         return self._sample(click, purchase, features)
 
     def _sample(self, click: bytes, purchase: bytes, features: Features) -> Sample | None:
         if click not in (b"0", b"1") or purchase not in (b"0", b"1"):
-            got = f"got {show(click)} and {show(purchase)}"
-            raise RowError("bad label", f"expected click and purchase to be 0 or 1, {got}")
+            expected = f"expected click and purchase to be 0 or 1, got {show(click)} and {show(purchase)}"
+            raise RowError("bad label", expected)
         if purchase > click:
             self.skipped["purchase without click"] += 1
             return None
@@ -198,7 +182,7 @@ class AliCcp(Loader):
         if not self.multi_hot:
             order = order[np.diff(cell[order], prepend=-1) > 0]
             counts = np.minimum(counts, 1)
-        ids = ids[order] % self.rows[tables[order]]
+        ids = ids[order] % np.array(self.rows)[tables[order]]
         return Batch(
             dense,
             tuple(np.split(ids, np.cumsum(counts.sum(axis=1))[:-1])),

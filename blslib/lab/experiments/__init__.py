@@ -1,5 +1,20 @@
-"""What is measured: scenarios, and experiments that take a configuration and return rows."""
+"""What is measured: one file each, known by its name, and run by ``python -m blslib bench NAME`` if it is a bench.
 
-# Here and not in ``scenarios``, since a command line that lists the names need not load torch for it.
-MADE = ("balanced", "rotating", "wandering", "static", "unequal-tables")
-SCENARIOS = (*MADE, "criteo", "aliccp-onehot", "aliccp-multihot")
+An experiment has a frozen configuration and ``run(comm, config)``, which is collective and returns rows (``lab.rows``).
+A bench has besides:
+
+=============  ======================================================================================================
+``plan``       from what was asked (``lab.options.Given``) to configurations, or pairs of one and a number of ranks
+``COLUMNS``    those of the summary that are printed, as words in one string
+``OPTIONS``    options of its own by name, as arguments of ``argparse``
+``RANKS``      the numbers of ranks by default, if ``--ranks`` takes several; else one number is taken, by default 4
+``TWO_HOSTS``  True if half as many ranks again are wanted on a second host
+=============  ======================================================================================================
+
+The first line of its docstring is its help. Whatever lists benches imports all of these files, so that heavy imports
+(MPI, torch) stand inside the functions.
+"""
+
+from blslib.lab.found import also
+
+__path__ += also("experiments")

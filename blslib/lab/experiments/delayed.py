@@ -1,16 +1,24 @@
 """Delays by sleep around the bare exchange: measured time against the max-plus prediction, bound by bound."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from mpi4py import MPI
+from blslib.lab.options import BYTES, Given, names, settings
+from blslib.theory.delays import LAWS
 
-from blslib.lab.compare.measure import Contender, Run, Timed, contenders, delaying, exchanges, interleaved, judged
-from blslib.lab.experiments.alltoallv import Loop
-from blslib.lab.rows import Row
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+    from blslib.lab.compare.contest import Contender
+    from blslib.lab.compare.run import Run
+    from blslib.lab.rows import Row
+
+COLUMNS = "contender law bound ranks bytes_per_block measured_s ratio lag_effect expected_low load_balance serialisation transfer lag"  # fmt: skip # noqa: E501
+OPTIONS = {"bytes": BYTES, "laws": names(LAWS, "LAW")}
 
 
 @dataclass(frozen=True)
-class DelayedConfig:
+class Config:
     """One law of delay, every contender at every bound.
 
     Attributes:
@@ -19,6 +27,8 @@ class DelayedConfig:
         base_s: slept on top of it by every rank in every iteration.
         iterations: N of each run.
         bytes_per_block: of every block, a multiple of 4.
+        to_first: send blocks to rank 0 alone (gather-like), and empty ones to the others.
+        repeats, budget_s: at least so many, and until lag's effect is known or so many seconds are spent.
     """
 
     law: str = "exponential"
@@ -26,48 +36,75 @@ class DelayedConfig:
     base_s: float = 0.0
     iterations: int = 100
     bytes_per_block: int = 16384
+    to_first: bool = False
     names: tuple[str, ...] = ("mpi", "bls", "window")
     bounds: tuple[int, ...] = (0, 1, 4, 16, 64)
-    repeats: int = 3
+    repeats: int = 7
+    budget_s: float = 60.0
     seed: int = 1
 
 
-def run(comm: MPI.Intracomm, config: DelayedConfig) -> list[Row]:
-    """Measure. Collective; the rows are on every rank.
+def plan(given: Given) -> list[Config]:
+    """One configuration for each law and size."""
+    chosen = settings(given, {"bounds": (0, 4, 16), "repeats": 2, "iterations": 60}, full={"iterations": 200})
+    # Of those that hit one rank at a time 10 ms each, whatever P.
+    means_s = dict.fromkeys(("rotating", "permanent"), 10e-3 / given.ranks)
+    return [
+        Config(law, means_s.get(law, 1e-3), bytes_per_block=size, **chosen)
+        for law in given.laws or ("bernoulli", "exponential", "rotating")
+        for size in given.bytes or (16384,)
+    ]
+
+
+def run(comm: "MPI.Intracomm", config: Config) -> "list[Row]":
+    """Measure. Collective; the rows are on every rank. Every block is checked.
 
     Raises:
         RuntimeError: a block arrived with wrong contents.
     """
+    made, runs = measure(comm, config)
     return [
         {
             "contender": item.name,
-            "law": config.law,
             "bound": item.bound,
+            "law": config.law,
+            "mean_delay_s": config.mean_delay_s,
+            "base_s": config.base_s,
             "ranks": comm.size,
             "bytes_per_block": config.bytes_per_block,
             "iterations": config.iterations,
-            "repeats": config.repeats,
-            **judged(item.bound, runs),
-            "lag": max(each.lag for each in runs),
+            "repeat": repeat,
+            **each.measures(item.bound),
+            "memory_bytes": made[item].memory_bytes,
         }
-        for item, runs in measure(comm, config).items()
+        for item, found in runs.items()
+        for repeat, each in enumerate(found)
     ]
 
 
-def measure(comm: MPI.Intracomm, config: DelayedConfig) -> dict[Contender, list[Run]]:
-    """The runs of each contender, one per repeat. Collective; raises as ``run`` does."""
+def measure(comm: "MPI.Intracomm", config: Config) -> "tuple[dict[Contender, Any], dict[Contender, list[Run]]]":
+    """Each contender's exchange, closed by now, and its runs, one per repeat. Collective; raises as ``run`` does."""
+    from blslib.collective.clock import Clock
+    from blslib.lab.compare.contest import Contender, contenders, exchanges, interleaved, lag_known
+    from blslib.lab.compare.loop import Loop
+    from blslib.lab.compare.run import Run, delaying, gathered, start
+
+    count = config.bytes_per_block // 4
+    send = [count if not config.to_first or rank == 0 else 0 for rank in range(comm.size)]
+    receive = [count if not config.to_first or comm.rank == 0 else 0] * comm.size
     delay = delaying(comm, config.law, config.iterations, config.mean_delay_s, config.seed, config.base_s)
-    counts = [config.bytes_per_block // 4] * comm.size
-    loop = Loop(comm, counts)
+    items, loop = contenders(config.names, config.bounds), Loop(comm, send, receive)
+    warm_up = lambda exchange: loop.run(exchange, 2 * (exchange.bound + 1))  # noqa: E731
+    with exchanges(comm, items, send, receive, config.bytes_per_block, warm_up) as made:
 
-    def once(item: Contender) -> Run:
-        timed = Timed(comm, made[item])
-        timed.start()
-        loop.run(timed, config.iterations, before_post=delay)
-        run = timed.end()
-        loop.check(config.iterations)
-        return run
+        def once(item: Contender) -> Run:
+            clock = Clock(made[item])
+            started_s = start(comm)
+            loop.run(clock, config.iterations, delay)
+            run = gathered(comm, clock, started_s)
+            loop.check(config.iterations)
+            return run
 
-    items = contenders(config.names, config.bounds)
-    with exchanges(comm, items, counts, counts, config.bytes_per_block) as made:
-        return interleaved(config.repeats, items, once)
+        known = lag_known(lambda run: run.measured_s)
+        how: dict[str, Any] = {"repeats": config.repeats, "budget_s": config.budget_s, "seed": config.seed}
+        return made, interleaved(comm, items, once, known=known, **how)

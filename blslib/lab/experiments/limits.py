@@ -9,14 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from blslib.collective.ring import Layout
+from blslib.collective.layout import Layout
 from blslib.lab.rows import Row
 from blslib.theory.delays import Constant, Law
 from blslib.theory.maxplus import makespans, times
 
 
 @dataclass(frozen=True)
-class LimitsConfig:
+class Config:
     """One law of delay, over numbers of ranks and bounds.
 
     Attributes:
@@ -40,7 +40,7 @@ class LimitsConfig:
         return Constant(self.work_s) + self.delay
 
 
-def run(config: LimitsConfig) -> list[Row]:
+def run(config: Config) -> list[Row]:
     """Run the model: all bounds at once, the work drawn as it is needed, in O(P) memory for each bound.
 
     Returns:
@@ -58,7 +58,7 @@ def run(config: LimitsConfig) -> list[Row]:
     return rows
 
 
-def saved(config: LimitsConfig) -> list[Row]:
+def saved(config: Config) -> list[Row]:
     """How much earlier each iteration is complete everywhere than it would be without lag, on the first of ``ranks``.
 
     Returns:
@@ -95,11 +95,11 @@ def needed(rows: Sequence[Row], *, within: float = 0.05, slot_bytes: int = 16384
     return found
 
 
-def balance(calls: Sequence[Row], config: LimitsConfig) -> list[Row]:
+def balance(calls: Sequence[Row], config: Config) -> list[Row]:
     """Time of an iteration by bound, once with a free exchange and once with what a call was measured to cost.
 
     Args:
-        calls: rows of ``micro.run`` for bounded lag, one for each bound.
+        calls: a summary of ``alltoallv.run`` for bounded lag, one line for each bound, as dictionaries.
         config: the work and its delays; ranks and bounds are those of the calls.
     """
     bounds, ranks = [int(row["bound"]) for row in calls], int(calls[0]["ranks"])
@@ -112,10 +112,10 @@ def balance(calls: Sequence[Row], config: LimitsConfig) -> list[Row]:
             "bound": row["bound"],
             "bytes_per_block": row["bytes_per_block"],
             "memory_bytes": Layout(ranks, row["bound"], row["bytes_per_block"]).ring_bytes,
-            "repeats": row["repeats"],
-            **{f"call_us{end}": row[f"time_us{end}"] for end in ("", "_min", "_max")},
+            "repeats": int(row["repeats"]),
+            **{f"call_us{end}": row[f"time_us{end}"] for end in ("", "_low", "_high")},
             "free_us": float(us),
-            **{f"iteration_us{end}": float(us) + row[f"time_us{end}"] for end in ("", "_min", "_max")},
+            **{f"iteration_us{end}": float(us) + row[f"time_us{end}"] for end in ("", "_low", "_high")},
         }
         for row, us in zip(calls, free_us, strict=True)
     ]

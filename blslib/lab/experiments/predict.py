@@ -1,40 +1,44 @@
-"""Does the prediction hold, and the bound that it recommends? And what does predicting cost at scale?
+"""Runs with delays, and the DLRM loop where ranks have cores, against what was predicted; the recommended bound.
 
 The exchange is measured beforehand, in balanced runs: what it takes at the widest bound is each rank's own time in a
 call, and what it takes more than that at bound 0 is the way of the messages, which lag can hide. Runs with delays, or
 with other batches, are then predicted from their realised work and these two numbers.
 """
 
-import time
-import tracemalloc
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from mpi4py import MPI
 
-from blslib.lab.compare.measure import Contender, Run
-from blslib.lab.experiments import delayed
-from blslib.lab.experiments import dlrm as recommend
-from blslib.lab.rows import Row, spread
+from blslib.lab.experiments import delayed, dlrm
+from blslib.lab.options import Given, names, settings
 from blslib.theory import imbalance
-from blslib.theory.delays import Constant, named
-from blslib.theory.maxplus import Cost, makespans
+from blslib.theory.delays import LAWS
+from blslib.theory.maxplus import Cost
 
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+    from blslib.lab.compare.contest import Contender
+    from blslib.lab.compare.run import Run
+    from blslib.lab.rows import Row
+
+COLUMNS = "law ranks bound measured_s predicted_s error over_best recommended repeats"
+OPTIONS = {"laws": names(LAWS, "LAW"), "scenarios": dlrm.OPTIONS["scenarios"]}
+RANKS = (2, 4, 8)
 BASE_S = 1e-3
 CALIBRATIONS, RECORDED = 5, 3
 
-Runs = dict[Contender, list[Run]]
-
 
 @dataclass(frozen=True)
-class PredictConfig:
+class Config:
     """Sleeps of at least ``BASE_S`` around the bare exchange, or the DLRM loop with real compute.
 
     Attributes:
-        law: a name of ``theory.delays.LAWS``; with ``loop`` one of ``scenarios.SCENARIOS``.
-        loop: the DLRM loop of ``recommend`` instead of sleeps.
+        law: a name of ``theory.delays.LAWS``; with ``loop`` one of ``workloads.scenarios.SCENARIOS``.
+        loop: the DLRM loop instead of sleeps.
         mean_delay_s: of the law, on top of ``BASE_S``.
         bounds: those measured; the recommended one joins them.
     """
@@ -44,37 +48,25 @@ class PredictConfig:
     mean_delay_s: float = 1e-3
     bounds: tuple[int, ...] = (0, 1, 4, 16, 64)
     iterations: int = 150
-    repeats: int = 5
+    repeats: int = 7
+    budget_s: float = 0.0
     seed: int = 1
 
 
-@dataclass(frozen=True)
-class SimulateConfig:
-    """A streamed simulation on one rank: sleeps of ``BASE_S``, and as much again by a law.
-
-    Attributes:
-        law: a name of ``theory.delays.LAWS``.
-        ranks, iterations, bound: P, N and k of the simulated run.
-    """
-
-    law: str = "exponential"
-    ranks: int = 100_000
-    iterations: int = 1000
-    bound: int = 4
-    repeats: int = 3
-    seed: int = 1
+def plan(given: Given) -> list[tuple[Config, int]]:
+    """Each law on each number of ranks; each scenario where ranks have cores of their own."""
+    laws = given.laws or ("exponential", *(() if given.quick else ("bernoulli", "rotating", "lognormal")))
+    scenarios = given.scenarios or (("rotating",) if given.quick else ("balanced", "rotating", "wandering"))
+    chosen = settings(given, {"bounds": (0, 4, 16), "repeats": 3, "iterations": 80})
+    # Real compute only where every rank has a core: elsewhere a waiting rank lends its own to a working one.
+    own_cores = [ranks for ranks in given.ranks if ranks <= (os.cpu_count() or 1)]
+    return [
+        *((Config(law, **chosen), ranks) for ranks in given.ranks for law in laws),
+        *((Config(name, True, **chosen | {"iterations": 64}), ranks) for ranks in own_cores for name in scenarios),
+    ]
 
 
-def run(comm: MPI.Intracomm, config: PredictConfig | SimulateConfig) -> list[Row]:
-    """Measure. Collective; the rows are on every rank.
-
-    Raises:
-        RuntimeError: a block arrived with wrong contents.
-    """
-    return [_scale(config)] if isinstance(config, SimulateConfig) else _live(comm, config)
-
-
-def exchange_cost(balanced: Runs) -> Cost:
+def exchange_cost(balanced: "dict[Contender, list[Run]]") -> Cost:
     """What the exchange costs, from runs in which every rank had the same to do, at bound 0 and at a wide one."""
     exposed_s = {
         item.bound: float(np.median([(each.measured_s - each.predicted_s(item.bound)) / each.calls for each in found]))
@@ -84,68 +76,43 @@ def exchange_cost(balanced: Runs) -> Cost:
     return Cost(call_s, alpha_s=max(0.0, exposed_s[0] - call_s))
 
 
-def _live(comm: MPI.Intracomm, config: PredictConfig) -> list[Row]:
-    def measure(what: str, bounds: Sequence[int], repeats: int) -> Runs:
-        settings: dict[str, Any] = {"bounds": tuple(bounds), "repeats": repeats, "iterations": config.iterations}
-        settings |= {"names": ("bls",), "seed": config.seed}
-        if config.loop:
-            _, measured = recommend.measure(comm, recommend.RecommendConfig(what, **settings))
-            return {item: [each.run for each in found] for item, found in measured.items()}
-        return delayed.measure(comm, delayed.DelayedConfig(what, config.mean_delay_s, BASE_S, **settings))
+def run(comm: "MPI.Intracomm", config: Config) -> "list[Row]":
+    """Measure. Collective; the rows are on every rank.
 
-    balanced = measure("balanced" if config.loop else "none", sorted({0, max(config.bounds)}), CALIBRATIONS)
-    cost = exchange_cost(balanced)
+    Raises:
+        RuntimeError: a block arrived with wrong contents.
+    """
+
+    def measure(what: str, bounds: Sequence[int], repeats: int) -> "dict[Contender, list[Run]]":
+        how: dict[str, Any] = {"bounds": tuple(bounds), "repeats": repeats, "budget_s": 0.0, "names": ("bls",)}
+        how |= {"iterations": config.iterations, "seed": config.seed}
+        if config.loop:
+            _, _, measured = dlrm.measure(comm, dlrm.Config(what, **how))
+            return {item: [each.run for each in found] for item, found in measured.items()}
+        return delayed.measure(comm, delayed.Config(what, config.mean_delay_s, BASE_S, **how))[1]
+
+    cost = exchange_cost(measure("balanced" if config.loop else "none", (0, max(config.bounds)), CALIBRATIONS))
     # What an engineer would record: the synchronous run, often enough that a passing disturbance does not count.
     [recorded] = measure(config.law, (0,), RECORDED).values()
     work_s = np.median([each.work_s for each in recorded], axis=0)
     advice = imbalance.recommend(work_s, exchange_s=float(cost.call_s), travel_s=cost.alpha_s, replicas=1)
     found = measure(config.law, sorted({*config.bounds, advice.bound}), config.repeats)
-    measured_s = {item: np.array([each.measured_s for each in runs]) for item, runs in found.items()}
-    best_s = min(measured_s.values(), key=np.median)
-    rows = []
-    for item, runs in found.items():
-        predicted_s = [each.predicted_s(item.bound, cost) for each in runs]
-        rows.append(
-            {
-                "law": f"dlrm {config.law}" if config.loop else config.law,
-                "ranks": comm.size,
-                "bound": item.bound,
-                "iterations": config.iterations,
-                "repeats": config.repeats,
-                **spread("measured_s", measured_s[item]),
-                **spread("predicted_s", predicted_s),
-                **spread("error", measured_s[item] / predicted_s - 1),
-                **spread("over_best", measured_s[item] / best_s),
-                "recommended": item.bound == advice.bound,
-                "call_s": cost.call_s,
-                "alpha_s": cost.alpha_s,
-            }
-        )
-    return rows
-
-
-def _scale(config: SimulateConfig) -> Row:
-    law = BASE_S * Constant() + named(config.law, BASE_S, config.ranks)
-
-    def simulate() -> float:
-        started_s = time.perf_counter()
-        rng = np.random.default_rng(config.seed)
-        makespans(law.columns(rng, config.ranks, config.iterations), [config.bound])
-        return time.perf_counter() - started_s
-
-    seconds = [simulate() for _ in range(config.repeats)]
-    tracemalloc.start()  # for a run of its own, since it slows down what it watches
-    simulate()
-    _, peak_bytes = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    size = config.ranks * config.iterations
-    return {
-        "law": config.law,
-        "ranks": config.ranks,
-        "iterations": config.iterations,
-        "bound": config.bound,
-        "repeats": config.repeats,
-        **spread("seconds", seconds),
-        **spread("ns_each", [1e9 * each / size for each in seconds]),
-        "peak_bytes": peak_bytes,
-    }
+    best = min(found, key=lambda item: float(np.median([each.measured_s for each in found[item]])))
+    return [
+        {
+            "law": f"dlrm {config.law}" if config.loop else config.law,
+            "ranks": comm.size,
+            "bound": item.bound,
+            "iterations": config.iterations,
+            "recommended": item.bound == advice.bound,
+            "repeat": repeat,
+            "measured_s": each.measured_s,
+            "predicted_s": (predicted_s := each.predicted_s(item.bound, cost)),
+            "error": each.measured_s / predicted_s - 1,
+            "over_best": each.measured_s / found[best][repeat].measured_s,
+            "call_s": float(cost.call_s),
+            "alpha_s": cost.alpha_s,
+        }
+        for item, runs in found.items()
+        for repeat, each in enumerate(runs)
+    ]

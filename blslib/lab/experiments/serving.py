@@ -5,23 +5,25 @@ rank and contender. A rank starts on a batch once that has arrived and the batch
 """
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import count
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import pandas as pd
-from mpi4py import MPI
 
-from blslib.collective.exchange import Exchange
-from blslib.dlrm.inference import Inference, Scored
-from blslib.dlrm.model import DLRM
-from blslib.lab.compare.measure import Contender, Run, Timed, contenders, delaying, interleaved
-from blslib.lab.experiments.dlrm import RecommendConfig, prepared
-from blslib.lab.rows import Row, spread
-from blslib.lab.scenarios import Scenario
+from blslib.lab.options import Given, positive, settings, several
 from blslib.theory.maxplus import times
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from mpi4py import MPI
+
+    from blslib.lab.compare.contest import Contender
+    from blslib.lab.compare.intervals import Interval
+    from blslib.lab.compare.run import Run
+    from blslib.lab.rows import Row, Rows
+
+COLUMNS = "contender bound idle rate_per_s ranks draws batches latency_p50_s latency_p99_s predicted_p99_s"
+OPTIONS = {"rates": {"type": several(positive("batches a second")), "metavar": "R,R,...", "help": "batches a second"}}
 
 POLL_S = 100e-6
 """How long an idle server sleeps between two looks for results."""
@@ -30,13 +32,16 @@ HEAD_START_S = 10e-3
 """From the ranks' meeting to time 0, so that every rank is ready for the first arrival."""
 
 PERCENTILES = (50, 95, 99)
+KEYS = ["contender", "bound", "idle", "rate_per_s", "ranks"]
 
 
 @dataclass(frozen=True)
-class ServingConfig(RecommendConfig):
-    """One rate of arrivals, every contender at every bound.
+class Config:
+    """One rate of arrivals, every contender at every bound; what is not told here is as of ``dlrm.Config``.
 
     Attributes:
+        iterations: N batches of each draw.
+        repeats: draws of arrivals and delays.
         rate_per_s: batches that arrive per second, on average.
         idle: what a rank does that has no batch to work on: "polls" for results that are still out, or "sleeps".
 
@@ -49,12 +54,14 @@ class ServingConfig(RecommendConfig):
     mean_delay_s: float = 2e-3
     names: tuple[str, ...] = ("mpi", "bls")
     bounds: tuple[int, ...] = (0, 1, 4, 16)
-    iterations: int = 160
+    iterations: int = 150
     batch_size: int = 128
     max_rows: int = 20_000
-    repeats: int = 3
+    repeats: int = 7
+    budget_s: float = 0.0
     rate_per_s: float = 100.0
     idle: tuple[str, ...] = ("polls",)
+    seed: int = 1
 
     def __post_init__(self) -> None:
         if self.rate_per_s <= 0:
@@ -66,7 +73,7 @@ class ServingConfig(RecommendConfig):
 class Server(NamedTuple):
     """A contender, and what it does while idle."""
 
-    contender: Contender
+    contender: "Contender"
     idle: str
 
 
@@ -85,7 +92,7 @@ class Served(NamedTuple):
     due_s: np.ndarray
     freed_s: np.ndarray
     scored_s: np.ndarray
-    run: Run
+    run: "Run"
     scores: np.ndarray
     collected_s: np.ndarray = np.zeros((1, 1))  # none, for any P and N
 
@@ -93,11 +100,6 @@ class Served(NamedTuple):
     def latency_s(self) -> np.ndarray:
         """(N,) from a batch's arrival until the slowest rank has scored its part."""
         return self.scored_s.max(axis=0) - self.due_s
-
-    @property
-    def batches_per_s(self) -> float:
-        """Batches served per second, from time 0 to the last score."""
-        return self.due_s.size / float(self.scored_s.max())
 
     def predicted_s(self, bound: int, polls: bool) -> np.ndarray:
         """(N,) latencies by the max-plus recurrence, from the realised work and with an exchange that costs nothing.
@@ -112,37 +114,65 @@ class Served(NamedTuple):
         return (found.delivered_s + arrival_s).max(axis=0) - self.due_s
 
 
+def plan(given: Given) -> list[Config]:
+    """One configuration for each rate."""
+    chosen = settings(given, {"bounds": (0, 4), "iterations": 60, "repeats": 2})
+    rates = given.rates or ((40.0, 160.0) if given.quick else (40.0, 80.0, 120.0, 160.0, 200.0))
+    return [Config(rate_per_s=rate, **chosen) for rate in rates]
+
+
 def arrivals(rate_per_s: float, iterations: int, seed: int) -> np.ndarray:
     """(N,) seconds at which batches arrive: a Poisson process."""
     return np.random.default_rng([seed, 1]).exponential(1 / rate_per_s, iterations).cumsum()
 
 
-def run(comm: MPI.Intracomm, config: ServingConfig) -> list[Row]:
-    """Serve the same arrivals with every contender. Collective; the rows are on every rank.
+def run(comm: "MPI.Intracomm", config: Config) -> "list[Row]":
+    """Serve the same arrivals with every contender. Collective; the rows, one a batch, are on every rank.
 
-    Percentiles are those of each run; in a run of fewer than 100 batches the 99th is all but its slowest. Repeats
-    differ in arrivals and delays, the contenders of one repeat do not.
+    Repeats differ in arrivals and delays, the contenders of one repeat do not.
     """
+    from mpi4py import MPI
+
+    from blslib.lab.compare.contest import contenders, interleaved
+    from blslib.lab.experiments.dlrm import prepared
+
     servers = [Server(item, idle) for item in contenders(config.names, config.bounds) for idle in config.idle]
-    seeds = {server: count(config.seed) for server in servers}
+    draws = dict.fromkeys(servers, config.seed - 1)
     with prepared(comm, config) as (here, model, made):
 
         def once(server: Server) -> Served:
-            polls, seed = server.idle == "polls", next(seeds[server])
-            return _serve(comm, model, made[server.contender], here, config, polls, seed)
+            draws[server] += 1
+            return _serve(comm, model, made[server.contender], here, config, server.idle == "polls", draws[server])
 
-        served = interleaved(config.repeats, servers, once)
-    return [_row(comm, config, here.source, server, served) for server in servers]
+        served = interleaved(comm, servers, once, repeats=config.repeats, seed=config.seed)
+    rows, reference = [], served[servers[0]][0].scores
+    for (item, idle), found in served.items():
+        for repeat, each in enumerate(found):
+            same = comm.allreduce(np.array_equal(each.scores, reference), op=MPI.LAND)
+            setting = dict(zip(KEYS, (item.name, item.bound, idle, config.rate_per_s, comm.size), strict=True))
+            latencies = zip(
+                each.latency_s.tolist(), each.predicted_s(item.bound, idle == "polls").tolist(), strict=True
+            )
+            rows += [
+                {**setting, "repeat": repeat, "batch": i, "latency_s": round(latency_s, 6),
+                 "predicted_s": round(predicted_s, 6), "identical": same}
+                for i, (latency_s, predicted_s) in enumerate(latencies)
+            ]  # fmt: skip
+    return rows
 
 
 def _serve(
-    comm: MPI.Intracomm, model: DLRM, exchange: Any, here: Scenario, config: ServingConfig, polls: bool, seed: int
+    comm: "MPI.Intracomm", model: Any, exchange: Any, here: Any, config: Config, polls: bool, seed: int
 ) -> Served:
+    from blslib.collective.clock import Clock
+    from blslib.dlrm.inference import Inference, Scored
+    from blslib.lab.compare.run import delaying, gathered, start
+
     due_s = arrivals(config.rate_per_s, config.iterations, seed)
     delay = delaying(comm, config.law, config.iterations, config.mean_delay_s, seed)
-    timed = Timed(comm, exchange)
-    loop = Inference(model, cast(Exchange, timed), before_post=delay)
-    begun_s, freed_s, scored_s, collected_s = np.zeros((4, config.iterations))
+    clock = Clock(exchange)
+    loop = Inference(model, clock, before_post=delay)
+    begun_s, freed_s, scored_s = np.zeros((3, config.iterations))
     scores: list[np.ndarray] = []
 
     def keep(ready: list[Scored]) -> None:
@@ -150,8 +180,7 @@ def _serve(
             scores.append(one.scores)
             scored_s[one.iteration] = begun_s[one.iteration] + one.response_s
 
-    timed.start()
-    start_s = timed.started_s = comm.bcast(timed.started_s) + HEAD_START_S
+    start_s = comm.bcast(start(comm)) + HEAD_START_S
     for i, batch in enumerate(here.pool[which] for which in here.order):
         while (early_s := start_s + due_s[i] - time.perf_counter()) > 0:
             if polls and len(scores) < i:
@@ -160,47 +189,67 @@ def _serve(
             time.sleep(early_s)
         begun_s[i] = time.perf_counter() - start_s
         keep(loop.step(batch))
-        freed_s[i], collected_s[i] = time.perf_counter() - start_s, timed.collected_s
+        freed_s[i] = time.perf_counter() - start_s
     keep(loop.finish())
-    run = timed.end()
+    run = gathered(comm, clock, start_s)
+    collected_s = np.zeros(config.iterations)
+    for call in clock.calls:
+        began = call.iteration - 1
+        # Those of a poll, before the next batch is begun, belong to no step.
+        if call.kind == "collect" and call.entered_s - start_s < freed_s[began]:
+            collected_s[began] += call.returned_s - call.entered_s
     freed, scored, collected = np.stack(comm.allgather([freed_s, scored_s, collected_s]), axis=1)
     return Served(due_s, freed, scored, run, np.array(scores), collected)
 
 
-def _row(
-    comm: MPI.Intracomm, config: ServingConfig, source: str, server: Server, served: dict[Server, list[Served]]
-) -> Row:
-    found, reference = served[server], next(iter(served.values()))[0].scores
-    baseline = served.get(Server(Contender("mpi", 0), server.idle), found)
-    same = all(np.array_equal(each.scores, reference) for each in found)
-    row = {
-        "contender": server.contender.name,
-        "scenario": config.scenario,
-        "law": config.law,
-        "mean_delay_s": config.mean_delay_s,
-        "source": source,
-        "bound": server.contender.bound,
-        "idle": server.idle,
-        "ranks": comm.size,
-        "batch_size": config.batch_size,
-        "iterations": config.iterations,
-        "repeats": config.repeats,
-        "rate_per_s": config.rate_per_s,
-        **spread("batches_per_s", [each.batches_per_s for each in found]),
-        "lag": max(each.run.lag for each in found),
-        "identical_scores": bool(comm.allreduce(same, op=MPI.LAND)),
-    }
-    predicted = [each.predicted_s(server.contender.bound, server.idle == "polls") for each in found]
-    for percent in PERCENTILES:
-        latency_s, mpi_s = ([np.percentile(each.latency_s, percent) for each in runs] for runs in (found, baseline))
-        row |= spread(f"latency_p{percent}_s", latency_s)
-        row |= spread(f"predicted_p{percent}_s", [np.percentile(each, percent) for each in predicted])
-        row[f"gains_p{percent}"] = " ".join(f"{gain:.6f}" for gain in np.divide(mpi_s, latency_s))
-    return row
+def pooled(rows: "Rows") -> "pd.DataFrame":
+    """Percentiles of latency over all batches of all draws, one line for each server and rate.
+
+    ``latency_p99_s_low`` and ``_high`` are the ends of a 95 % interval, from resampled draws: batches of one draw
+    depend on each other, and are never taken apart.
+    """
+    import pandas as pd
+
+    lines = []
+    for key, group in pd.DataFrame(rows).groupby(KEYS, sort=False):
+        line = dict(zip(KEYS, key, strict=True)) | {"draws": group["repeat"].nunique(), "batches": len(group)}
+        for percent in PERCENTILES:
+            found = _percentiles(group, percent)
+            ends = np.percentile(found[1:], [2.5, 97.5])
+            line |= dict(
+                zip((f"latency_p{percent}_s{end}" for end in ("", "_low", "_high")), (found[0], *ends), strict=True)
+            )
+            line[f"predicted_p{percent}_s"] = float(np.percentile(group["predicted_s"], percent))
+        lines.append(line)
+    return pd.DataFrame(lines)
 
 
-def highest_rates(rows: Sequence[Row], limit_s: float) -> list[Row]:
-    """Up to which rate the 99th percentile of latency keeps a limit, measured and predicted, contender by contender.
+def gains(
+    rows: "Rows", percent: int, contender: tuple[str, int] = ("bls", 4), over: tuple[str, int] = ("mpi", 0)
+) -> "Interval":
+    """A percentile of latency of one contender over that of another, at one rate; all draws resampled together.
+
+    Args:
+        rows: of ``run``, at one rate and with one way to be idle.
+        percent: which percentile.
+        contender, over: names and bounds; the ratio is above 1 where the first has the shorter latency.
+
+    Raises:
+        ValueError: one of them was not measured.
+    """
+    import pandas as pd
+
+    from blslib.lab.compare.intervals import Interval
+
+    groups = dict(iter(pd.DataFrame(rows).groupby(["contender", "bound"])))
+    if missing := {contender, over} - set(groups):
+        raise ValueError(f"no rows of {missing}: measure that, too")
+    ratios = _percentiles(groups[over], percent) / _percentiles(groups[contender], percent)
+    return Interval(float(ratios[0]), *np.percentile(ratios[1:], [2.5, 97.5]).tolist())
+
+
+def highest_rates(rows: "Rows", limit_s: float) -> "pd.DataFrame":
+    """Up to which rate the 99th percentile of latency keeps a limit, measured and predicted, server by server.
 
     Interpolated between the rates that were measured, linearly in the logarithm of latency; 0 where not even the lowest
     keeps it, and the highest where all do.
@@ -208,15 +257,35 @@ def highest_rates(rows: Sequence[Row], limit_s: float) -> list[Row]:
     Args:
         rows: of ``run``, at two rates or more.
         limit_s: seconds that 99 of 100 batches may take at most.
+
+    Returns:
+        contender, bound, idle, ranks, limit_s, rate_per_s with the ends of its 95 % interval, and predicted_per_s.
     """
-    table = pd.DataFrame(rows).sort_values("rate_per_s")
-    columns = {"rate_per_s": "latency_p99_s", "rate_per_s_min": "latency_p99_s_max"}
-    columns |= {"rate_per_s_max": "latency_p99_s_min", "predicted_per_s": "predicted_p99_s"}
-    return [
-        {"contender": name, "bound": bound, "idle": idle, "ranks": group["ranks"].iloc[0], "limit_s": limit_s}
-        | {
-            told: float(np.interp(np.log(limit_s), np.log(group[column].cummax()), group["rate_per_s"], left=0.0))
-            for told, column in columns.items()
-        }
-        for (name, bound, idle), group in table.groupby(["contender", "bound", "idle"], sort=False)
-    ]
+    import pandas as pd
+
+    def rate(p99_s: np.ndarray, rates: list[float]) -> float:
+        return float(np.interp(np.log(limit_s), np.log(np.maximum.accumulate(p99_s)), rates, left=0.0))
+
+    lines = []
+    for key, group in pd.DataFrame(rows).groupby(["contender", "bound", "idle", "ranks"], sort=False):
+        by_rate = dict(iter(group.groupby("rate_per_s")))
+        measured_s = np.array([_percentiles(each, 99) for each in by_rate.values()])
+        predicted_s = np.array([np.percentile(each["predicted_s"], 99) for each in by_rate.values()])
+        found, *resampled = (rate(column, list(by_rate)) for column in measured_s.T)
+        low, high = np.percentile(resampled, [2.5, 97.5]).tolist()
+        line = dict(zip(("contender", "bound", "idle", "ranks"), key, strict=True)) | {"limit_s": limit_s}
+        line |= {"rate_per_s": found, "rate_per_s_low": low, "rate_per_s_high": high}
+        lines.append(line | {"predicted_per_s": rate(predicted_s, list(by_rate))})
+    return pd.DataFrame(lines)
+
+
+def _percentiles(group: "pd.DataFrame", percent: int, resamples: int = 2000) -> np.ndarray:
+    """(1 + resamples,) a percentile of the latency of all batches, then of those of as many draws drawn anew."""
+    by_draw = group.pivot(index="repeat", columns="batch", values="latency_s").to_numpy()
+    chosen = np.random.default_rng(1).integers(len(by_draw), size=(resamples, len(by_draw)))
+    replicas = by_draw[chosen].reshape(resamples, -1)
+    return np.r_[np.percentile(by_draw, percent), np.percentile(replicas, percent, axis=1)]
+
+
+summarise = pooled
+"""How a bench sums its rows up."""

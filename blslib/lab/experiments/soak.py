@@ -1,4 +1,4 @@
-"""Endurance: exchanges of every kind, one after another and side by side, as long as asked, with every byte checked.
+"""Endurance: exchanges of every kind for so many minutes, every byte checked; running totals.
 
 Every round, chance divides the ranks into groups. Each group opens an exchange of its own with a bound, a channel and a
 slot size drawn for it, posts blocks of random sizes (empty ones, and ones larger than a slot, among them), some rounds
@@ -7,16 +7,20 @@ with random delays, and closes it, now and then with arrivals outstanding.
 
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import psutil
-from mpi4py import MPI
 
-from blslib.collective.alltoallv import BoundedLagAlltoallv
 from blslib.collective.exchange import Arrival
-from blslib.lab.ranks.progress import report
-from blslib.lab.rows import Row
+from blslib.lab.options import Given, positive
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+    from blslib.lab.rows import Row
+
+COLUMNS = "minutes ranks exchanges blocks bytes wrong rss_slope_bytes_per_s fds_start fds"
+OPTIONS = {"minutes": {"type": positive("minutes"), "metavar": "M", "help": "how long (1)"}}
 
 _TEXT_BYTES = 1 << 16
 _WARM_UP = 0.25
@@ -24,7 +28,7 @@ _WARM_UP = 0.25
 
 
 @dataclass(frozen=True)
-class SoakConfig:
+class Config:
     """How long, the bounds to draw from, and the seed."""
 
     minutes: float = 1.0
@@ -32,13 +36,24 @@ class SoakConfig:
     seed: int = 1
 
 
-def run(comm: MPI.Intracomm, config: SoakConfig) -> list[Row]:
+def plan(given: Given) -> list[Config]:
+    """One configuration."""
+    bounds = {} if given.bounds is None else {"bounds": given.bounds}
+    return [Config(given.minutes or (0.1 if given.quick else 1.0), **bounds)]
+
+
+def run(comm: "MPI.Intracomm", config: Config) -> "list[Row]":
     """Soak. Collective; a row of running totals per minute and one at the end, the same on every rank.
 
     ``wrong`` counts blocks with other bytes than were sent, and arrivals that were late, missing or out of order;
     ``rss_slope_bytes_per_s`` is that of the rank whose memory grew fastest, by least squares after a warm-up; ``fds``
     is the number of open files of the rank that has most, and ``fds_start`` what it was after the first round.
     """
+    import psutil
+    from mpi4py import MPI
+
+    from blslib.lab.ranks.progress import report
+
     text = np.random.default_rng(config.seed).integers(0, 256, _TEXT_BYTES, np.uint8)
     process = psutil.Process()
     totals, exchanges, fds_start = np.zeros(3, np.int64), 0, 0
@@ -78,8 +93,10 @@ def _slope(samples: list[tuple[float, int]]) -> float:
     return round(float(np.polyfit(seconds, rss, 1)[0]), 1) if len(seconds) > 2 else 0.0
 
 
-def _round(comm: MPI.Intracomm, rng: np.random.Generator, text: np.ndarray, bounds: tuple[int, ...]) -> np.ndarray:
+def _round(comm: "MPI.Intracomm", rng: np.random.Generator, text: np.ndarray, bounds: tuple[int, ...]) -> np.ndarray:
     """One exchange in every group; returns this rank's blocks, bytes and wrong ones."""
+    from blslib.collective.alltoallv import BoundedLagAlltoallv
+
     # All ranks of a group draw the same numbers, so each knows what the others send.
     group = int(rng.integers(comm.size, size=comm.size)[comm.rank]) * int(rng.random() < 0.5)
     part: Any = comm.Split(group, int(rng.permutation(comm.size)[comm.rank]))

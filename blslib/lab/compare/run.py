@@ -1,0 +1,135 @@
+"""One run of one contender, all ranks on one clock, and what follows from its times."""
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from mpi4py import MPI
+
+from blslib.collective.clock import Clock
+from blslib.theory.delays import delays
+from blslib.theory.maxplus import Cost, limit, makespan
+
+Row = dict[str, Any]
+
+
+class Run(NamedTuple):
+    """The calls of one run; seconds count from when the first rank started.
+
+    ``time.perf_counter`` is one clock for all processes of a host.
+
+    Attributes:
+        started_s: (P,) when each rank set off.
+        entered_s, returned_s: (P, N) of each ``post``.
+        collected_s: (P, N + 1) seconds in ``collect`` before each ``post``, and after the last one.
+        drained_s: (P, 2) when each rank entered and left the drain.
+        ended_s: (P,) when each rank was done.
+    """
+
+    started_s: np.ndarray
+    entered_s: np.ndarray
+    returned_s: np.ndarray
+    collected_s: np.ndarray
+    drained_s: np.ndarray
+    ended_s: np.ndarray
+
+    @property
+    def calls(self) -> int:
+        """N."""
+        return self.entered_s.shape[1]
+
+    @property
+    def measured_s(self) -> float:
+        """From the first start to the last end."""
+        return float(self.ended_s.max())
+
+    @property
+    def work_s(self) -> np.ndarray:
+        """(P, N) seconds of own work before each call: the ``c`` of the max-plus recurrence."""
+        return self.entered_s - np.column_stack([self.started_s, self.returned_s[:, :-1]]) - self.collected_s[:, :-1]
+
+    @property
+    def waiting_s(self) -> np.ndarray:
+        """(P,) seconds inside the calls of the exchange, transfer included."""
+        drains_s = self.drained_s[:, 1] - self.drained_s[:, 0]
+        return (self.returned_s - self.entered_s).sum(axis=1) + self.collected_s.sum(axis=1) + drains_s
+
+    @property
+    def lag(self) -> int:
+        """The most that calls returned at one rank exceeded calls entered at another, at any instant."""
+        returned = np.arange(1, self.calls + 1)
+        ahead = [
+            int((returned - np.searchsorted(entered_s, returned_s, side="right")).max())
+            for returned_s in self.returned_s
+            for entered_s in self.entered_s
+        ]
+        return max(0, *ahead)
+
+    def predicted_s(self, bound: int, cost: Cost | None = None) -> float:
+        """``measured_s`` by the max-plus recurrence, from the realised work; by default the exchange costs nothing."""
+        before_s = self.drained_s[:, 0] - self.returned_s[:, -1] - self.collected_s[:, -1]
+        after_s = self.ended_s - self.drained_s[:, 1]
+        return makespan(self.work_s, bound, cost=cost, before_drain_s=before_s, after_drain_s=after_s)
+
+    def measures(self, bound: int) -> Row:
+        """What a row says of a run at this bound.
+
+        Seconds measured; predicted for this work and bound; for this work without lag (``synchronous_s``); of the
+        busiest rank's work, and of the mean; in the exchange, on the mean of the ranks; and the greatest lag.
+        """
+        return {
+            "measured_s": self.measured_s,
+            "predicted_s": self.predicted_s(bound),
+            "synchronous_s": self.predicted_s(0),
+            "limit_s": limit(self.work_s),
+            "useful_s": float(self.work_s.sum(axis=1).mean()),
+            "waiting_s": float(self.waiting_s.mean()),
+            "lag": self.lag,
+        }
+
+
+def start(comm: MPI.Intracomm) -> float:
+    """All ranks set off together: when this one does. Collective."""
+    comm.Barrier()
+    return time.perf_counter()
+
+
+def gathered(comm: MPI.Intracomm, clock: Clock, started_s: float) -> Run:
+    """The run that ends here, with all ranks side by side. Collective; the result is on every rank."""
+    ended_s, calls = time.perf_counter(), clock.calls
+    posts = [call for call in calls if call.kind == "post"]
+    collected_s = np.zeros(len(posts) + 1)
+    for call in calls:
+        if call.kind == "collect":
+            collected_s[call.iteration] += call.returned_s - call.entered_s
+    drain = next((call for call in reversed(calls) if call.kind == "drain"), posts[-1]._replace(entered_s=ended_s))
+    drained_s = [drain.entered_s, max(drain.returned_s, drain.entered_s)]
+    mine = [started_s, ended_s, *drained_s, *(c.entered_s for c in posts), *(c.returned_s for c in posts)]
+    everybody = np.array(comm.allgather(np.array(mine))) - comm.allreduce(started_s, op=MPI.MIN)
+    edges_s, entered_s, returned_s = np.split(everybody, [4, 4 + len(posts)], axis=1)
+    return Run(
+        edges_s[:, 0], entered_s, returned_s, np.array(comm.allgather(collected_s)), edges_s[:, 2:], edges_s[:, 1]
+    )
+
+
+def delaying(
+    comm: MPI.Intracomm, law: str, iterations: int, mean_delay_s: float, seed: int, base_s: float = 0.0
+) -> Callable[[int], None]:
+    """A function that sleeps as long as this rank is to be delayed in the iteration it is called with.
+
+    Args:
+        comm: which rank of how many this is.
+        law: a name of ``theory.delays.LAWS``.
+        iterations: N.
+        mean_delay_s: over all ranks and iterations.
+        seed: of the law.
+        base_s: slept on top of it in every iteration.
+    """
+    sleeps_s = (base_s + delays(law, comm.size, iterations, mean_delay_s, seed)[comm.rank]).tolist()
+
+    def sleep(iteration: int) -> None:
+        if sleeps_s[iteration]:
+            time.sleep(sleeps_s[iteration])
+
+    return sleep

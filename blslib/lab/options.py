@@ -1,0 +1,72 @@
+"""Options that benches share, and how experiments declare those of their own."""
+
+import argparse
+import math
+from collections.abc import Callable, Collection
+from typing import Any
+
+Row = dict[str, Any]
+Given = argparse.Namespace
+"""What a bench was asked: ranks, bounds, repeats, quick, and its own options; None where nothing was said."""
+
+
+def several(kind: Callable[[str], object], known: Collection[object] = ()) -> Callable[[str], tuple]:
+    """A comma-separated list of values, each of a kind and, if given, one of those known."""
+
+    def parse(text: str) -> tuple:
+        try:
+            values = tuple(kind(part) for part in text.split(",") if part)
+        except ValueError:
+            what = f"expected {kind.__name__}, several with commas between them"
+            raise argparse.ArgumentTypeError(f"{text!r}: {what}") from None
+        if not values or any(known and value not in known for value in values):
+            raise argparse.ArgumentTypeError(f"{text!r}: choose from {', '.join(map(str, known)) or 'whole numbers'}")
+        return values
+
+    return parse
+
+
+def at_least(least: int, unit: int = 1) -> Callable[[str], int]:
+    """A whole number."""
+
+    def parse(text: str) -> int:
+        value = int(text)
+        if not least <= value < 1 << 40 or value % unit:
+            raise ValueError
+        return value
+
+    what = f"whole number >= {least}" + (f", a multiple of {unit}" if unit > 1 else "")
+    parse.__name__ = f"{what}, and below 2**40"
+    return parse
+
+
+def positive(what: str) -> Callable[[str], float]:
+    """A number above 0 of what is named."""
+
+    def parse(text: str) -> float:
+        value = float(text)
+        if not 0 < value < math.inf:
+            raise ValueError
+        return value
+
+    parse.__name__ = f"number of {what} > 0"
+    return parse
+
+
+BYTES: Row = {"type": several(at_least(4, 4)), "metavar": "N,N,...", "help": "bytes per block, multiples of 4"}
+
+
+def names(known: Collection[str], metavar: str) -> Row:
+    """An option that takes several of some names."""
+    return {"type": several(str, known), "metavar": f"{metavar},...", "help": f"of {', '.join(known)}"}
+
+
+def settings(given: Given, quick: Row, full: Row | None = None) -> Row:
+    """Fields of a configuration for a quick or a full run, with the contenders, bounds and repeats that were asked for.
+
+    For what is in neither, the configuration has values of its own. Repeats that were asked for are exactly so many.
+    """
+    asked = {"bounds": given.bounds, "repeats": given.repeats, "budget_s": 0.0 if given.repeats else None}
+    asked["names"] = getattr(given, "contenders", None)
+    chosen = {"budget_s": 0.0, **quick} if given.quick else full or {}
+    return chosen | {name: value for name, value in asked.items() if value is not None}
