@@ -10,13 +10,13 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from blslib.charts.look import BLS, BOUND_AXIS, LIMIT, LOOKS, PREDICTED, WIDTH, Table, by, heading, panels
+from blslib.charts.look import BLS, BOUND_AXIS, LIMIT, LOOKS, PREDICTED, WIDTH, Table, by, heading, medians, panels
 
 COLORS = {
-    "useful work": "#C9D5E1",
+    "useful work": "#DBD6CA",
     "static imbalance": "#882255",
     "dynamic imbalance": "#E69F00",
-    "exposed exchange": "#857A6E",
+    "exposed exchange": "#6E5D4E",
 }
 MOST_ROWS = 5000
 """As many as Altair draws."""
@@ -83,9 +83,8 @@ def bounds(rows: Table, measured: Table = (), lines: tuple[str, ...] = ()) -> al
     )
     if len(measured):
         table = pd.concat([table, pd.DataFrame(measured)], ignore_index=True)
-        low, high = (f"over_synchronous_{end}:Q" for end in ("low", "high"))
         dots = base.transform_filter("isValid(datum.over_synchronous)").encode(color=alt.value(LOOKS[BLS][0]))
-        layers += [dots.mark_rule().encode(y=low, y2=high), dots.mark_point().encode(y="over_synchronous:Q")]
+        layers += medians(dots, "over_synchronous", alt.Y("over_synchronous:Q"))
         told += " Dots: bounded lag, measured, over its own time at bound 0."
     chosen = table[table["chosen"].eq(True)].set_index("case")
     said = "; ".join(f"{case} bound {row['bound']} to {row['predicted']:.0%}" for case, row in chosen.iterrows())
