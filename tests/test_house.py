@@ -21,7 +21,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "collective": (set(), {"numpy", "mpi4py"}),
     "charts": (set(), {"numpy", "pandas", "altair"}),
     "dlrm": ({"collective.exchange", "workloads"}, {"numpy", "torch"}),
-    "diagnosis": ({"theory", "charts"}, {"numpy", "pandas", "tqdm"}),
+    "diagnosis": ({"theory", "charts"}, {"numpy", "pandas", "tqdm", "ijson"}),
 }
 CELLAR = {"files", "signals"}
 """Modules of no room, with the standard library alone, for everybody."""

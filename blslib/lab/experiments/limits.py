@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 
 from blslib.collective.layout import Layout
 from blslib.lab.rows import Row
@@ -86,6 +85,8 @@ def needed(rows: Sequence[Row], *, within: float = 0.05, slot_bytes: int = 16384
     Returns:
         Rows in which bound and memory are None where no bound that was tried comes so close.
     """
+    import pandas as pd
+
     found = []
     for (law, ranks), group in pd.DataFrame(rows).groupby(["law", "ranks"], sort=False):
         close = group.loc[group["predicted_s"] <= (1 + within) * group["limit_s"], "bound"]
