@@ -203,7 +203,7 @@ PROFILED = f"""{NAP}
 os.environ["KINETO_LOG_LEVEL"] = "9"
 import torch
 import torch.distributed as dist
-from blslib.collective.torch import process_group
+import blslib.collective.torch
 dist.init_process_group("gloo")
 rank, sent = dist.get_rank(), torch.ones(64)
 with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
