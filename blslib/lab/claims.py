@@ -46,7 +46,7 @@ HOLDS, FAILS = "holds", "fails"
 EFFECTS = {"whole": "whole", "exchange": "of which exchange", "lag": "of which lag"}
 ENDS = ("", "_low", "_high")
 HEADS = {"claim": "claim", **EFFECTS, "expected": "theory expects", "verdict": "verdict", "reason": "reason"}
-WIDTHS = {"claim": 26, "whole": 16, "exchange": 16, "lag": 16, "expected": 12, "verdict": 22}
+WIDTHS = {"claim": 24, "whole": 19, "exchange": 19, "lag": 19, "expected": 12, "verdict": 17}
 
 
 def verdict(lag: Interval, expected_low: float, expected_high: float, repeats: int) -> tuple[str, str]:
@@ -148,7 +148,7 @@ def latency(rows: Rows, *, cores: int, headlines: Sequence[float] = ()) -> list[
         ours_s, free_s = ours["latency_p99_s"], ours["predicted_p99_s"]
         low = (alone["predicted_p99_s"] + ours_s - free_s) / ours_s
         expected = low, max(low, alone["latency_p99_s"] / free_s)
-        about = f"bound {JUDGED}, {ours['batches']:,} batches of {ours['draws']} draws"
+        about = f"bound {JUDGED}, {int(ours['batches']):,} batches of {int(ours['draws'])} draws"
         judged = _judged(f"{rate:g} batches a second", ours, cores, effects, expected, about)
         found.append({"claim": "(f) delays: latency better, at p99", **judged, "headline": rate in headlines})
     return found
@@ -223,9 +223,9 @@ def _cells(claims: Sequence[Claim], aside: bool) -> list[dict[str, str]]:
     rows = []
     for claim in sorted(claims, key=itemgetter("claim")):
         cells = dict.fromkeys(HEADS, "") | {name: claim[name] for name in ("verdict", "reason")}
-        cells["claim"] = f"{claim['claim']}: {claim['source']}"
+        cells["claim"] = f"{claim['claim']} ({claim['source']})"
         if aside and claim["verdict"] in {OPEN, CONTRADICTS}:
-            cells["verdict"] += f": {claim['reason']}"
+            cells["verdict"] += f": {claim['reason'].split('; ')[0]}"
         if claim["quantity"] == "scores":
             cells["whole"] = claim["reason"]
         else:
