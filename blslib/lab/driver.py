@@ -201,7 +201,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         notebooks = choose(options.notebooks or REPOSITORY / "notebooks", options.stems)
         print(f"running {len(notebooks)} notebook{'s' * (len(notebooks) > 1)}, results go to {results}", flush=True)
         minutes = run(notebooks, out, options.quick)
-        print(table(claims(results, notebooks)))
+        if found := claims(results, notebooks):
+            print(table(found))
         if results == REPOSITORY:
             fill_pages(REPOSITORY, minutes)
         print(f"all done in {(time.monotonic() - started_s) / 60:.1f} minutes", flush=True)
