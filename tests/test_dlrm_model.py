@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from blslib.dlrm.config import CONFIGS, MLPERF_V2, ModelConfig
+from blslib.dlrm.config import KAGGLE, ModelConfig
 from blslib.dlrm.model import DLRM, interact_dot, lower_triangle
 from blslib.workloads.batch import Batch
 
@@ -76,23 +76,10 @@ def test_dot_interaction_puts_the_lower_triangle_row_by_row():
         assert out[sample].tolist() == v[0] + [sum(a * b for a, b in zip(v[i], v[j], strict=True)) for i, j in pairs]
 
 
-def test_widths_of_the_published_models():
-    widths = {name: config.interaction_width for name, config in CONFIGS.items()}
-    assert widths == {"kaggle": 367, "random": 100, "mlperf-v2": 479}
-    assert sum(CONFIGS["kaggle"].rows) == 33_762_577
-    assert sum(MLPERF_V2.rows) == 204_184_588
+def test_widths_of_the_interaction():
+    assert KAGGLE.interaction_width == 367
+    assert sum(KAGGLE.rows) == 33_762_577
     assert replace(SMALL, interaction="cat").interaction_width == 6 * 4
-
-
-def test_scaled_caps_rows_and_says_so():
-    scaled = MLPERF_V2.scaled(max_rows=1000)
-    assert max(scaled.rows) == 1000
-    assert min(scaled.rows) == 3
-    assert len(scaled.rows) == 26
-    assert scaled.name == "mlperf-v2, at most 1,000 rows per table"
-    assert scaled.scaled(max_rows=10).name == "mlperf-v2, at most 10 rows per table"
-    assert scaled.scaled(max_rows=1000) is scaled
-    assert 4 * CONFIGS["mlperf-v2"].dim * sum(CONFIGS["mlperf-v2"].rows) < 1e9
 
 
 @pytest.mark.parametrize(

@@ -73,12 +73,13 @@ SAVE = f"""
 import sys
 import numpy as np
 from blslib.collective.alltoallv import BoundedLagAlltoallv
+from blslib.collective.clock import Clock
 from blslib.collective.mpi import MPI
 from blslib.diagnosis import traces
 from blslib import files
 
 comm = MPI.COMM_WORLD
-with BoundedLagAlltoallv(comm, bound=1, slot_bytes=64, record=True) as exchange:
+with Clock(BoundedLagAlltoallv(comm, bound=1, slot_bytes=64)) as exchange:
     for _ in range(500):
         exchange.post([np.zeros(1, np.float32)] * comm.size)
     exchange.drain()

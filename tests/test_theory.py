@@ -107,32 +107,24 @@ def test_so_it_is_with_costs_clocks_and_work_on_arrivals(data):
     def drawn(*shape: int) -> np.ndarray:
         return data.draw(hnp.arrays(np.float64, shape, elements=EIGHTHS))
 
-    cost = data.draw(
-        st.sampled_from(
-            [
-                Cost(call_s=drawn(ranks)),
-                Cost(0.5, alpha_s=0.25, beta_s=0.5, pair_bytes=drawn(ranks, ranks)),
-                Cost(alpha_s=0.125, beta_s=2.0, sent_bytes=drawn(ranks), received_bytes=drawn(ranks)),
-            ]
-        )
-    )
+    cost = Cost(call_s=data.draw(EIGHTHS), alpha_s=data.draw(EIGHTHS))
     work_s, arrival_s = drawn(ranks, iterations), drawn(ranks, iterations)
     release_s = np.cumsum(drawn(iterations))
     found = times(work_s, bound, cost=cost, release_s=release_s, arrival_s=arrival_s, polls=polls)
-    about = {"call_s": cost.call_s, "travel_s": cost.travel_s(ranks)}
+    about = {"call_s": cost.call_s, "travel_s": cost.alpha_s}
     same(found, simulate(work_s, bound, release_s=release_s, arrival_s=arrival_s, polls=polls, **about))
     assert (found.returned_s[:, bound:] >= found.entered_s.max(axis=0)[: max(0, iterations - bound)]).all()
     assert (found.delivered_s >= found.entered_s.max(axis=0)).all()
 
 
-@given(WORK, st.lists(st.integers(0, 15), min_size=1, max_size=5), st.floats(0, 2))
-def test_several_bounds_in_one_pass(work_s, bounds, cost_s):
-    for cost in (Cost(cost_s), Cost(alpha_s=cost_s, received_bytes=np.ones(len(work_s)))):
-        together = makespans(iter(work_s.T), bounds, cost=cost)
-        assert together.tolist() == [makespan(work_s, bound, cost=cost) for bound in bounds]
-    work = {"arrival_s": cost_s}
-    together = makespans(iter(work_s.T), bounds, **work)
-    assert together.tolist() == [times(work_s, bound, **work).ended_s for bound in bounds]
+@given(WORK, st.lists(st.integers(0, 15), min_size=1, max_size=5), st.floats(0, 2), st.floats(0, 2))
+def test_several_bounds_in_one_pass(work_s, bounds, call_s, alpha_s):
+    assert makespans(iter(work_s.T), bounds).tolist() == [makespan(work_s, bound) for bound in bounds]
+    cost = Cost(call_s, alpha_s)
+    together = Recurrence(len(work_s), bounds, cost=cost)
+    for column in work_s.T:
+        together.step(column)
+    assert together.finish().tolist() == [makespan(work_s, bound, cost=cost) for bound in bounds]
 
 
 def test_lanes_may_have_work_of_their_own():
@@ -146,12 +138,6 @@ def test_what_a_call_costs_stays_and_what_a_message_takes_is_hidden():
     assert makespan(work_s, 0, cost=Cost(0.5)) == makespan(work_s, 0, cost=Cost(alpha_s=0.5)) == 150
     assert makespan(work_s, 1, cost=Cost(0.5)) == 150
     assert makespan(work_s, 1, cost=Cost(alpha_s=0.5)) == 100.5  # only the drain still waits for the last
-    bytes_each = np.zeros((3, 3))
-    bytes_each[0, 2] = 7
-    # Rank 2 is late with its call, and everybody with the next one: 0.7 s in every other iteration.
-    assert makespan(work_s, 0, cost=Cost(beta_s=0.1, pair_bytes=bytes_each)) == pytest.approx(100 + 0.7 * 50)
-    loads = {"sent_bytes": np.array([0.0, 4, 0]), "received_bytes": np.array([0.0, 0, 3])}
-    assert makespan(work_s[:, :1], 0, cost=Cost(beta_s=0.1, **loads)) == pytest.approx(1 + 0.4 + 0.3)
 
 
 def test_work_on_arrivals_is_charged_where_they_are_handed_out():
@@ -189,7 +175,6 @@ def test_memory_does_not_grow_with_the_run():
         (lambda: makespans(np.zeros((2, 2)), [3, -2]), "got -2"),
         (lambda: makespans([], [0]), "got no columns of work"),
         (lambda: times(np.zeros((2, 3)), 0, release_s=np.zeros(2)), r"each of the 3 iterations, got shape \(2,\)"),
-        (lambda: makespan(np.ones((2, 2)), 0, cost=Cost(pair_bytes=np.ones((3, 3)))), "a 2 x 2 matrix for 2 ranks"),
     ],
 )
 def test_what_is_refused(call, said):

@@ -1,7 +1,6 @@
 """The laws of delay: their means, what they say of themselves, and closed forms against simulation."""
 
 import itertools
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,14 +10,12 @@ from blslib.theory.delays import (
     Bernoulli,
     Bursts,
     Constant,
-    Empirical,
     Exponential,
     Law,
     Lognormal,
     Pareto,
     Permanent,
     Rotating,
-    Slow,
     delays,
     named,
 )
@@ -33,7 +30,7 @@ def test_laws_have_their_mean(law, ranks):
     assert d.dtype == np.float64
     assert (d >= 0).all()
     assert d.mean() == (0 if law == "none" else pytest.approx(2e-3, rel=0.1))
-    assert d.mean() == pytest.approx(named(law, 2e-3, ranks).mean_s(ranks), rel=0.1)
+    assert d.mean() == pytest.approx(named(law, 2e-3, ranks).means_s(ranks).mean(), rel=0.1)
 
 
 @pytest.mark.parametrize("law", LAWS)
@@ -71,14 +68,11 @@ SOME: dict[str, Law] = {
     "exponential": Exponential(0.7),
     "lognormal": Lognormal(0.7, 0.5),
     "pareto": Pareto(0.7, 3.5),
-    "empirical": Empirical((0.1, 0.1, 2.0, 0.5)),
     "bursts": Bursts(2.0, start=0.2, stop=0.4),
     "rotating": Rotating(3.0),
     "permanent": Permanent(3.0, on=(0, -1)),
-    "slow": Slow(Exponential(0.7), 1.5, on=(0,)),
-    "scaled": 0.1 * Pareto(7.0, 3.5),
     "sum": Constant(0.2) + Exponential(0.5),
-    "sum of three": Rotating(3.0) + Slow(Constant(0.2), 2) + Bernoulli(1.0),
+    "sum of three": Rotating(3.0) + Permanent(0.2) + Bernoulli(1.0),
 }
 
 
@@ -92,19 +86,7 @@ def test_every_rank_has_the_mean_it_says(name, ranks):
     assert whole.mean(axis=1) == pytest.approx(law.means_s(ranks), rel=0.05)
     assert streamed.mean(axis=0) == pytest.approx(law.means_s(ranks), rel=0.05)
     assert whole.std(axis=1) == pytest.approx(streamed.std(axis=0), rel=0.2, abs=1e-12)
-    assert law.mean_s(ranks) == pytest.approx(law.means_s(ranks).mean())
     assert ranks == 1 or (whole.std(axis=1).max() > 1e-12) == law.varies
-
-
-@pytest.mark.parametrize("name", SOME)
-@pytest.mark.parametrize("ranks", [1, 2, 20])
-def test_closed_forms_of_the_synchronous_run(name, ranks):
-    law, iterations = SOME[name], 6_000
-    closed = law.expected_max_s(ranks)
-    assert (closed is None) == (ranks > 1 and name in ("lognormal", "slow", "sum of three"))
-    if closed is not None:
-        [seconds] = makespans(law.columns(np.random.default_rng(3), ranks, iterations), [0])
-        assert seconds / iterations == pytest.approx(closed, rel=0.06)
 
 
 @pytest.mark.parametrize("name", SOME)
@@ -118,9 +100,9 @@ def test_what_kind_of_imbalance_a_law_makes():
     kinds = {name: law.imbalance(4) for name, law in SOME.items()}
     assert kinds.pop("constant") == "none"
     assert kinds.pop("permanent") == "static"
-    assert kinds.pop("slow") == kinds.pop("sum of three") == "static and dynamic"
+    assert kinds.pop("sum of three") == "static and dynamic"
     assert set(kinds.values()) == {"dynamic"}
-    assert Slow(Constant(1.0), 2).imbalance(1) == "none" == named("none", 1.0, 4).imbalance(4)
+    assert Permanent(1.0).imbalance(1) == "none" == named("none", 1.0, 4).imbalance(4)
     assert Exponential(1.0).imbalance(1) == Exponential(0.0).imbalance(4) == "none"
 
 
@@ -133,31 +115,16 @@ def test_bursts_last():
 
 def test_heavy_tails_are_heavy():
     d = Pareto(1.0, 1.5).matrix(np.random.default_rng(6), 1, 100_000)
-    assert d.min() >= Pareto(1.0, 1.5).least_s == pytest.approx(1 / 3)
+    assert d.min() == pytest.approx(1 / 3, rel=1e-3)
     for seconds in (2, 10, 50):
         assert (d > seconds).mean() == pytest.approx((3 * seconds) ** -1.5, rel=0.25)
 
 
 def test_laws_compose():
-    law = 2 * Constant(1.0) + Slow(Rotating(3.0), 2, on=(0,))
-    assert law.matrix(np.random.default_rng(0), 2, 3).tolist() == [[8, 2, 8], [2, 5, 2]]
-    assert law == 2 * Constant(1.0) + Slow(Rotating(3.0), 2, on=(0,)) != 3 * Constant(1.0)
+    law = Constant(2.0) + Rotating(3.0)
+    assert law.matrix(np.random.default_rng(0), 2, 3).tolist() == [[5, 2, 5], [2, 5, 2]]
+    assert law == Constant(2.0) + Rotating(3.0) != Constant(3.0)
     assert Bursts(1.0).matrix(np.random.default_rng(0), 2, 0).shape == (2, 0)
-
-
-def test_empirical_from_a_file(tmp_path: Path):
-    file = tmp_path / "times.txt"
-    file.write_text("# seconds\n0.5 1e-3\n\n2  # slow\n")
-    assert Empirical.from_file(file) == Empirical((0.5, 1e-3, 2.0))
-    for text, said in {
-        "": "at least one time, got",
-        "1\n-2": "times >= 0, got .-2",
-        "1\nnan": "nan",
-        "1,2": "1,2",
-    }.items():
-        file.write_text(text)
-        with pytest.raises(ValueError, match=f"{file}: .*{said}"):
-            Empirical.from_file(file)
 
 
 @pytest.mark.parametrize(
@@ -169,10 +136,9 @@ def test_empirical_from_a_file(tmp_path: Path):
         (lambda: Lognormal(0.0), "each_s is a time > 0, got 0.0"),
         (lambda: Pareto(1.0, 1.0), "shape is > 1, below which there is no mean, got 1.0"),
         (lambda: Bursts(1.0, stop=0.0), "stop is above 0 and up to 1, got 0.0"),
-        (lambda: -1 * Constant(1.0), "factor is >= 0, got -1"),
         (
             lambda: Permanent(1.0, on=(2,)).means_s(2),
-            r"on names ranks \(2,\), of which there are 2: choose from -2 to 1",
+            r"on names ranks \[2\], of which there are 2: choose from -2 to 1",
         ),
     ],
 )

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from blslib.diagnosis import tracefile
+from blslib.diagnosis import chrome
 from blslib.diagnosis.traces import RECORD_COLUMNS, TraceError, read, save
 from blslib.lab.ranks.launch import run_ranks
 from tests.conftest import LONG_S, punctual, within
@@ -116,9 +116,10 @@ RECORDED = f"""{NAP}
 import numpy as np
 from mpi4py import MPI
 from blslib.collective.alltoallv import BoundedLagAlltoallv
+from blslib.collective.clock import Clock
 from blslib.diagnosis.traces import save
 comm = MPI.COMM_WORLD
-with BoundedLagAlltoallv(comm, bound=1, slot_bytes=100, record=True) as exchange:
+with Clock(BoundedLagAlltoallv(comm, bound=1, slot_bytes=100)) as exchange:
     for i in range(6):
         nap(0.02 if i % 2 == comm.rank else 0.005)
         exchange.post([np.zeros(5, np.float32)] * comm.size)
@@ -152,8 +153,8 @@ def assert_work_is_what_was_slept(work_s: np.ndarray, printed: str) -> None:
 
 def test_nothing_recorded_is_not_saved(tmp_path: Path) -> None:
     comm: Any = SimpleNamespace(rank=0, allgather=lambda mine: [[(0, 0, 64, 0.0, 1.0)], mine])
-    with pytest.raises(ValueError, match="rank 1 recorded no calls: build the exchange with record=True"):
-        save(tmp_path / "run", comm, SimpleNamespace(calls=[], bound=0, slot_bytes=64))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="rank 1 noted no post: give the clock through which it posts"):
+        save(tmp_path / "run", comm, SimpleNamespace(calls=[]))
     assert not (tmp_path / "run").exists()
 
 
@@ -307,7 +308,7 @@ def test_ranks_without_a_name_go_by_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize("separators", [(",", ":"), (" ,\n", " : ")])
 def test_any_layout_of_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int, separators: Any) -> None:
     """Keys in any order, numbers and strings cut anywhere, events that are none, packed or not."""
-    monkeypatch.setattr(tracefile, "CHUNK", chunk)
+    monkeypatch.setattr(chrome, "CHUNK", chunk)
     paths = []
     for rank in (0, 1):
         events = [*run_of(WORK_S[rank]), {"ph": "M", "name": 'all_to_all \u20ac "}]{['}, 3, None]
@@ -360,9 +361,9 @@ TABLES = {
         rows="0,0,1\n1,0,1\n3,0,1\n"
     ): r"1 of 4 ranks missing \(2\) in .*run: give the files of all ranks, or say --sampled",
     lines(rows="0,0,1\n0,1,1\n"): "only one rank in .*run: imbalance is between ranks, give the files of all of them",
-    lines(rows="0,0,1\n1,0,1\n1,0,2\n"): "run: rank 1 has iteration 0 twice: give every call one line, once",
-    lines(rows="0,0,1\n0,1,1\n1,0,1\n"): "rank 1 has 1 iterations in .*run, rank 0 has 2 in .*run: record the same",
-    lines(rows="0,0,1\n0,1,1\n1,1,1\n1,2,1\n"): "run: rank 1 lacks iteration 0: record the same iterations on every",
+    lines(rows="0,0,1\n1,0,1\n1,0,2\n"): "run: rank 1 has iteration 0 twice: give every call of every rank once",
+    lines(rows="0,0,1\n0,1,1\n1,0,1\n"): "run: rank 1 lacks iteration 1: record the same ones on every",
+    lines(rows="0,0,1\n0,1,1\n1,1,1\n1,2,1\n"): "run: rank 0 lacks iteration 2: record the same ones on every",
     lines(rows="0,0,1\n0,2,1\n1,0,1\n1,2,1\n"): "run: no rank has iteration 1: record every call",
 }
 
@@ -381,7 +382,7 @@ def test_faults_of_csv(tmp_path: Path, text: str) -> None:
     [
         ("0,0,0,64,1,2\n1,0,0,64,1,2\n", "one call a rank in .*run: work is what lies between two"),
         ("0,0,0,64,1,2\n0,1,0,64,1,4\n1,0,0,64,1,2\n1,1,0,64,3,4\n", "clock of rank 0 goes back before or in call 1"),
-        ("0,0,0,64,1,2\n0,1,0,64,3,4\n1,0,0,64,1,2\n1,1,2,64,3,4\n", "2 different bounds or slots: give the records"),
+        ("0,0,0,64,1,2\n0,1,0,64,3,4\n1,0,0,64,1,2\n1,1,2,64,3,4\n", "2 values of bound: give the records"),
         ("0,0,1.5,64,1,2\n", r"run, line 2: bound is 1.5, must be a whole number from 0 to 2\^53"),
         ("0,0,True,64,1,2\n", "run, line 2: bound is True, must be a whole number"),
         ("0,0,1,0.5,1,2\n", "run, line 2: slot_bytes is 0.5, must be a whole number"),
@@ -419,14 +420,14 @@ def of_ranks(*ranks: int, world: int = 4) -> list[Any]:
         (of_ranks(0, 1, 3), r"1 of 4 ranks missing \(2\) in .*trace-0, .*: give the files of all ranks"),
         (of_ranks(1, world=1), r"1 of 1 ranks missing \(0\)"),
         (of_ranks(0, 1, 2, world=2), "rank 2 of a run with 2 ranks"),
-        (of_ranks(0, 1, 1), "rank 1 is in .*trace-1 and in .*trace-2: give each rank once"),
+        (of_ranks(0, 1, 1), "trace-2: rank 1 has iteration 0 twice: give every call of every rank once"),
         ([*of_ranks(0), run_of(WORK_S[1])], "trace-1 does not say its rank, others do: record it again after init"),
         ([*of_ranks(0), *of_ranks(1, world=2)], "different numbers of ranks, 4 in .*trace-0 and 2 in .*trace-1"),
         ([run_of(WORK_S[0])], "only one rank in .*trace-0"),
         ([document([event("aten::mm", 0, 1)], 0, 2), document([], 1, 2)], "no all-to-all in .*trace-0: profile"),
         ([document(list(gloo(0, 1)), 0), document(list(gloo(0, 1)), 1)], "one all-to-all call in .*trace-0"),
         ([document(run_of(WORK_S[0]), 0), document(run_of(WORK_S[1][:1]), 1)],
-         "rank 1 has 2 all-to-all calls in .*trace-1, rank 0 has 4 in .*trace-0: record the same iterations"),
+         "trace-1: rank 1 lacks iteration 1: record the same ones on every rank, from one barrier to another"),
         ([document([event("c10d::alltoall_", 0, -1)])], "event 'c10d::alltoall_' has ts 0.0 and dur -1000.0: damaged"),
         (of_ranks(0, 1.5), "trace-1: rank is 1.5, must be a whole number >= 0: record the run again"),  # type: ignore[arg-type]
         (of_ranks(0, True), "trace-1: rank is True, must be a whole number >= 0"),
@@ -458,7 +459,7 @@ def test_sampled_ranks_and_iterations(tmp_path: Path) -> None:
     with pytest.raises(TraceError, match="no rank has iteration 11: record every call, or say --sampled"):
         read([table(tmp_path, lines(rows=rows.replace("9,", "0,").replace("3,", "1,")))])
     for rows in ("0,0,1\n2,0,1\n2,1,1\n", "0,0,1\n0,1,1\n2,1,1\n2,2,1\n", "0,0,1\n2,0,1\n2,0,1\n", "5,0,1\n5,1,1\n"):
-        with pytest.raises(TraceError, match=r"has 1 iterations|lacks iteration 0|iteration 0 twice|only one rank"):
+        with pytest.raises(TraceError, match=r"lacks iteration [12]|iteration 0 twice|only one rank"):
             read([table(tmp_path, lines(rows=rows))], sampled=True)
 
 
@@ -527,19 +528,39 @@ def test_half_written_and_damaged(tmp_path: Path) -> None:
         read([path])
     place = text.index(b'"dur"', len(text) // 2)
     path.write_bytes(text[:place] + b"!" + text[place:])
-    with pytest.raises(TraceError, match=f"is no JSON at character {place:,}: record the run again"):
+    with pytest.raises(TraceError, match=f"is no JSON near character {len(text) + 1:,}: record the run again"):
+        read([path])
+    path.write_text('{"a": [' + "[" * 5000)
+    with pytest.raises(TraceError, match="is no JSON near character 5,007"):
         read([path])
     path.write_text('{"a" 1}')
-    with pytest.raises(TraceError, match="is no JSON at character 5"):
+    with pytest.raises(TraceError, match="is no JSON near character 7"):
         read([path])
 
 
-def test_ctrl_c_while_reading_is_no_fault_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("form", ["CSV", "JSON"])
+def test_ctrl_c_while_reading_is_no_fault_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
     """The parser of CSV takes it for one."""
-    path = table(tmp_path, lines())
-    monkeypatch.setattr("tqdm.tqdm.update", lambda *_: signal.raise_signal(signal.SIGINT))
+    path = table(tmp_path, lines() * 10_000 if form == "CSV" else json.dumps(run_of(np.ones(1000))))
+    calls = iter(range(9))
+    monkeypatch.setattr("tqdm.tqdm.update", lambda *_: next(calls) and signal.raise_signal(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
         read([path])
+
+
+def test_what_never_ends_is_not_read_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small packed file may hold gigabytes; an event of that size is none."""
+    monkeypatch.setattr(chrome, "LARGEST_VALUE", 1 << 18)
+    for begin, more in (('[{"x": "', "y"), ("[[", "1,"), ("[", '[{"a": ')):
+        with gzip.open(tmp_path / "run", "wt", 1) as file:
+            file.write(begin + more * (1 << 22))
+        tracemalloc.start()
+        with pytest.raises(TraceError, match="is no JSON near character"):
+            read([tmp_path / "run"])
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+        tracemalloc.stop()
 
 
 def test_a_packed_csv_without_its_end(tmp_path: Path) -> None:
@@ -583,7 +604,7 @@ def test_large_traces_need_little_memory_and_time(tmp_path: Path, monkeypatch: p
     found = read(paths)
     took_s = time.process_time() - started_s
     np.testing.assert_allclose(found.work_s, np.broadcast_to([[0.050], [0.051]], found.work_s.shape), rtol=1e-6)
-    monkeypatch.setattr(tracefile, "CHUNK", 1 << 16)
+    monkeypatch.setattr(chrome, "CHUNK", 1 << 16)
     tracemalloc.start()
     try:
         read(paths)

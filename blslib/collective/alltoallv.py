@@ -15,14 +15,16 @@ from typing import TypeVar
 import numpy as np
 
 from blslib.collective.agreement import DEFAULT_TIMEOUT_S, agree, check_comm, examine, same_host
-from blslib.collective.blocks import as_bytes
+from blslib.collective.blocks import as_bytes, is_fixed
 from blslib.collective.building import Building, meet
 from blslib.collective.errors import BlockError, ExchangeError, LateError, PeerError, in_words
-from blslib.collective.exchange import Arrival, Block, Call, Exchange
+from blslib.collective.exchange import Arrival, Block, Exchange
+from blslib.collective.layout import LINE_BYTES, Layout, round_up
 from blslib.collective.messages import Messages
 from blslib.collective.mpi import MPI
+from blslib.collective.notices import CLOSED, FAILED, LATE, Notice
 from blslib.collective.protocol import BoundedLag, Steps
-from blslib.collective.ring import CLOSED, FAILED, LATE, LINE_BYTES, Layout, Notice, Ring, UnexpectedSize, round_up
+from blslib.collective.ring import Ring, UnexpectedSize
 from blslib.collective.room import check_room
 from blslib.collective.segments import Segment, share
 from blslib.collective.turns import IS_FORKED, Turns
@@ -57,17 +59,15 @@ class BoundedLagAlltoallv(Turns, Exchange):
         recv_counts: P numbers of items that each source sends to this rank in every iteration; checked if given.
         timeout_s: the longest that any wait may take, in seconds.
         channel: "auto" (shared rings on the same host, messages to others), or one of "ring" and "messages" for all.
-        record: keep a ``Call`` for every ``post``, in ``calls``.
         waiting: what to do between two looks of a wait.
 
     Attributes:
         rank, size: of ``comm``.
         bound, timeout_s, dtype: as given.
         slot_bytes: room for one block.
-        ring_bytes: shared memory of this rank's slots: P x 2 (bound + 1) x (slot + header).
-        memory_bytes: what experiments report as its memory: ``ring_bytes``, and a control page comes on top.
-        calls: with ``record``, every call of ``post``.
-        waited_s: seconds in waits so far.
+        ring_bytes: this rank's slots: P x 2 (bound + 1) x (slot + header).
+        memory_bytes: all that it has allocated: ``ring_bytes``, a control page, and as many slots to send from for
+            every peer on another host.
 
     Raises:
         TypeError: ``comm`` is no intra-communicator.
@@ -98,7 +98,6 @@ class BoundedLagAlltoallv(Turns, Exchange):
         recv_counts: Sequence[int] | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         channel: str = "auto",
-        record: bool = False,
         waiting: Policy = yield_then_sleep,
     ) -> None:
         super().__init__()
@@ -109,15 +108,13 @@ class BoundedLagAlltoallv(Turns, Exchange):
         self._felt_s, self._end = 0.0, math.inf  # the end: of the rank that is known to have closed after the fewest
         self._known: object = _NOTHING
         self._views: list[memoryview] = []
-        self._record = record
-        self.calls: list[Call] = []
-        self.waited_s, self._met = 0.0, False  # met: in a barrier, which cannot be taken back
+        self._met = False  # in a barrier, which cannot be taken back
         building = meet(comm, settings.timeout_s, (settings.problem, settings.told))
         try:
             agree(building.words)
             layout = Layout(self.size, int(bound), round_up(int(slot_bytes), LINE_BYTES))
             self.bound, self.slot_bytes = layout.bound, layout.slot_bytes
-            self.ring_bytes = self.memory_bytes = layout.ring_bytes
+            self.ring_bytes = layout.ring_bytes
             self._build(building, layout, settings.expected, same_host(building, channel))
         except BaseException as error:
             building.give_up(error)
@@ -130,8 +127,9 @@ class BoundedLagAlltoallv(Turns, Exchange):
         segments: dict[int, Segment] = {}
         try:
             share(building, ranks, layout.segment_bytes, segments)
-            self._ring = Ring(self.rank, segments, layout, self.dtype, expected)
-            self._memory = Messages(building.comm, self._ring) if len(ranks) < self.size else self._ring
+            known = segments, layout, self.dtype, expected
+            self._memory = Messages(building.comm, *known) if len(ranks) < self.size else Ring(self.rank, *known)
+            self.memory_bytes = layout.segment_bytes + layout.rings_bytes(self.size - len(ranks))
             self._core = BoundedLag(layout.bound, self._memory)
             building.gather(None)  # nobody stores into a page not yet cleared
         except BaseException as error:
@@ -175,15 +173,12 @@ class BoundedLagAlltoallv(Turns, Exchange):
         return self._alone(lambda _: self._run(self._last()), None)
 
     def _post(self, blocks: Sequence[Block]) -> list[Arrival]:
-        entered_s = time.perf_counter() if self._record else 0.0
         if blocks is self._known:
             views = self._views
         else:
             views, own = as_bytes(blocks, self.size, self.dtype)
-            # Of arrays alone, since a tensor may move.
-            same = own and type(blocks) is tuple and all(type(block) is np.ndarray for block in blocks)
-            self._known, self._views = (blocks, views) if same else (_NOTHING, [])
-        return self._run(self._core.post(views), (entered_s, views) if self._record else None)
+            self._known, self._views = (blocks, views) if own and is_fixed(blocks) else (_NOTHING, [])
+        return self._run(self._core.post(views))
 
     def _collect(self, through: int | None) -> list[Arrival]:
         if through is not None and through >= self._core.posted:
@@ -197,9 +192,9 @@ class BoundedLagAlltoallv(Turns, Exchange):
         while not self._memory.flushed():
             yield posted
 
-    def _run(self, steps: Steps, noted: tuple[float, list[memoryview]] | None = None) -> list[Arrival]:
+    def _run(self, steps: Steps) -> list[Arrival]:
         """Take the steps of a call. Whatever ends it in their midst, such as Ctrl-C, is the end of the exchange."""
-        attempt, started_s, waited_s = 0, 0.0, 0.0
+        attempt, started_s = 0, 0.0
         if self._over is not None:
             raise ExchangeError(self._over)
         try:
@@ -211,21 +206,13 @@ class BoundedLagAlltoallv(Turns, Exchange):
                         started_s = time.perf_counter()
                     attempt += 1
                     self._pause(attempt, need, started_s)
-            if attempt:
-                waited_s = time.perf_counter() - started_s
-                self.waited_s += waited_s
-            arrivals = self._core.deliver()
-            if noted is not None:
-                (entered_s, views), returned_s = noted, time.perf_counter()
-                times_s = entered_s, returned_s - waited_s, returned_s, waited_s
-                self.calls.append(Call(self._core.posted - 1, *times_s, sum(map(len, views)), self._core.delivered))
-            return arrivals
+            return self._core.deliver()
         except UnexpectedSize as found:
             source, sent, expected = found.args
             text = f"rank {source} -> rank {self.rank} sent {sent} bytes in iteration {self._core.delivered}, "
             raise self._fail(BlockError(f"{text}rank {self.rank} expected {expected}")) from None
         except MPI.Exception as failure:
-            behind = [rank for rank, n in enumerate(self._ring.counts()) if n < self._core.posted]
+            behind = [rank for rank, n in enumerate(self._memory.counters.tolist()) if n < self._core.posted]
             said = str(failure).strip().splitlines()[-1]
             text = f"MPI cannot go on, a rank among {behind} or the way to it may be gone; it says: {said}"
             raise self._fail(PeerError(text)) from failure
@@ -252,7 +239,7 @@ class BoundedLagAlltoallv(Turns, Exchange):
         if now_s - self._felt_s > _PULSE_S:
             self._felt_s = now_s
             for rank in awaited():
-                if rank != self.rank and rank in self._ring.segments and self._ring.segments[rank].ended():
+                if rank != self.rank and rank in self._memory.segments and self._memory.segments[rank].ended():
                     self._hear(0)  # it may have said why
                     raise PeerError(
                         f"rank {rank} is gone: its process ended without a word after posting "
@@ -372,11 +359,11 @@ class BoundedLagAlltoallv(Turns, Exchange):
     def _let_go(self) -> None:
         """Close the files; the memory goes with the last view of it."""
         self._known, self._views = _NOTHING, []
-        for segment in vars(self._ring).get("segments", {}).values():
+        for segment in vars(self._memory).get("segments", {}).values():
             segment.close()
         self._retire(_IS_CLOSED)
-        vars(self._ring).clear()  # a traceback may hold it, and should hold no memory by it
-        del self._memory, self._ring, self._core.memory
+        vars(self._memory).clear()  # a traceback may hold it, and should hold no memory by it
+        del self._memory, self._core.memory
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         try:

@@ -34,6 +34,11 @@ def as_bytes(blocks: Sequence[Block], size: int, dtype: np.dtype) -> tuple[list[
     return views, own
 
 
+def is_fixed(blocks: Sequence[Block]) -> bool:
+    """Whether these blocks, posted again, have their bytes where they are now: a tensor may move, an array does not."""
+    return type(blocks) is tuple and all(type(block) is np.ndarray for block in blocks)
+
+
 def _as_array(block: Block, peer: int, dtype: np.dtype) -> tuple[np.ndarray, bool]:
     """A block as an array, and whether that is the caller's own memory."""
     torch = sys.modules.get("torch")

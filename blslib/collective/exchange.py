@@ -22,19 +22,6 @@ class Arrival(NamedTuple):
     blocks: list[np.ndarray]
 
 
-class Call(NamedTuple):
-    """What happened in one call of ``post``, of an exchange that records, on the clock of ``time.perf_counter``."""
-
-    iteration: int
-    entered_s: float
-    posted_s: float
-    returned_s: float
-    waited_s: float
-    sent_bytes: int
-    delivered: int
-    """Iterations delivered so far, those that this call returned included."""
-
-
 class Exchange(Protocol):
     """An all-to-all exchange that may deliver late, but never out of order and never wrong.
 

@@ -15,32 +15,43 @@ the lag that is sure to be masked is bound - 1.
 
 import ctypes
 from itertools import chain
+from typing import Any
 
 import numpy as np
 
+from blslib.collective.layout import HEADER_BYTES, Layout, as_slot
 from blslib.collective.mpi import MPI
-from blslib.collective.ring import HEADER_BYTES, Notice, Ring, as_slot
+from blslib.collective.notices import Notice
+from blslib.collective.ring import Ring
+from blslib.collective.segments import Segment
 
 _BLOCK, _LARGE, _NOTICE = 1, 2, 3
 """Tags. Messages of one pair and tag are received in the order in which they were sent."""
 
 
-class Messages:
-    """A rank's memory where some peers are behind messages; those of its own host stay behind ``ring``."""
+class Messages(Ring):
+    """A rank's memory where some peers are behind messages; those of its own host are reached as ever."""
 
-    def __init__(self, comm: MPI.Comm, ring: Ring) -> None:
-        self._comm, self.ring, layout = comm, ring, ring.layout
-        self._slots, self._slot_bytes = layout.slots, layout.slot_bytes
-        self._remote = [r for r in range(comm.size) if r not in ring.peers]
+    def __init__(
+        self,
+        comm: MPI.Comm,
+        segments: dict[int, Segment],
+        layout: Layout,
+        dtype: np.dtype,
+        expected: list[int] | None,
+    ) -> None:
+        super().__init__(comm.rank, segments, layout, dtype, expected)
+        self._comm = comm
+        self._remote = [r for r in range(comm.size) if r not in self.peers]
         self._place = {peer: n for n, peer in enumerate(self._remote)}
-        every_slot = range(self._slots)
+        every_slot = range(layout.slots)
         # By slot, then by remote peer: where a block to send waits, with its request; where one is received.
         self._stages = [[as_slot(memoryview(bytearray(layout.stride))) for _ in self._remote] for _ in every_slot]
         for _, size, _ in chain(*self._stages):
             size[0] = -1  # unlike any block: nothing was sent from there yet
         self._sends: list[list[MPI.Prequest]] = [[MPI.Prequest() for _ in self._remote] for _ in every_slot]
-        own = [[ring.slots[slot][peer] for peer in self._remote] for slot in every_slot]
-        self._sizes = [[size for _, size, _ in row] for row in own]
+        own = [[self.slots[slot][peer] for peer in self._remote] for slot in every_slot]
+        self._incoming = [[size for _, size, _ in row] for row in own]
         self._receives = [
             [comm.Recv_init([whole, MPI.BYTE], r, _BLOCK) for r, (whole, _, _) in zip(self._remote, row, strict=True)]
             for row in own
@@ -48,21 +59,21 @@ class Messages:
         self._started = self._complete = 0  # iterations: receives posted; here from all remote peers
         self._large_sends: list[list[MPI.Request]] = [[] for _ in every_slot]
         self._large_receives: dict[int, MPI.Request] = {}
+        self._large: dict[tuple[int, int], np.ndarray] = {}  # by slot and source
         self._heard: dict[int, Notice] = {}
-        self._alarm = False
+        self._news = False
         self._status = MPI.Status()
         self._hearing: tuple[int, bytearray, MPI.Request] | None = None
         self._told: list[MPI.Request] = []
-        self.fence, self.read = ring.fence, ring.read
         for _ in range(layout.bound + 1):
             self._receive()
 
     def _receive(self) -> None:
-        MPI.Prequest.Startall(self._receives[self._started % self._slots])
+        MPI.Prequest.Startall(self._receives[self._started % self.layout.slots])
         self._started += 1
 
     def enter(self, iteration: int) -> bool:
-        slot = iteration % self._slots
+        slot = iteration % self.layout.slots
         if not MPI.Request.Testall(self._sends[slot] + self._large_sends[slot]):
             return False
         self._large_sends[slot].clear()
@@ -70,13 +81,13 @@ class Messages:
         return True
 
     def write(self, peer: int, slot: int, block: memoryview) -> None:
-        if peer in self.ring.peers:
-            self.ring.write(peer, slot, block)
+        if peer in self.peers:
+            super().write(peer, slot, block)
             return
         n, size = self._place[peer], len(block)
         whole, header, room = self._stages[slot][n]
         length = HEADER_BYTES
-        if size <= self._slot_bytes:
+        if size <= self.layout.slot_bytes:
             room[:size] = block
             length += size
         else:
@@ -88,15 +99,15 @@ class Messages:
             self._sends[slot][n] = self._comm.Send_init([whole[:length], MPI.BYTE], dest=peer, tag=_BLOCK)
 
     def publish(self, peer: int, count: int) -> None:
-        if peer in self.ring.peers:
-            self.ring.publish(peer, count)
+        if peer in self.peers:
+            super().publish(peer, count)
             return
-        self._sends[(count - 1) % self._slots][self._place[peer]].Start()
+        self._sends[(count - 1) % self.layout.slots][self._place[peer]].Start()
 
     def arrived(self) -> int:
-        counters = self.ring.counters
-        while self._complete < self._started and MPI.Request.Testall(self._receives[self._complete % self._slots]):
-            if any(size[0] > self._slot_bytes for size in self._sizes[self._complete % self._slots]):
+        counters, slots, most = self.counters, self.layout.slots, self.layout.slot_bytes
+        while self._complete < self._started and MPI.Request.Testall(self._receives[self._complete % slots]):
+            if any(size[0] > most for size in self._incoming[self._complete % slots]):
                 self._count()
                 if self._complete == (complete := min(counters[peer] for peer in self._remote)):
                     break
@@ -105,37 +116,41 @@ class Messages:
                 self._complete += 1
                 for peer in self._remote:
                     counters[peer] = max(counters[peer], self._complete)
-        return self.ring.arrived()
+        return super().arrived()
 
     def counts(self) -> list[int]:
         """How many blocks of each source are here, those included that a look at whole iterations leaves out."""
         self._count()
-        return self.ring.counts()
+        return super().counts()
 
     def _count(self) -> None:
         """Count what is here peer by peer; large blocks, too, are asked for in the order in which they were sent."""
         for n, peer in enumerate(self._remote):
-            while (count := self.ring.counters[peer]) < self._started and self._is_here(n, peer, count % self._slots):
-                self.ring.counters[peer] = count + 1
+            while (count := self.counters[peer]) < self._started and self._is_here(n, peer, count % self.layout.slots):
+                self.counters[peer] = count + 1
 
     def _is_here(self, n: int, peer: int, slot: int) -> bool:
         if not self._receives[slot][n].Test():
             return False
-        if (size := self._sizes[slot][n][0]) <= self._slot_bytes:
+        if (size := self._incoming[slot][n][0]) <= self.layout.slot_bytes:
             return True
         if peer not in self._large_receives:
-            room = self.ring.large[slot, peer] = np.empty(size, np.uint8)
+            room = self._large[slot, peer] = np.empty(size, np.uint8)
             self._large_receives[peer] = self._comm.Irecv([room, MPI.BYTE], source=peer, tag=_LARGE)
         if not self._large_receives[peer].Test():
             return False
         del self._large_receives[peer]
         return True
 
+    def array(self, slot: int, source: int, size: int) -> np.ndarray:
+        large = self._large.pop((slot, source), None)
+        return super().array(slot, source, size) if large is None else large.view(self.dtype)
+
     # --- news --------------------------------------------------------------------------------------------------------
 
     def tell(self, notice: Notice) -> None:
         """Leave a notice for everybody on this host, and send it to all others."""
-        self.ring.tell(notice)
+        super().tell(notice)
         for peer in self._remote:
             self._told.append(self._comm.Isend([notice.pack(), MPI.BYTE], dest=peer, tag=_NOTICE))
 
@@ -148,13 +163,13 @@ class Messages:
         if self._hearing is not None and self._hearing[2].Test():
             source, words, _ = self._hearing
             self._heard[source] = Notice.unpack(words)
-            self._hearing, self._alarm = None, True
-        return self._alarm or self.ring.alarmed()
+            self._hearing, self._news = None, True
+        return self._news or super().alarmed()
 
     def notices(self) -> dict[int, Notice]:
         """The latest notice of every rank of this host, and of every other rank that has sent one."""
-        self._alarm = False
-        return self.ring.notices() | self._heard
+        self._news = False
+        return super().notices() | self._heard
 
     def flushed(self) -> bool:
         """Whether everything that was sent has left this rank. Receives meanwhile: the peers may be asking the same."""
@@ -168,24 +183,20 @@ class Messages:
         After a failure, MPI may use the buffers of what cannot be taken back until the process ends, and it ends after
         Python has cleaned up: so those are never given back.
         """
-        if not vars(self):
-            return True  # done before
-        ring, clean = self.ring, False
+        clean = False
         try:
-            requests = [*chain(*self._receives), *filter(None, chain(*self._sends))]
+            requests: list[Any] = list(filter(None, chain(*self._receives, *self._sends)))
             for receive in chain(*self._receives):
                 if not receive.Test():
                     receive.Cancel()
                     if not failed:
                         receive.Wait()
             others = [*chain(*self._large_sends), *self._large_receives.values(), *self._told]
-            if MPI.Request.Testall([*requests, *others]):
+            if clean := MPI.Request.Testall([*requests, *others]):
                 for request in requests:
                     request.Free()
-                clean = True
-                vars(self).clear()  # a traceback may hold this object, and should hold no memory by it
-            else:
-                ctypes.pythonapi.Py_IncRef(ctypes.py_object(self))
+            else:  # requests know their buffers
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object([*requests, *others, self._hearing]))
         finally:
-            ring.free(failed)
+            super().free(failed)
         return clean

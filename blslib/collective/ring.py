@@ -1,98 +1,28 @@
 """Shared rings: how a rank reaches the peers of its own host.
 
-Every rank owns one segment of shared memory: a control page, then its rings, 2 (bound + 1) x P slots for the blocks
-that others write to it. Writing is a plain store into the receiver's segment: the sender completes the transfer alone,
-while the receiver may be asleep, and the sender may fall asleep right afterwards.
-
-====================  ==================================================================================
-control page          P counters of arrivals, a cache line each; an alarm; this rank's notice to the others
-slot s of source r    a header of one cache line (the block's size in bytes), then ``slot_bytes`` of room
-====================  ==================================================================================
+Every rank owns one segment of shared memory, as ``layout`` says. Writing is a plain store into the receiver's segment:
+the sender completes the transfer alone, while the receiver may be asleep, and the sender may fall asleep right
+afterwards.
 
 A block larger than its slot goes to a place beside the rings that belongs to the slot, so the proof of the protocol
 covers it as well. Its memory is used again by the next large block of that slot, and given back at the end.
 """
 
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple, Self
 
 import numpy as np
 
+from blslib.collective.layout import LINE_BYTES, Layout, Slot, as_slot
 from blslib.collective.mpi import MPI
-from blslib.collective.protocol import slots
+from blslib.collective.notices import Notice
 from blslib.collective.segments import SHARED_DIR, Segment
 
-LINE_BYTES = 64
-"""A cache line: headers, counters and alarms keep this distance, so that no two writers share one."""
-
-HEADER_BYTES = LINE_BYTES
-TEXT_BYTES = 1920
-_HEAD = struct.Struct("=qqq")
-_PAGE_BYTES = 4096
 _WORDS = LINE_BYTES // 8
-
-RUNNING, CLOSED, FAILED, LATE = range(4)
 
 
 class UnexpectedSize(Exception):
     """A block is not of the size expected. Carries its source, its bytes, and the bytes expected."""
-
-
-class Notice(NamedTuple):
-    """What a rank last told the others of itself: a state, the iterations it has posted, and the words."""
-
-    state: int
-    posted: int
-    text: str
-
-    def pack(self) -> bytes:
-        """As bytes, the state in the first eight of them."""
-        text = self.text.encode(errors="replace")[:TEXT_BYTES]
-        return _HEAD.pack(self.state, self.posted, len(text)) + text
-
-    @classmethod
-    def unpack(cls, packed: memoryview | bytearray) -> Self:
-        state, posted, length = _HEAD.unpack_from(packed)
-        return cls(state, posted, bytes(packed[_HEAD.size :][:length]).decode(errors="replace"))
-
-
-def round_up(n: int, unit: int) -> int:
-    """The least multiple of ``unit`` that is not below ``n``."""
-    return -(-n // unit) * unit
-
-
-class Layout:
-    """Where things are in a rank's segment; the same on every rank.
-
-    Attributes:
-        slots: per source, 2 (bound + 1).
-        stride: bytes from one slot to the next.
-        ring_bytes: P x 2 (bound + 1) x (slot + header).
-        control_bytes, segment_bytes: the control page; all together. Whole pages.
-    """
-
-    def __init__(self, size: int, bound: int, slot_bytes: int) -> None:
-        self.size, self.bound, self.slot_bytes = size, bound, slot_bytes
-        self.slots = slots(bound)
-        self.stride = HEADER_BYTES + slot_bytes
-        self.ring_bytes = size * self.slots * self.stride
-        self.control_bytes = round_up((size + 2) * LINE_BYTES + TEXT_BYTES, _PAGE_BYTES)
-        self.segment_bytes = round_up(self.control_bytes + self.ring_bytes, _PAGE_BYTES)
-
-    def slot(self, slot: int, source: int) -> int:
-        """Offset of a slot's header."""
-        return self.control_bytes + (slot * self.size + source) * self.stride
-
-
-Slot = tuple[memoryview, memoryview, memoryview]
-"""A slot as a whole, its header (the size of the block in it, as one int64), and the room for the block."""
-
-
-def as_slot(whole: memoryview) -> Slot:
-    """The parts of a slot's memory."""
-    return whole, whole[:8].cast("q"), whole[HEADER_BYTES:]
 
 
 class Control:
@@ -140,7 +70,6 @@ class Ring:
         rings = own[layout.control_bytes :][: layout.ring_bytes].reshape(-1, layout.size, layout.stride)
         self._sizes = list(rings[:, :, :8].view(np.int64)[:, :, 0])  # by slot, so that to read P is a single operation
         self._seen: list[tuple[list[int], list[np.ndarray]]] = [([], []) for _ in every_slot]
-        self.large: dict[tuple[int, int], np.ndarray] = {}  # (slot, source): came as a message, larger than its slot
 
     def _slot(self, at: int, slot: int, source: int) -> Slot:
         """A slot of rank ``at``, for the blocks of ``source``."""
@@ -177,18 +106,17 @@ class Ring:
             if self._expected is not None and sizes != self._expected:
                 pairs = enumerate(zip(sizes, self._expected, strict=True))
                 raise UnexpectedSize(*next((source, *pair) for source, pair in pairs if pair[0] != pair[1]))
-            blocks = [self._array(slot, source, size) for source, size in enumerate(sizes)]
+            blocks = [self.array(slot, source, size) for source, size in enumerate(sizes)]
             # Views of one slot are the same for equal sizes. Large blocks are mapped anew every time and not kept: each
             # mapping holds a file descriptor.
             self._seen[slot] = (sizes, blocks) if max(sizes) <= self.layout.slot_bytes else ([], [])
         return list(blocks)
 
-    def _array(self, slot: int, source: int, size: int) -> np.ndarray:
+    def array(self, slot: int, source: int, size: int) -> np.ndarray:
+        """The block of so many bytes that is in a slot, or beside it."""
         if size <= self.layout.slot_bytes:
             _, _, room = self.slots[slot][source]
             return np.frombuffer(room[:size], dtype=self.dtype)
-        if (slot, source) in self.large:
-            return self.large.pop((slot, source)).view(self.dtype)
         with _no_room(f"rank {self.rank} cannot map a block of {size} bytes from rank {source}"):
             beside = self.segments[self.rank].map_beside(slot * self.layout.size + source, size)
         return np.frombuffer(beside, dtype=self.dtype)

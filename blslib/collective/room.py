@@ -4,7 +4,7 @@ import os
 
 from blslib.collective.available import available_bytes
 from blslib.collective.building import Building
-from blslib.collective.ring import Layout
+from blslib.collective.layout import Layout
 from blslib.collective.segments import SHARED_DIR
 
 BOOKS_BYTES = 2500
@@ -17,8 +17,7 @@ def check_room(building: Building, ranks_here: int, layout: Layout) -> None:
     Raises:
         MemoryError: on every rank, before anything is allocated; says what is needed, what there is, and the cure.
     """
-    staged_bytes = (building.size - ranks_here) * layout.slots * layout.stride
-    own_bytes = staged_bytes + building.size * layout.slots * BOOKS_BYTES
+    own_bytes = layout.rings_bytes(building.size - ranks_here) + building.size * layout.slots * BOOKS_BYTES
     shared, whole = ranks_here * layout.segment_bytes, ranks_here * (layout.segment_bytes + own_bytes)
     rooms = [(whole, available_bytes(), "memory", "are available to this process: other programs and limits count too")]
     if os.path.isdir("/dev/shm"):

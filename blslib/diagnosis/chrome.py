@@ -1,22 +1,35 @@
 """Traces of ``torch.profiler`` (Chrome's JSON): the work that lies between two all-to-all calls."""
 
 import re
+import reprlib
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from decimal import Decimal
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
+import ijson
 import numpy as np
 
-from blslib.diagnosis.tracefile import LATEST_S, Json, TraceError
+from blslib.diagnosis.tracefile import LATEST_S, TraceError, half_written
 
-_LATEST_US = 1e6 * LATEST_S  # JSON as Python reads it knows infinity, and worse
+CHUNK = 1 << 13
+"""Characters that are parsed at a time."""
+LARGEST_VALUE = 1 << 26
+"""Characters without an event; what goes on for longer is taken for damaged, so that no file is read into memory."""
+DEEPEST = 1000
+"""Brackets that are open at the end of a chunk."""
+_LATEST_US = 1e6 * LATEST_S
 
-_ALL_TO_ALL = re.compile(r"all_?to_?all|SendRecv", re.IGNORECASE)
-_MEETING = re.compile(r"all_?reduce|all_?gather|reduce_?scatter|barrier", re.IGNORECASE)
-"""Collectives from which nobody returns before everybody has come."""
+_MEETING, _ALL_TO_ALL = "meeting", "all-to-all"
+"""Collectives from which nobody returns before everybody has come, and those that this is about."""
+_NAMES = {
+    _ALL_TO_ALL: re.compile(r"all_?to_?all|SendRecv", re.IGNORECASE),
+    _MEETING: re.compile(r"all_?reduce|all_?gather|reduce_?scatter|barrier", re.IGNORECASE),
+}
 
 
 class RankTrace(NamedTuple):
@@ -47,8 +60,6 @@ class _Timeline:
     """What one trace holds of the calls and of the work around them; times in microseconds of its own clock."""
 
     path: Path
-    rank: int | None = None
-    world: int | None = None
     calls: dict[str, list[tuple[float, float, Any]]] = field(default_factory=lambda: defaultdict(list))
     """By level: start, end, thread."""
     operators: dict[Any, array] = field(default_factory=lambda: defaultdict(lambda: array("d")))
@@ -57,77 +68,115 @@ class _Timeline:
     """Collectives that are no all-to-all, by level: start and name."""
 
 
-def _level(event: dict[str, Any], what: re.Pattern[str]) -> str | None:
-    """Where an event of such a collective stands, from the caller to the wire; None for all other events."""
-    kind, name, arguments = event.get("cat", ""), event.get("name", ""), event.get("args") or {}
-    said = arguments.get("Collective name")
+@lru_cache(10_000)
+def _collective(name: str) -> str:
+    """Which kind of collective it is by its name; "" for what is none."""
+    return next((what for what, names in _NAMES.items() if names.search(name)), "")
+
+
+def _level(event: dict[str, Any], name: str, kind: str) -> tuple[str, str]:
+    """Which kind of collective an event is, and where it stands from the caller to the wire; "" if it is none."""
+    said = (event.get("args") or {}).get("Collective name")
     if name == "record_param_comms":
-        return "parameters" if said and what.search(said) else None
-    if not what.search(name) or kind == "python_function" or kind.startswith("gpu_"):
-        return None
+        return _collective(said or ""), "parameters"
     if kind == "kernel":
-        return None if said and not what.search(said) else "kernel"
-    return "dispatch" if "::" in name else "transport"
+        return _collective(said or name), "kernel"
+    what = "" if kind == "python_function" or kind.startswith("gpu_") else _collective(name)
+    return what, "dispatch" if "::" in name else "transport"
 
 
-def rank_trace(path: Path, document: Json) -> RankTrace:
+def rank_trace(path: Path, text: TextIO, key: str) -> RankTrace:
     """Read one trace to its end.
+
+    Args:
+        path: of the file.
+        text: its content, from the beginning.
+        key: where the events stand, as ``ijson`` says it: ``"item"`` in a bare array.
 
     Raises:
         TraceError: the file is damaged, ends too early, or holds fewer than two all-to-all calls.
     """
-    found, events = _Timeline(path), False
-    for key in ["traceEvents"] if document.peek() == "[" else document.members():  # Chrome's other form is a bare array
-        if key == "traceEvents" and document.peek() == "[":
-            events = True
-            _take(found, document.items())
-        elif key == "distributedInfo" and isinstance(value := document.value(), dict):
-            found.rank, found.world = (_whole(path, name, value.get(name)) for name in ("rank", "world_size"))
-        elif key != "distributedInfo":
-            document.value()
+    found, events = _Timeline(path), 0
+    for events, event in enumerate(_values(path, text, key), 1):
+        try:
+            if isinstance(event, dict) and event.get("ph") == "X":
+                _take(found, event)
+        except (AttributeError, KeyError, TypeError, OverflowError):  # of another type than the profiler writes
+            raise TraceError(f"{path}: damaged event {reprlib.repr(event)}: record the run again") from None
     if not events:
         raise TraceError(f"{path} is JSON without traceEvents: give what torch.profiler's export_chrome_trace writes")
     begin_us, work_s, total_s = _work(found)
-    return RankTrace(path, found.rank, found.world, *_others(found, begin_us), work_s, total_s)
+    text.seek(0)  # what stands beside the events may come before or after them
+    about = next(_values(path, text, "distributedInfo", endless=True), None)
+    rank, world = (_whole(path, about, name) for name in ("rank", "world_size"))
+    return RankTrace(path, rank, world, *_others(found, begin_us), work_s, total_s)
 
 
-def _whole(path: Path, name: str, value: Any) -> int | None:
+def _whole(path: Path, about: Any, name: str) -> int | None:
+    value = about.get(name) if isinstance(about, dict) else None
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 2**53 or value % 1:
-        raise TraceError(f"{path}: {name} is {value!r}, must be a whole number >= 0: record the run again")
+    whole = isinstance(value, int | Decimal) and not isinstance(value, bool) and 0 <= value < 2**53 and not value % 1
+    if not whole:
+        told = value if isinstance(value, Decimal) else reprlib.repr(value)
+        raise TraceError(f"{path}: {name} is {told}, must be a whole number >= 0: record the run again")
     return int(value)
 
 
-def _take(found: _Timeline, events: Iterator[Any]) -> None:
-    for event in events:
-        try:
-            if isinstance(event, dict) and event.get("ph") == "X":
-                _take_one(found, event)
-        except (AttributeError, KeyError, TypeError):  # of another type than the profiler writes
-            raise TraceError(f"{found.path}: damaged event {str(event)[:80]}: record the run again") from None
+class _Source:
+    """The bytes that ``ijson`` reads. Between two values it takes come no more than a trace may have there, so that
+    what never ends, or goes down without end, is not read into memory: that of ``ijson`` grows by the depth squared."""
+
+    def __init__(self, text: TextIO, endless: bool) -> None:
+        self._text, self._endless = text, endless
+        self.characters = self.held = self.depth = 0
+        self.ended = False
+
+    def read(self, size: int) -> bytes:
+        text = self._text.read(size)
+        self.ended = size > 0 and not text  # for nothing it asks as well
+        self.characters += len(text)
+        self.held += len(text)
+        self.depth += text.count("[") + text.count("{") - text.count("]") - text.count("}")
+        if not self._endless and (self.held > LARGEST_VALUE or self.depth > DEEPEST):
+            raise ValueError
+        return text.encode()
 
 
-def _take_one(found: _Timeline, event: dict[str, Any]) -> None:
-    kind, start, duration = event.get("cat"), event["ts"], event.get("dur", 0)
+def _values(path: Path, text: TextIO, key: str, *, endless: bool = False) -> Iterator[Any]:
+    """The values at a key of a JSON document; with ``endless`` of one that has been read to its end before.
+
+    Raises:
+        TraceError: it is damaged, or ends too early.
+    """
+    source = _Source(text, endless)
+    try:
+        for value in ijson.items(source, key, buf_size=CHUNK):
+            source.held = source.depth = 0
+            yield value
+    except (ijson.JSONError, ValueError, ArithmeticError):  # the last two of numbers with thousands of digits
+        if source.ended:
+            raise half_written(path, f"{source.characters:,} characters and no end") from None
+        raise TraceError(f"{path} is no JSON near character {source.characters:,}: record the run again") from None
+
+
+def _take(found: _Timeline, event: dict[str, Any]) -> None:
+    name, kind = event.get("name", ""), event.get("cat", "")
+    start, duration = float(event["ts"]), float(event.get("dur", 0))
     if not (abs(start) < _LATEST_US and 0 <= duration < _LATEST_US):
-        raise TraceError(
-            f"{found.path}: event {event.get('name')!r} has ts {start} and dur {duration}: damaged, record it again"
-        )
-    level = _level(event, _ALL_TO_ALL)
-    if level:
-        thread = event.get("pid") if level == "kernel" else (event.get("pid"), event.get("tid"))
+        raise TraceError(f"{found.path}: event {name!r} has ts {start} and dur {duration}: damaged, record it again")
+    what, level = _level(event, name, kind)
+    thread = event.get("pid") if kind == "kernel" else (event.get("pid"), event.get("tid"))
+    if what == _ALL_TO_ALL:
         hash(thread)  # or it is damaged
         found.calls[level].append((start, start + duration, thread))
         return
-    name = event.get("name", "")
-    handed_over = kind == "cpu_op" and name.startswith("c10d::") and "wait" not in name
-    if other := _level(event, _MEETING) or ("dispatch" if handed_over else None):
-        found.others[other].append((start, event["args"]["Collective name"] if other == "parameters" else name))
-    if kind == "kernel":
-        found.operators[event.get("pid")].extend((start, start + duration))
-    elif kind == "cpu_op" and "wait" not in name:
-        found.operators[event.get("pid"), event.get("tid")].extend((start, start + duration))
+    if what == _MEETING:
+        found.others[level].append((start, event["args"]["Collective name"] if level == "parameters" else name))
+    if kind == "kernel" or (kind == "cpu_op" and "wait" not in name):
+        if not what and name.startswith("c10d::"):
+            found.others["dispatch"].append((start, name))
+        found.operators[thread].extend((start, start + duration))
 
 
 def _outermost(calls: list[tuple[float, float, Any]]) -> list[tuple[float, float, Any]]:
@@ -147,7 +196,7 @@ def _others(found: _Timeline, begin_us: np.ndarray) -> tuple[int, str, np.ndarra
     events = next((found.others[level] for level in levels if level in found.others), [])
     iterations = np.searchsorted(begin_us, [start for start, _ in events], "right") - 1
     between = [(i, name) for i, (_, name) in zip(iterations, events, strict=True) if 0 <= i < len(begin_us) - 1]
-    meetings = [(i, name) for i, name in between if _MEETING.search(name)]
+    meetings = [(i, name) for i, name in between if _collective(name) == _MEETING]
     meets = np.zeros(len(begin_us) - 1, bool)
     meets[[i for i, _ in meetings]] = True
     [(meeting, _)] = Counter(name for _, name in meetings).most_common(1) or [("", 0)]

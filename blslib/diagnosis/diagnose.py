@@ -7,13 +7,14 @@ from textwrap import wrap
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from blslib.diagnosis.traces import Trace
-from blslib.theory.imbalance import BOUNDS, Recommendation, Split, recommend, split, windows
+from blslib.theory.imbalance import BOUNDS, Recommendation, Split, recommend, split
 
-WINDOWS = 24
+STRETCHES = 24
 COLUMNS = 100
+DRAWN = 40
+"""Iterations of the map of load: as many as can be told apart."""
 SHOWN = (0, 1, 2, 4, 8, 16, 32, 64)
 """Bounds that are printed and drawn."""
 FEW = 50
@@ -35,15 +36,13 @@ class Diagnosis:
         trace: what was read.
         parts: the four-way split of its time.
         advice: the bound to choose, what it wins and costs.
-        width: iterations of a window.
-        over_time: the split of each of up to 24 windows.
+        memory_bytes: of the slots of that bound on each rank; None if the size of a slot is not known.
     """
 
     trace: Trace
     parts: Split
     advice: Recommendation
-    width: int
-    over_time: list[Split]
+    memory_bytes: int | None
 
     def seconds(self, part: str) -> float:
         """Of the measured time, by a name of ``PARTS``."""
@@ -53,15 +52,11 @@ class Diagnosis:
         """Share of the measured time, by a name of ``PARTS``."""
         return self.seconds(part) / self.parts.total_s if self.parts.total_s else 0.0
 
-    @property
-    def curve_s(self) -> np.ndarray:
-        """By bound from 0 to 64, predicted seconds of the run if each call takes its own time from its rank."""
-        return self.advice.curve_s
-
-    @property
-    def travelling_s(self) -> np.ndarray:
-        """The same if the blocks travel meanwhile. The truth lies between them."""
-        return self.advice.travelling_s
+    def at(self, bound: int) -> Split:
+        """What the split would be at a bound from 0 to 64, the exchange taking its ranks' own time."""
+        total_s, ideal_s = float(self.advice.curve_s[bound]), float(self.advice.ideal_s[bound])
+        dynamic_s = max(0.0, ideal_s - self.parts.limit_s)
+        return replace(self.parts, dynamic_s=dynamic_s, exchange_s=total_s - ideal_s, total_s=total_s)
 
     @property
     def verdict(self) -> str:
@@ -106,7 +101,7 @@ class Diagnosis:
         """Of a run with a bound: what that has won, and whether another would be better."""
         had, advice = self.trace.bound, self.advice
         won = self.parts.won_s / (self.parts.total_s + self.parts.won_s)
-        more = (float(self.curve_s[min(had, BOUNDS[-1])]) - advice.predicted_s) / self.parts.total_s
+        more = float(advice.curve_s[min(had, BOUNDS[-1])] - advice.curve_s[advice.bound]) / self.parts.total_s
         other = f"one of {advice.bound} would win another {more:z.0%}" if more >= WORTH else "no other wins more"
         other = f"one of {advice.bound} would do as well" if advice.bound < had and more < WORTH else other
         return f"the bound of {had} that the run had has won {won:z.0%} on imbalance, {other}"
@@ -128,52 +123,61 @@ class Diagnosis:
             notes.append(f"{iterations} iterations are few: record hundreds before you trust the numbers")
         return notes
 
-    def rows_of_parts(self, case: str = "") -> list[dict[str, Any]]:
+    def rows_of_parts(self) -> list[dict[str, Any]]:
         """A row for each part: case, part, seconds, share."""
         return [
-            {"case": case, "part": name, "seconds": self.seconds(part), "share": self.share(part)}
+            {"part": name, "seconds": self.seconds(part), "share": self.share(part)}
             for part, name in PARTS.items()
         ]
 
-    def rows_of_bounds(self, case: str = "") -> list[dict[str, Any]]:
-        """A row for each bound from 0 to 64: the predictions, the limit, whether it is the one to choose, and shown."""
-        table = pd.DataFrame({"case": case, "bound": BOUNDS, "predicted_s": self.curve_s,
-                              "travelling_s": self.travelling_s, "limit_s": self.advice.limit_s})  # fmt: skip
-        chosen = table["bound"] == self.advice.bound
-        return table.assign(chosen=chosen, shown=chosen | table["bound"].isin(SHOWN)).to_dict("records")
+    def rows_of_bounds(self) -> list[dict[str, Any]]:
+        """A row for each bound from 0 to 64: the predictions, the limit, whether it is the one to choose, and shown,
+        and POP's efficiencies."""
+        advice = self.advice
+        return [
+            {"bound": k, "predicted_s": float(advice.curve_s[k]),
+             "travelling_s": float(advice.travelling_s[k]), "limit_s": advice.limit_s, "chosen": k == advice.bound,
+             "shown": k in (*SHOWN, advice.bound), **self.at(k).efficiencies}
+            for k in BOUNDS
+        ]  # fmt: skip
 
-    def rows_of_load(self, case: str = "") -> list[dict[str, Any]]:
-        """A row for each rank and window: mean work of an iteration, and over the mean of all ranks and iterations."""
+    def rows_of_load(self) -> list[dict[str, Any]]:
+        """A row for each rank and each of the first 40 iterations: work, and that over the mean of the whole run."""
         work_s = self.trace.work_s
-        iterations, mean_s = work_s.shape[1], float(work_s.mean()) or 1.0
-        rows = []
-        for rank, mine_s in enumerate(work_s):
-            for i in range(0, iterations, self.width):
-                until = min(i + self.width, iterations)
-                found_s = float(mine_s[i:until].mean())
-                rows.append({"case": case, "rank": rank, "iteration": i, "until": until, "work_s": found_s,
-                             "over_mean": found_s / mean_s})  # fmt: skip
-        return rows
+        mean_s = float(work_s.mean()) or 1.0
+        return [
+            {"rank": rank, "iteration": i, "work_s": float(mine_s), "over_mean": float(mine_s) / mean_s}
+            for (rank, i), mine_s in np.ndenumerate(work_s[:, :DRAWN])
+        ]
+
+    def busiest(self) -> tuple[int, list[int]]:
+        """The busiest rank of each so many iterations, and how many that are."""
+        width = ceil(self.trace.work_s.shape[1] / STRETCHES)
+        by_stretch = np.add.reduceat(self.trace.work_s, range(0, self.trace.work_s.shape[1], width), axis=1)
+        return width, by_stretch.argmax(axis=0).tolist()
 
     def as_row(self) -> dict[str, Any]:
         """All of it, for JSON."""
-        ranks, iterations = self.trace.work_s.shape
-        about = {"form": self.trace.form, "ranks": ranks, "iterations": iterations, "recorded_bound": self.trace.bound}
+        trace, advice = self.trace, {k: v for k, v in asdict(self.advice).items() if not isinstance(v, np.ndarray)}
+        ranks, iterations = trace.work_s.shape
+        width, busiest = self.busiest()
         return {
             "verdict": self.verdict,
-            **about,
-            "met_iterations": None if self.trace.meets is None else int(self.trace.meets.sum()),
-            "recorded_ranks": list(self.trace.recorded or range(ranks)),
+            "form": trace.form,
+            "ranks": ranks,
+            "iterations": iterations,
+            "recorded_bound": trace.bound,
+            "met_iterations": None if trace.meets is None else int(trace.meets.sum()),
+            "recorded_ranks": list(trace.recorded or range(ranks)),
             "notes": self.notes,
             "split": asdict(self.parts),
             "shares": {part: self.share(part) for part in PARTS},
-            "recommendation": {k: v for k, v in asdict(self.advice).items() if not isinstance(v, np.ndarray)},
-            "work_by_rank_s": self.trace.work_s.sum(axis=1).tolist(),
-            "window_iterations": self.width,
-            "windows": [asdict(each) for each in self.over_time],
-            "bounds": [
-                {name: row[name] for name in ("bound", "predicted_s", "travelling_s")} for row in self.rows_of_bounds()
-            ],
+            "efficiencies": self.parts.efficiencies,
+            "recommendation": advice | {"memory_bytes": self.memory_bytes},
+            "work_by_rank_s": trace.work_s.sum(axis=1).tolist(),
+            "stretch_iterations": width,
+            "busiest_ranks": busiest,
+            "bounds": self.rows_of_bounds(),
         }
 
 
@@ -185,12 +189,11 @@ def diagnose(trace: Trace, *, slot_bytes: int | None = None) -> Diagnosis:
         slot_bytes: the largest block, for the memory of a bound; by default what the trace says.
     """
     parts = split(trace.work_s, trace.total_s, bound=trace.bound)
-    width = ceil(trace.work_s.shape[1] / WINDOWS)
-    exchange_s, slot_bytes = max(parts.exchange_s, 0) / trace.work_s.shape[1], slot_bytes or trace.slot_bytes
-    advice = recommend(trace.work_s, exchange_s=exchange_s, slot_bytes=slot_bytes, meets=trace.meets)
-    if trace.world and advice.memory_bytes:  # each rank has slots for all of them, recorded or not
-        advice = replace(advice, memory_bytes=advice.memory_bytes // len(trace.work_s) * trace.world)
-    return Diagnosis(trace, parts, advice, width, windows(trace.work_s, width))
+    ranks, iterations = trace.work_s.shape
+    advice = recommend(trace.work_s, exchange_s=max(parts.exchange_s, 0) / iterations, meets=trace.meets)
+    slot_bytes = slot_bytes or trace.slot_bytes  # each rank has slots for all of them, recorded or not
+    memory_bytes = (trace.world or ranks) * 2 * (advice.bound + 1) * slot_bytes if slot_bytes else None
+    return Diagnosis(trace, parts, advice, memory_bytes)
 
 
 def text(found: Diagnosis) -> str:
@@ -199,8 +202,10 @@ def text(found: Diagnosis) -> str:
     bound = f", recorded at bound {found.trace.bound}" if found.trace.bound else ""
     kind = "measured" if found.trace.total_s is not None else "work alone"
     lines = [f"{ranks} ranks, {iterations} iterations ({found.trace.form}{bound})", ""]
-    size, unit = _unit(max(parts.total_s, found.curve_s[0]))
-    remarks = {"static": _busiest(found), "dynamic": "waiting for whoever comes last"}
+    size, unit = _unit(max(parts.total_s, advice.curve_s[0]))
+    times = parts.limit_s / parts.useful_s if parts.useful_s else 1.0
+    busiest = f"rank {parts.busiest} works {times:.2f} times the mean" if times >= 1.005 else ""
+    remarks = {"static": busiest, "dynamic": "waiting for whoever comes last"}
     for part, name in PARTS.items():
         seconds, share = found.seconds(part), found.share(part)
         bar = f"{_bar(share, 24):24} {remarks.get(part, '')}"
@@ -209,21 +214,24 @@ def text(found: Diagnosis) -> str:
     if found.trace.bound:
         won = f"{parts.won_s / size:10.3f} {unit}"
         lines.append(f"  its bound has won {won} of dynamic imbalance already, which is not in this list")
-    lines += ["", *wrap(_sentence(found.verdict), COLUMNS), "", f"  bound   {'time of this run, predicted':48}  less"]
-    top = max(found.curve_s[0], 1e-300)
-    enough = next(k for k in SHOWN if k >= advice.bound and found.curve_s[k] <= 1.001 * found.curve_s.min())
-    for k in sorted({*(k for k in SHOWN if k <= enough), advice.bound}):
-        less = f"{1 - found.curve_s[k] / top:z6.1%}" if k else ""
-        near = "the limit" if advice.enough else "the best tried"
-        mark = f"  <- within 2 % of {near}" if k == advice.bound and k else ""
-        lines.append(
-            f"  {k:5} {found.curve_s[k] / size:9.3f} {unit}  {_bar(found.curve_s[k] / top, 36):36} {less}{mark}"
-        )
+    pop = (f"{name.removesuffix('_efficiency').replace('_', ' ')} {e:.1%}" for name, e in parts.efficiencies.items())
+    lines += [f"  POP: {', '.join(pop)}", "", *wrap(_sentence(found.verdict), COLUMNS), ""]
+    lines.append(f"  bound   time of this run, predicted{'less':>16}  serialisation  transfer  parallel")
+    top = max(advice.curve_s[0], 1e-300)
+    enough = next(k for k in SHOWN if k >= advice.bound and advice.curve_s[k] <= 1.001 * advice.curve_s.min())
+    mark = f"  <- within 2 % of the {'limit' if advice.enough else 'best'}"
+    for row in found.rows_of_bounds():
+        k, seconds = row["bound"], row["predicted_s"]
+        if row["chosen"] or (row["shown"] and k <= enough):
+            less = f"{1 - seconds / top:z6.1%}" if k else ""
+            pop = f"{row['serialisation']:15.1%}{row['transfer']:10.1%}{row['parallel_efficiency']:10.1%}"
+            told = f"{_bar(seconds / top, 16):16} {less:6}{pop}{mark if row['chosen'] and k else ''}"
+            lines.append(f"  {k:5} {seconds / size:9.3f} {unit}  {told}")
     limit = advice.limit_s / top
-    lines.append(f"  limit {advice.limit_s / size:9.3f} {unit}  {_bar(limit, 36):36} {1 - limit:z6.1%}")
+    lines.append(f"  limit {advice.limit_s / size:9.3f} {unit}  {_bar(limit, 16):16} {1 - limit:z6.1%}")
     lines += ["", *(line for cost in _costs(found) for line in wrap(cost, COLUMNS))]
-    busiest = " ".join(str(each.busiest) for each in found.over_time)
-    lines += wrap(f"busiest rank in each {found.width} iterations: {busiest}", COLUMNS)
+    width, each = found.busiest()
+    lines += wrap(f"busiest rank in each {width} iterations: {' '.join(map(str, each))}", COLUMNS)
     return "\n".join([*lines, *(line for note in found.notes for line in wrap(f"note: {note}", COLUMNS))])
 
 
@@ -231,8 +239,8 @@ def html(found: Diagnosis, title: str) -> str:
     """The diagnosis as one page with its figures, which needs no network."""
     from blslib.charts import diagnosis as charts
 
-    chart = charts.page(found.rows_of_parts(title), found.rows_of_bounds(title), found.rows_of_load(title))
-    page = chart.to_html(inline=True)
+    tables = (found.rows_of_parts(), found.rows_of_bounds(), found.rows_of_load())
+    page = charts.page(*([{"case": title, **row} for row in rows] for rows in tables)).to_html(inline=True)
     words = f"<h1>{escape(_sentence(found.verdict))}</h1><pre>{escape(text(found))}</pre>"
     style = "<style>body{font-family:sans-serif;margin:2em;max-width:60em}h1{font-size:1.3em}</style>"
     page = page.replace("<head>", f"<head><title>diagnose {escape(title)}</title>{style}", 1)
@@ -240,16 +248,11 @@ def html(found: Diagnosis, title: str) -> str:
     return f"{head}{mark}{words}{rest}"
 
 
-def _busiest(found: Diagnosis) -> str:
-    times = found.parts.limit_s / found.parts.useful_s if found.parts.useful_s else 1.0
-    return f"rank {found.parts.busiest} works {times:.2f} times the mean" if times >= 1.005 else ""
-
-
 def _costs(found: Diagnosis) -> list[str]:
     advice, slots = found.advice, 2 * (found.advice.bound + 1)
     if not advice.bound:
         return []
-    memory = " of the largest block" if advice.memory_bytes is None else f" = {_bytes(advice.memory_bytes)}"
+    memory = f" = {_bytes(found.memory_bytes)}" if found.memory_bytes else " of the largest block"
     wait = f"a batch waits {_duration(advice.latency_s)} longer for its scores (mean)"
     ranks = f"at least {found.trace.world}" if found.trace.world else len(found.trace.work_s)
     lines = [f"a bound of {advice.bound} costs {ranks} x {slots} slots{memory} on each rank; {wait}"]

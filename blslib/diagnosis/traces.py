@@ -16,14 +16,14 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import pandas as pd
 
 from blslib import files
 from blslib.diagnosis.chrome import RankTrace, rank_trace
-from blslib.diagnosis.tracefile import LATEST_S, Json, Text, TraceError, opened
+from blslib.diagnosis.tracefile import LATEST_S, TraceError, opened
 
 RECORD_COLUMNS = ("rank", "iteration", "bound", "slot_bytes", "entered_s", "returned_s")
 CSV_COLUMNS = ("rank", "iteration", "compute_s")
@@ -67,22 +67,23 @@ class Trace:
     notes: tuple[str, ...] = ()
 
 
-def save(path: str | Path, comm: Any, exchange: Any) -> None:
-    """Write the calls of an exchange built with ``record=True``, those of all ranks, as CSV on rank 0. Collective.
+def save(path: str | Path, comm: Any, clock: Any) -> None:
+    """Write the posts that a ``Clock`` has noted, those of all ranks, as CSV on rank 0. Collective.
 
     Args:
         path: of the file; ``read`` reads it.
         comm: the communicator that the exchange was built on.
-        exchange: may be closed already.
+        clock: ``blslib.collective.clock.Clock`` around that exchange, which may be closed already.
 
     Raises:
-        ValueError: on every rank, if one of them has recorded nothing.
+        ValueError: on every rank, if one of them has noted no post.
         WriteError: on every rank, if the file cannot be written.
     """
-    mine = [(c.iteration, exchange.bound, exchange.slot_bytes, c.entered_s, c.returned_s) for c in exchange.calls]
+    posts = [call for call in clock.calls if call.kind == "post"]
+    mine = [(c.iteration, clock.bound, clock.exchange.slot_bytes, c.entered_s, c.returned_s) for c in posts]
     everybody = comm.allgather(mine)
     if not all(everybody):
-        raise ValueError(f"rank {everybody.index([])} recorded no calls: build the exchange with record=True")
+        raise ValueError(f"rank {everybody.index([])} noted no post: give the clock through which it posts")
     failure = None
     if comm.rank == 0:
         rows = [(rank, *call) for rank, calls in enumerate(everybody) for call in calls]
@@ -110,10 +111,9 @@ def read(paths: Sequence[str | Path], *, sampled: bool = False) -> Trace:
     tables: list[tuple[Path, pd.DataFrame]] = []
     traces: list[RankTrace] = []
     for path in map(Path, paths):
-        with opened(path) as text:
-            head = text.peek()
+        with opened(path) as (head, text):
             if head[:1] in ("{", "["):
-                traces.append(rank_trace(path, Json(path, text)))
+                traces.append(rank_trace(path, text, "item" if head[0] == "[" else "traceEvents.item"))
             else:
                 tables.append((path, _table(path, head, text)))
     if tables and traces:
@@ -128,7 +128,7 @@ def read(paths: Sequence[str | Path], *, sampled: bool = False) -> Trace:
 # --- CSV -------------------------------------------------------------------------------------------------------------
 
 
-def _table(path: Path, head: str, text: Text) -> pd.DataFrame:
+def _table(path: Path, head: str, text: TextIO) -> pd.DataFrame:
     if not head:
         raise TraceError(f"{path} is empty: record the run again")
     if "\0" in head[:1000]:
@@ -194,76 +194,79 @@ def _from_tables(tables: list[tuple[Path, pd.DataFrame]], sampled: bool) -> Trac
     if len(forms) > 1:
         (first, a), (second, b) = list(forms.items())[:2]
         raise TraceError(f"{a} has the columns {', '.join(first)}, {b} has {', '.join(second)}: give them the same")
-    table = pd.concat([each for _, each in tables], ignore_index=True)
     where = ", ".join(str(path) for path, _ in tables)
-    counts = table["rank"].value_counts().sort_index()
-    some = _check_ranks(counts.index.tolist(), None, where, sampled)
-    if (again := table[table.duplicated(["rank", "iteration"])]).size:
-        rank, i = again[["rank", "iteration"]].iloc[0]
-        raise TraceError(f"{where}: rank {rank} has iteration {i} twice: give every call one line, once")
-    _check_counts({int(rank): (int(count), where) for rank, count in counts.items()}, "iterations")
-    here = table["iteration"].value_counts().sort_index()
-    if (here < len(counts)).any():
-        i = here.index[here < len(counts)][0]
-        rank = min(set(counts.index) - set(table["rank"][table["iteration"] == i]))
-        raise TraceError(f"{where}: rank {rank} lacks iteration {i}: record the same iterations on every rank")
-    if (gap := np.diff(here.index) > 1).any():
-        if not sampled or "entered_s" in table:
-            cure = "work lies between two in a row" if "entered_s" in table else "or say --sampled"
-            lost = here.index[gap.argmax()] + 1
-            raise TraceError(f"{where}: no rank has iteration {lost}: record every call, {cure}")
-        told = (
-            f"{len(here)} of the iterations {here.index[0]} to {here.index[-1]} were recorded, and count as 0 to "
-            f"{len(here) - 1}: work that stays large for several in a row looks shorter than it is, and may need a "
-            "larger bound"
-        )
-        some["notes"] += (told,)
+    by_rank, some = _complete(pd.concat([each for _, each in tables], ignore_index=True), where, None, sampled)
+    if "entered_s" in by_rank:
+        entered_s, returned_s = by_rank["entered_s"], by_rank["returned_s"]
+        by_rank |= {"compute_s": entered_s[:, 1:] - returned_s[:, :-1], "exchange_s": (returned_s - entered_s)[:, 1:]}
+        if not by_rank["compute_s"].size:
+            raise TraceError(f"one call a rank in {where}: work is what lies between two, record more of them")
+        if (backwards := np.argwhere(np.minimum(by_rank["compute_s"], by_rank["exchange_s"]) < 0)).size:
+            rank, i = backwards[0]
+            fault = f"the clock of rank {rank} goes back before or in call {i + 1}"
+            raise TraceError(f"{where}: {fault}: record the run again")
+        for name in ("bound", "slot_bytes"):
+            if len(values := np.unique(by_rank[name])) > 1:
+                raise TraceError(f"{where}: {len(values)} values of {name}: give the records of one run at a time")
+            some[name] = int(values[0])
+        some["form"] = "records of the exchange"
+    work_s, total_s = by_rank["compute_s"], None
+    if "exchange_s" in by_rank:
+        total_s = float((work_s + by_rank["exchange_s"]).sum(axis=1).max())
+    else:
+        hint = f" ({tables[0][1].attrs['hint']}?)" if tables[0][1].attrs["hint"] else ""
+        some["notes"] += (f"no exchange_s in the file{hint}: the exchange counts as nothing",)
+    return Trace(work_s, total_s, **some)
+
+
+def _complete(
+    table: pd.DataFrame, where: str, world: int | None, sampled: bool
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """(P, N) matrices of the columns, once every rank is known to have every iteration, and what a ``Trace`` has to say
+    of its ranks and iterations: that they are all, or which."""
     table = table.sort_values(["rank", "iteration"])
-    by_rank = {name: table[name].to_numpy().reshape(len(counts), -1) for name in table if name.endswith("_s")}
-    if "compute_s" in by_rank:
-        work_s = by_rank["compute_s"]
-        if "exchange_s" not in by_rank:
-            hint = f" ({tables[0][1].attrs['hint']}?)" if tables[0][1].attrs["hint"] else ""
-            some["notes"] += (f"no exchange_s in the file{hint}: the exchange counts as nothing",)
-            return Trace(work_s, None, **some)
-        return Trace(work_s, float((work_s + by_rank["exchange_s"]).sum(axis=1).max()), **some)
-    entered_s, returned_s = by_rank["entered_s"], by_rank["returned_s"]
-    if entered_s.shape[1] < 2:
-        raise TraceError(f"one call a rank in {where}: work is what lies between two, record more of them")
-    work_s = entered_s[:, 1:] - returned_s[:, :-1]
-    if (backwards := np.argwhere(np.minimum(work_s, (returned_s - entered_s)[:, 1:]) < 0)).size:
-        rank, i = backwards[0]
-        raise TraceError(f"{where}: the clock of rank {rank} goes back before or in call {i + 1}: record the run again")
-    settings = table[["bound", "slot_bytes"]].drop_duplicates()
-    if len(settings) > 1:
-        raise TraceError(f"{where}: {len(settings)} different bounds or slots: give the records of one run at a time")
-    bound, slot_bytes = (int(value) for value in settings.iloc[0])
-    total_s = float((returned_s[:, -1] - returned_s[:, 0]).max())
-    return Trace(work_s, total_s, bound, slot_bytes, "records of the exchange", **some)
-
-
-def _check_ranks(found: list[int], world: int | None, where: str, sampled: bool) -> dict[str, Any]:
-    """What a ``Trace`` has to say of its ranks, in ascending order here: that they are all, or which."""
+    counts, here = table["rank"].value_counts(sort=False), np.unique(table["iteration"])
+    found = counts.index.tolist()
     size = world or found[-1] + 1
     missing = size - sum(rank < size for rank in found)
+    some: dict[str, Any] = {"notes": ()}
     if missing and not sampled:
         there = set(found)
         listed = _first((rank for rank in range(size) if rank not in there), missing)
         raise TraceError(
             f"{missing} of {size} ranks missing ({listed}) in {where}: give the files of all ranks, or say --sampled"
         )
-    if beyond := [rank for rank in found if rank >= size]:
-        raise TraceError(f"rank {beyond[0]} of a run with {size} ranks in {where}: give the files of one run at a time")
+    if found[-1] >= size:
+        raise TraceError(
+            f"rank {found[-1]} of a run with {size} ranks in {where}: give the files of one run at a time"
+        )
     if len(found) < 2:
         raise TraceError(f"only one rank in {where}: imbalance is between ranks, give the files of all of them")
-    if not missing:
-        return {"notes": ()}
-    told = (
-        f"{len(found)} of {'' if world else 'at least '}{size} ranks were recorded: {_first(found, len(found))} count "
-        f"as 0 to {len(found) - 1}. Split and advice are of these alone: a slower one may be among the others, and "
-        "waiting for it shows as exchange here"
-    )
-    return {"recorded": tuple(found), "world": size, "notes": (told,)}
+    if (again := table[table.duplicated(["rank", "iteration"])]).size:
+        rank, i = again[["rank", "iteration"]].iloc[0]
+        raise TraceError(f"{where}: rank {rank} has iteration {i} twice: give every call of every rank once")
+    if counts[few := counts.idxmin()] < len(here):
+        i = np.setdiff1d(here, table["iteration"][table["rank"] == few])[0]
+        raise TraceError(
+            f"{where}: rank {few} lacks iteration {i}: record the same ones on every rank, from one barrier to another"
+        )
+    if missing:
+        told = (
+            f"{len(found)} of {'' if world else 'at least '}{size} ranks were recorded: {_first(found, len(found))} "
+            f"count as 0 to {len(found) - 1}. Split and advice are of these alone: a slower one may be among the "
+            "others, and waiting for it shows as exchange here"
+        )
+        some = {"recorded": tuple(found), "world": size, "notes": (told,)}
+    if (gap := np.diff(here) > 1).any():
+        if not sampled or "entered_s" in table:
+            cure = "work lies between two in a row" if "entered_s" in table else "or say --sampled"
+            raise TraceError(f"{where}: no rank has iteration {here[gap.argmax()] + 1}: record every call, {cure}")
+        told = (
+            f"{len(here)} of the iterations {here[0]} to {here[-1]} were recorded, and count as 0 to {len(here) - 1}: "
+            "work that stays large for several in a row looks shorter than it is, and may need a larger bound"
+        )
+        some["notes"] += (told,)
+    return {name: table[name].to_numpy().reshape(len(found), -1) for name in table}, some
 
 
 def _first(ranks: Iterable[int], count: int) -> str:
@@ -271,45 +274,25 @@ def _first(ranks: Iterable[int], count: int) -> str:
     return ", ".join(map(str, islice(ranks, 8))) + (" ..." if count > 8 else "")
 
 
-def _check_counts(counts: dict[int, tuple[int, str]], what: str) -> None:
-    """Every rank has as many iterations as the others; by rank, the number and the file."""
-    few, many = (pick(counts, key=lambda rank: counts[rank][0]) for pick in (min, max))
-    if counts[few][0] < counts[many][0]:
-        raise TraceError(
-            f"rank {few} has {counts[few][0]} {what} in {counts[few][1]}, rank {many} has {counts[many][0]} in "
-            f"{counts[many][1]}: record the same iterations on every rank, from one barrier to another"
-        )
-
-
 # --- traces of torch.profiler ----------------------------------------------------------------------------------------
 
 
 def _from_traces(traces: list[RankTrace], sampled: bool) -> Trace:
     notes: tuple[str, ...] = ()
-    ranks = [each.rank for each in traces if each.rank is not None]
-    if ranks and len(ranks) < len(traces):
-        unnamed = next(each.path for each in traces if each.rank is None)
-        raise TraceError(f"{unnamed} does not say its rank, others do: record it again after init_process_group")
-    if not ranks:
+    if all(each.rank is None for each in traces):
         notes = ("no trace says its rank: numbered in the order given",)
-        ranks = list(range(len(traces)))
-    by_rank: dict[int, RankTrace] = {}
-    for rank, each in zip(ranks, traces, strict=True):
-        if rank in by_rank:
-            raise TraceError(f"rank {rank} is in {by_rank[rank].path} and in {each.path}: give each rank once")
-        by_rank[rank] = each
+        traces = [each._replace(rank=rank) for rank, each in enumerate(traces)]
+    if unnamed := [each.path for each in traces if each.rank is None]:
+        raise TraceError(f"{unnamed[0]} does not say its rank, others do: record it again after init_process_group")
     worlds = {each.world: each.path for each in traces}
     if len(worlds) > 1:
         told = " and ".join(f"{world} in {path}" for world, path in worlds.items())
         raise TraceError(f"different numbers of ranks, {told}: give the traces of one run at a time")
-    some = _check_ranks(sorted(ranks), traces[0].world, ", ".join(str(each.path) for each in traces), sampled)
+    columns = ({"rank": each.rank, "iteration": range(len(each.work_s)), "compute_s": each.work_s} for each in traces)
+    where = ", ".join(str(each.path) for each in traces)
+    by_rank, some = _complete(pd.concat(map(pd.DataFrame, columns)), where, traces[0].world, sampled)
     if others := sum(each.others for each in traces):
         notes += (f"{others} other collectives lie between the calls: what they waited for counts as work",)
-    counts = {rank: (len(each.work_s) + 1, str(each.path)) for rank, each in by_rank.items()}
-    _check_counts(counts, "all-to-all calls")
-    work_s = np.array([by_rank[rank].work_s for rank in sorted(by_rank)])
     meets = np.logical_and.reduce([each.meets for each in traces])
-    meeting = traces[0].meeting if meets.any() else ""
-    total_s = max(each.total_s for each in traces)
-    some["notes"] += notes
-    return Trace(work_s, total_s, form="torch traces", meets=meets, meeting=meeting, **some)
+    some |= {"notes": some["notes"] + notes, "meets": meets, "meeting": traces[0].meeting if meets.any() else ""}
+    return Trace(by_rank["compute_s"], max(each.total_s for each in traces), form="torch traces", **some)

@@ -1,9 +1,9 @@
-"""What a model is made of, and the published configurations by name."""
+"""What a model is made of, and a published configuration."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, get_args
 
-from blslib.workloads.published import CRITEO_DENSE, CRITEO_ROWS, MLPERF_V2_ROWS
+from blslib.workloads.published import CRITEO_DENSE, CRITEO_ROWS
 
 Interaction = Literal["dot", "cat"]
 
@@ -65,34 +65,6 @@ class ModelConfig:
         vectors = self.tables + 1
         return vectors * self.dim if self.interaction == "cat" else self.dim + vectors * (vectors - 1) // 2
 
-    def scaled(self, *, max_rows: int) -> "ModelConfig":
-        """The same model with no table longer than ``max_rows``; its name says so if that changed anything."""
-        if max(self.rows) <= max_rows:
-            return self
-        name = f"{self.name.partition(', at most')[0]}, at most {max_rows:,} rows per table"
-        return replace(self, rows=tuple(min(rows, max_rows) for rows in self.rows), name=name)
 
-
-KAGGLE = ModelConfig(
-    rows=CRITEO_ROWS,
-    dim=16,
-    bottom=(CRITEO_DENSE, 512, 256, 64, 16),
-    top=(512, 256, 1),
-    name="kaggle",
-)
-"""Criteo Kaggle: bench/dlrm_s_criteo_kaggle.sh of the reference DLRM. 2.2 GB of tables."""
-
-RANDOM = ModelConfig(rows=(1_000_000,) * 8, dim=64, bottom=(512, 512, 64), top=(1024, 1024, 1024, 1), name="random")
-"""Random data: bench/dlrm_s_benchmark.sh of the reference DLRM. 2.0 GB of tables."""
-
-MLPERF_V2 = ModelConfig(
-    rows=MLPERF_V2_ROWS,
-    dim=128,
-    bottom=(CRITEO_DENSE, 512, 256, 128),
-    top=(1024, 1024, 512, 256, 1),
-    name="mlperf-v2",
-)
-"""MLPerf DLRM v2 (torchrec_dlrm), 105 GB of tables; with the dot interaction in place of its low-rank cross network."""
-
-CONFIGS = {"kaggle": KAGGLE, "random": RANDOM, "mlperf-v2": MLPERF_V2.scaled(max_rows=200_000)}
-"""The reference configurations by name, each at a size that one machine holds; cut them further with ``scaled``."""
+KAGGLE = ModelConfig(CRITEO_ROWS, dim=16, bottom=(CRITEO_DENSE, 512, 256, 64, 16), top=(512, 256, 1), name="kaggle")
+"""Criteo Kaggle: bench/dlrm_s_criteo_kaggle.sh of the reference DLRM. 2.2 GB of tables; cut rows with ``replace``."""

@@ -4,7 +4,7 @@ Weights follow from a seed alone and are the same for every P. Layers and distri
 (``dlrm_s_pytorch.py`` of facebookresearch/dlrm), whose trained weights ``DLRM.load_reference_state_dict`` takes over.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from itertools import pairwise
 
 import numpy as np
@@ -156,8 +156,8 @@ class DLRM:
         if unknown := state.keys() - shapes.keys():
             raise ValueError(f"state has {_some(unknown)}, which {self.config.name!r} has no place for")
         for name, shape in shapes.items():
-            if tuple(state[name].shape) != shape:
-                raise ValueError(f"{name} has shape {tuple(state[name].shape)}, {self.config.name!r} needs {shape}")
+            if (got := tuple(state[name].shape)) != shape:
+                raise ValueError(f"{name} has shape {got}, {self.config.name!r} needs {shape}")
         with torch.no_grad():
             for name, weight in here.items():
                 weight.copy_(state[name])
@@ -173,6 +173,5 @@ def _initial_layers(widths: Sequence[int], seed: int, part: int) -> list[Layer]:
     return layers
 
 
-def _some(names: Iterable[str], most: int = 4) -> str:
-    ordered = sorted(names)
-    return ", ".join(ordered[:most]) + (f" and {len(ordered) - most} more" if len(ordered) > most else "")
+def _some(names: Set[str], most: int = 4) -> str:
+    return ", ".join(sorted(names)[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -7,7 +7,6 @@ as unequal time before the exchange.
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -126,8 +125,8 @@ class ShardedTables:
             raise ValueError(f"rank {rank} is outside the placement, which has ranks 0 to {placement.ranks - 1}")
         self.config, self.placement, self.rank = config, placement, rank
         self.weights = {table: initial_table(config, table, seed) for table in placement.tables[rank]}
-        self._pooled = np.empty(0, dtype=np.float32)
-        self._blocks: dict[int, tuple[np.ndarray, ...]] = {}
+        self._buffer = np.empty(0, dtype=np.float32)
+        self._views: dict[int, tuple[np.ndarray, tuple[np.ndarray, ...]]] = {}
 
     def lookup(self, batch: Batch) -> tuple[np.ndarray, ...]:
         """Sum the bags of the own tables for the whole batch.
@@ -141,9 +140,7 @@ class ShardedTables:
         """
         if batch.tables != self.config.tables:
             raise ValueError(f"batch has {batch.tables} tables, the model has {self.config.tables}")
-        blocks = self._blocks.get(batch.size) or self._make_blocks(batch.size)
-        row_size = len(self.weights) * self.config.dim
-        pooled = self._pooled[: batch.size * row_size].reshape(batch.size, len(self.weights), self.config.dim)
+        pooled, blocks = self._views.get(batch.size) or self._make_views(batch.size)
         for column, (table, weight) in enumerate(self.weights.items()):
             ids, offsets = torch.from_numpy(batch.ids[table]), torch.from_numpy(batch.offsets[table])
             if len(offsets) != batch.size + 1:
@@ -162,12 +159,13 @@ class ShardedTables:
             pooled[:, column] = bags.numpy()
         return blocks
 
-    def _make_blocks(self, size: int) -> tuple[np.ndarray, ...]:
-        row_size = len(self.weights) * self.config.dim
-        if size * row_size > self._pooled.size:
-            self._pooled = np.empty(size * row_size, dtype=np.float32)
-            self._blocks.clear()  # they are views of the smaller buffer
-        starts = row_starts(size, self.placement.ranks)
-        blocks = tuple(self._pooled[start * row_size : end * row_size] for start, end in pairwise(starts))
-        self._blocks[size] = blocks
-        return blocks
+    def _make_views(self, size: int) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+        """Of the buffer: (B, own tables, D), and its part for each rank, flat."""
+        values = size * len(self.weights) * self.config.dim
+        if values > self._buffer.size:
+            self._buffer = np.empty(values, dtype=np.float32)
+            self._views.clear()  # they are of the smaller buffer
+        pooled = self._buffer[:values].reshape(size, len(self.weights), self.config.dim)
+        parts = np.split(pooled, row_starts(size, self.placement.ranks)[1:-1])
+        self._views[size] = pooled, tuple(part.reshape(-1) for part in parts)
+        return self._views[size]

@@ -1,17 +1,15 @@
 """Laws of time: how long rank r takes, or how much longer, in iteration i. Seeded: contenders meet the same times.
 
 A law is a frozen object. It draws whole runs as a (P, N) matrix, or streams them column by column for runs that do not
-fit into memory; ``+`` and ``*`` compose laws, ``2e-3 * Constant() + Slow(Exponential(1e-3), 1.5)``. Every law knows the
-mean of each rank, hence whether the imbalance that it makes is static (ranks differ in their means, which no lag can
-mask) or dynamic (it changes, which lag can).
+fit into memory; ``+`` composes laws, ``Constant(2e-3) + Exponential(1e-3)``. Every law knows the mean of each rank,
+hence whether the imbalance that it makes is static (ranks differ in their means, which no lag can mask) or dynamic (it
+changes, which lag can).
 """
 
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import repeat
-from pathlib import Path
-from typing import Self
 
 import numpy as np
 
@@ -40,14 +38,6 @@ class Law:
         """(P,) float64, the mean time of each rank. Its greatest is the time per iteration that no bound can beat."""
         raise NotImplementedError
 
-    def mean_s(self, ranks: int) -> float:
-        """Mean over all ranks and iterations."""
-        return float(self.means_s(ranks).mean())
-
-    def expected_max_s(self, ranks: int) -> float | None:
-        """Mean of the slowest rank's time: what a synchronous iteration takes. None where no closed form is known."""
-        return None if self.varies and ranks > 1 else float(self.means_s(ranks).max())
-
     def imbalance(self, ranks: int) -> str:
         """One of "none", "static", "dynamic" and "static and dynamic"."""
         means = self.means_s(ranks)
@@ -56,11 +46,6 @@ class Law:
 
     def __add__(self, other: "Law") -> "Sum":
         return Sum(self, other)
-
-    def __mul__(self, factor: float) -> "Slow":
-        return Slow(self, factor, None)
-
-    __rmul__ = __mul__
 
 
 @dataclass(frozen=True)
@@ -90,7 +75,6 @@ class _OfDelay(Law):
 class Constant(_OfMean):
     """The same on every rank, always."""
 
-    each_s: float = 1.0
     varies = False
 
 
@@ -110,9 +94,6 @@ class Bernoulli(_OfDelay):
     def means_s(self, ranks: int) -> np.ndarray:
         return np.full(ranks, self.delay_s * self.probability)
 
-    def expected_max_s(self, ranks: int) -> float:
-        return self.delay_s * (1 - (1 - self.probability) ** ranks)
-
 
 @dataclass(frozen=True)
 class Exponential(_OfMean):
@@ -121,13 +102,10 @@ class Exponential(_OfMean):
     def matrix(self, rng: np.random.Generator, ranks: int, iterations: int) -> np.ndarray:
         return rng.exponential(self.each_s, (ranks, iterations))
 
-    def expected_max_s(self, ranks: int) -> float:
-        return self.each_s * math.fsum(1 / n for n in range(1, ranks + 1))
-
 
 @dataclass(frozen=True)
 class Lognormal(_OfMean):
-    """Lognormal: the logarithm has a standard deviation of ``sigma``. Without a closed form of the greatest."""
+    """Lognormal: the logarithm has a standard deviation of ``sigma``."""
 
     sigma: float = 1.0
 
@@ -149,52 +127,9 @@ class Pareto(_OfMean):
         super().__post_init__()
         _require(self.shape > 1, "shape", self.shape, "> 1, below which there is no mean")
 
-    @property
-    def least_s(self) -> float:
-        """The least value, at which the distribution starts."""
-        return self.each_s * (self.shape - 1) / self.shape
-
     def matrix(self, rng: np.random.Generator, ranks: int, iterations: int) -> np.ndarray:
-        return self.least_s * (1 + rng.pareto(self.shape, (ranks, iterations)))
-
-    def expected_max_s(self, ranks: int) -> float:
-        rest = 1 - 1 / self.shape
-        return self.least_s * math.exp(math.lgamma(ranks + 1) + math.lgamma(rest) - math.lgamma(ranks + rest))
-
-
-@dataclass(frozen=True)
-class Empirical(Law):
-    """Values seen elsewhere, drawn with replacement."""
-
-    values_s: tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        _require(len(self.values_s) > 0, "values_s", self.values_s, "at least one time")
-        wrong = [value for value in self.values_s if not 0 <= value < math.inf]
-        _require(not wrong, "values_s", wrong[:3], "times >= 0")
-
-    @classmethod
-    def from_file(cls, path: str | Path) -> Self:
-        """Read a text file with one or more numbers of seconds on each line, ``#`` before comments.
-
-        Raises:
-            ValueError: it holds something else, or nothing.
-        """
-        try:
-            words = [word for line in Path(path).read_text().splitlines() for word in line.partition("#")[0].split()]
-            return cls(tuple(map(float, words)))
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
-
-    def matrix(self, rng: np.random.Generator, ranks: int, iterations: int) -> np.ndarray:
-        return rng.choice(np.asarray(self.values_s, np.float64), (ranks, iterations))
-
-    def means_s(self, ranks: int) -> np.ndarray:
-        return np.full(ranks, np.mean(self.values_s))
-
-    def expected_max_s(self, ranks: int) -> float:
-        below = (np.arange(len(self.values_s) + 1) / len(self.values_s)) ** ranks
-        return float(np.diff(below) @ np.sort(self.values_s))
+        least_s = self.each_s * (self.shape - 1) / self.shape
+        return least_s * (1 + rng.pareto(self.shape, (ranks, iterations)))
 
 
 @dataclass(frozen=True)
@@ -226,9 +161,6 @@ class Bursts(_OfDelay):
     def means_s(self, ranks: int) -> np.ndarray:
         return np.full(ranks, self.delay_s * self.start / (self.start + self.stop))
 
-    def expected_max_s(self, ranks: int) -> float:
-        return Bernoulli(self.delay_s, self.start / (self.start + self.stop)).expected_max_s(ranks)
-
 
 @dataclass(frozen=True)
 class Rotating(_OfDelay):
@@ -243,9 +175,6 @@ class Rotating(_OfDelay):
     def means_s(self, ranks: int) -> np.ndarray:
         return np.full(ranks, self.delay_s / ranks)
 
-    def expected_max_s(self, ranks: int) -> float:
-        return self.delay_s
-
 
 @dataclass(frozen=True)
 class Permanent(_OfDelay):
@@ -255,40 +184,11 @@ class Permanent(_OfDelay):
     varies = False
 
     def means_s(self, ranks: int) -> np.ndarray:
-        return np.where(_chosen(self.on, ranks), self.delay_s, 0.0)
-
-
-@dataclass(frozen=True)
-class Slow(Law):
-    """A law whose times are multiplied on some ranks (-1 is the last), or on all with ``on=None``."""
-
-    law: Law
-    factor: float
-    on: tuple[int, ...] | None = (-1,)
-
-    def __post_init__(self) -> None:
-        _require(self.factor >= 0, "factor", self.factor, ">= 0")
-
-    @property
-    def varies(self) -> bool:  # type: ignore[override]
-        return self.law.varies
-
-    def columns(self, rng: np.random.Generator, ranks: int, iterations: int) -> Iterator[np.ndarray]:
-        factors = self._factors(ranks)
-        return (factors * column for column in self.law.columns(rng, ranks, iterations))
-
-    def matrix(self, rng: np.random.Generator, ranks: int, iterations: int) -> np.ndarray:
-        return self._factors(ranks)[:, None] * self.law.matrix(rng, ranks, iterations)
-
-    def means_s(self, ranks: int) -> np.ndarray:
-        return self._factors(ranks) * self.law.means_s(ranks)
-
-    def expected_max_s(self, ranks: int) -> float | None:
-        greatest = self.law.expected_max_s(ranks)
-        return super().expected_max_s(ranks) if self.on is not None or greatest is None else self.factor * greatest
-
-    def _factors(self, ranks: int) -> np.ndarray:
-        return np.where(_chosen(self.on, ranks), self.factor, 1.0)
+        means_s = np.zeros(ranks)
+        if wrong := [rank for rank in self.on if not -ranks <= rank < ranks]:
+            raise ValueError(f"on names ranks {wrong}, of which there are {ranks}: choose from {-ranks} to {ranks - 1}")
+        means_s[list(self.on)] = self.delay_s
+        return means_s
 
 
 @dataclass(frozen=True)
@@ -310,25 +210,6 @@ class Sum(Law):
 
     def means_s(self, ranks: int) -> np.ndarray:
         return self.first.means_s(ranks) + self.second.means_s(ranks)
-
-    def expected_max_s(self, ranks: int) -> float | None:
-        for one, other in ((self.first, self.second), (self.second, self.first)):
-            greatest = other.expected_max_s(ranks)
-            if one.imbalance(ranks) == "none" and greatest is not None:
-                return one.mean_s(ranks) + greatest
-        return super().expected_max_s(ranks)
-
-
-def _chosen(on: tuple[int, ...] | None, ranks: int) -> np.ndarray:
-    """(P,) bool, the ranks named; negative ones count from the end, and None is all of them."""
-    chosen = np.full(ranks, on is None)
-    try:
-        chosen[list(on or ())] = True
-    except IndexError:
-        raise ValueError(
-            f"on names ranks {on}, of which there are {ranks}: choose from {-ranks} to {ranks - 1}"
-        ) from None
-    return chosen
 
 
 def _require(holds: bool, name: str, value: object, rule: str) -> None:

@@ -57,6 +57,20 @@ class Split:
         """The busiest rank's work, which no bound can beat."""
         return self.useful_s + self.static_s
 
+    @property
+    def efficiencies(self) -> dict[str, float]:
+        """POP's metrics (https://pop-coe.eu) by name: load balance is 1 without static imbalance, serialisation without
+        dynamic, transfer without exposed exchange (above 1 where that is negative); the others are their products."""
+        ideal_s = self.limit_s + self.dynamic_s
+        ratios = {
+            "load_balance": (self.useful_s, self.limit_s),
+            "serialisation": (self.limit_s, ideal_s),
+            "transfer": (ideal_s, self.total_s),
+            "communication_efficiency": (self.limit_s, self.total_s),
+            "parallel_efficiency": (self.useful_s, self.total_s),
+        }
+        return {name: part_s / whole_s if whole_s else 1.0 for name, (part_s, whole_s) in ratios.items()}
+
 
 def split(work_s: np.ndarray, total_s: float | None = None, *, bound: int = 0) -> Split:
     """Take a run apart.
@@ -86,58 +100,39 @@ def split(work_s: np.ndarray, total_s: float | None = None, *, bound: int = 0) -
     return Split(useful_s, static_s, dynamic_s, total_s - ideal_s, total_s, won_s, int(by_rank.argmax()))
 
 
-def windows(work_s: np.ndarray, width: int) -> list[Split]:
-    """The split of every ``width`` iterations; the last window may be shorter.
-
-    What is dynamic over a run may be static within a window: a rank that is slow for a while is masked only by a bound
-    of about as many iterations.
-
-    Raises:
-        ValueError: the width is below 1, or as for ``split``.
-    """
-    if width < 1:
-        raise ValueError(f"width is a number of iterations >= 1, got {width}")
-    work_s = _checked(work_s)
-    return [split(work_s[:, i : i + width]) for i in range(0, work_s.shape[1], width)]
-
-
 def curve(
-    work_s: np.ndarray, bounds: Sequence[int] = BOUNDS, exchange_s: float = 0.0, *, travels: bool = False
+    work_s: np.ndarray, bounds: Sequence[int] = BOUNDS, cost: Cost | None = None, meets: np.ndarray | None = None
 ) -> np.ndarray:
-    """(len(bounds),) predicted seconds of the run at each bound, the exchange taking ``exchange_s`` an iteration.
+    """(len(bounds),) predicted seconds of the run at each bound.
 
     Args:
         work_s: (P, N) seconds of own work.
         bounds: k >= 0 of each run.
-        exchange_s: of an iteration.
-        travels: False if every rank spends that time itself, in the call; True if the blocks are on their way for so
-            long while the ranks may go on. The truth lies between: the difference is what a bound hides of the
-            exchange, at most, on top of what it wins on imbalance.
+        cost: of the exchange. ``Cost(s)`` if every rank spends that time itself, in the call; ``Cost(alpha_s=s)`` if
+            the blocks are on their way for so long while the ranks may go on. The truth lies between: the difference
+            is what a bound hides of the exchange, at most, on top of what it wins on imbalance.
+        meets: as for ``recommend``.
 
     Raises:
         ValueError: as for ``split``, or a bound is negative.
     """
-    cost = Cost(alpha_s=exchange_s) if travels else Cost(exchange_s)
-    return _predicted(_checked(work_s), bounds, cost, np.zeros(work_s.shape[1], bool))
-
-
-def _predicted(work_s: np.ndarray, bounds: Sequence[int], cost: Cost, meets: np.ndarray) -> np.ndarray:
-    """(len(bounds),) seconds; stretches of a long run are lanes of one recurrence, what is left over a short one."""
+    work_s = _checked(work_s)
     ranks, iterations = work_s.shape
-    if len(bounds) > (most := max(1, ABREAST // ranks)):
-        groups = (bounds[i : i + most] for i in range(0, len(bounds), most))
-        return np.concatenate([_predicted(work_s, group, cost, meets) for group in groups])
-    bounds = [min(bound, iterations) for bound in bounds]
-    stretches = -(-iterations // max(STRETCH, 256 * max(bounds, default=0)))
+    meets = np.zeros(iterations, bool) if meets is None else meets
+    bounds = np.minimum(bounds, iterations)
+    stretches = -(-iterations // max(STRETCH, 256 * bounds.max(initial=0)))
     whole = iterations // stretches * stretches
     total_s = np.zeros(len(bounds))
     rows = np.vstack([work_s, meets])
+    most = max(1, ABREAST // ranks)
+    # The stretches are lanes of one recurrence, what is left over is a short one.
     for part in (rows[:, :whole].reshape(ranks + 1, stretches, -1), rows[:, whole:].reshape(ranks + 1, 1, -1)):
-        run = Recurrence(ranks, bounds * part.shape[1], cost=cost)
-        for column in np.moveaxis(part, 2, 0):
-            lanes = np.repeat(column, len(bounds), axis=1)
-            run.step(lanes[:-1], meets=lanes[-1] > 0)
-        total_s += run.finish().reshape(-1, len(bounds)).sum(axis=0)
+        for lanes in np.array_split(np.arange(len(bounds)), range(most, len(bounds), most)):
+            run = Recurrence(ranks, np.tile(bounds[lanes], part.shape[1]), cost=cost)
+            for column in np.moveaxis(part, 2, 0):
+                repeated = np.repeat(column, len(lanes), axis=1)
+                run.step(repeated[:-1], meets=repeated[-1] > 0)
+            total_s[lanes] += run.finish().reshape(-1, len(lanes)).sum(axis=0)
     return total_s
 
 
@@ -148,30 +143,28 @@ class Recommendation:
     Attributes:
         bound: the smallest one within ``TOLERANCE`` of ``limit_s``; if ``enough`` is False none of those tried is, and
             this is the smallest within it of the best of them: a greater one may win more.
-        synchronous_s, predicted_s, limit_s: at bound 0, at ``bound``, and at best, exchange and ``meets`` included.
-        win: share of ``synchronous_s`` that the bound saves: dynamic imbalance, and what is hidden of ``travel_s``.
+        limit_s: the busiest rank's work (between any two ``meets``) and the ranks' own time in all calls: no bound wins
+            more on imbalance, but a run that hides some of the exchange as well may be quicker.
+        win: share of the time at bound 0 that the bound saves: dynamic imbalance, and what is hidden of ``travel_s``.
         low, high: 95 % interval of ``win``, from a block bootstrap over iterations.
         hideable_s: what the bound would save on top, at most, if the exchange needed none of the ranks' own time.
-        memory_bytes: of the slots on each rank, ``P x 2(k+1) x slot``; None if the size of a slot is not known.
         latency_s: how much longer a batch takes from the start of its work to its arrival, in the mean, when
             batches follow each other without a pause.
-        curve_s, travelling_s: (len(bounds),) predicted seconds at each bound: if the exchange takes its ranks time,
-            and if it travels, as ``curve`` has it.
+        curve_s, travelling_s, ideal_s: (len(bounds),) predicted seconds at each bound: if the exchange takes its ranks
+            time, if it travels, as ``curve`` has it, and if it takes none.
     """
 
     bound: int
     enough: bool
-    synchronous_s: float
-    predicted_s: float
     limit_s: float
     win: float
     low: float
     high: float
     hideable_s: float
-    memory_bytes: int | None
     latency_s: float
     curve_s: np.ndarray
     travelling_s: np.ndarray
+    ideal_s: np.ndarray
 
 
 def recommend(
@@ -180,10 +173,8 @@ def recommend(
     bounds: Sequence[int] = BOUNDS,
     exchange_s: float = 0.0,
     travel_s: float = 0.0,
-    slot_bytes: int | None = None,
     meets: np.ndarray | None = None,
     replicas: int = 200,
-    seed: int = 1,
 ) -> Recommendation:
     """Which bound would help this run?
 
@@ -192,57 +183,53 @@ def recommend(
         bounds: those to choose from, in ascending order.
         exchange_s: what each call costs each rank of its own time.
         travel_s: how long messages are on their way besides, which lag hides.
-        slot_bytes: the largest block.
         meets: (N,) bool, the iterations in which another operation makes all ranks wait for each other: there nobody is
-            ahead of anybody, whatever the bound. They are taken to wait at its beginning.
+            ahead of anybody, whatever the bound. They are taken to wait at its beginning. Default: none.
         replicas: of the bootstrap.
-        seed: of the bootstrap.
 
     Raises:
         ValueError: as for ``split``, or there are no bounds, or one is negative.
     """
     work_s = _checked(work_s)
-    ranks, iterations = work_s.shape
-    cost = Cost(exchange_s, alpha_s=travel_s)
+    iterations = work_s.shape[1]
     meets = np.zeros(iterations, bool) if meets is None else meets
-    *predicted, synchronous_s = _predicted(work_s, [*bounds, 0], cost, meets).tolist()
-    curve_s, travelling_s = np.array(predicted), _predicted(work_s, bounds, Cost(alpha_s=exchange_s + travel_s), meets)
+    cost = Cost(exchange_s, alpha_s=travel_s)
+    *predicted, synchronous_s = curve(work_s, [*bounds, 0], cost, meets).tolist()
+    curve_s, travelling_s = np.array(predicted), curve(work_s, bounds, Cost(alpha_s=exchange_s + travel_s), meets)
     apart = np.flatnonzero(np.r_[True, meets[1:]])
     limit_s = float(np.add.reduceat(work_s, apart, axis=1).max(axis=0).sum()) + iterations * exchange_s
     enough = bool(curve_s.min() <= (1 + TOLERANCE) * limit_s)
     at = int((curve_s <= (1 + TOLERANCE) * (limit_s if enough else curve_s.min())).argmax())
-    bound, predicted_s = int(bounds[at]), predicted[at]
-    win = 1 - predicted_s / synchronous_s if synchronous_s else 0.0
-    wins, drawn = _replicas(work_s, bound, cost, meets, replicas, seed)
+    bound = int(bounds[at])
+    win = 1 - predicted[at] / synchronous_s if synchronous_s else 0.0
+    wins, drawn = _replicas(work_s, bound, cost, meets, replicas)
     # Where two blocks of iterations meet, a little less is won than in the run itself: the interval is put around that.
     # Replicas shorter than the run differ more, by the square root.
     low, high = win + (np.percentile(wins, [2.5, 97.5]) - np.median(wins)) * sqrt(drawn / iterations)
     return Recommendation(
         bound=bound,
         enough=enough,
-        synchronous_s=synchronous_s,
-        predicted_s=predicted_s,
         limit_s=limit_s,
         win=win,
         low=float(low),
         high=float(high),
-        hideable_s=predicted_s - float(travelling_s[at]),
-        memory_bytes=None if slot_bytes is None else ranks * 2 * (bound + 1) * slot_bytes,
+        hideable_s=predicted[at] - float(travelling_s[at]),
         latency_s=_longer_s(work_s[:, :ENOUGH_ITERATIONS], bound, cost, meets) if bound else 0.0,
         curve_s=curve_s,
         travelling_s=travelling_s,
+        ideal_s=curve(work_s, bounds, meets=meets),
     )
 
 
 def _replicas(
-    work_s: np.ndarray, bound: int, cost: Cost, meets: np.ndarray, replicas: int, seed: int
+    work_s: np.ndarray, bound: int, cost: Cost, meets: np.ndarray, replicas: int
 ) -> tuple[np.ndarray, int]:
     """The win of resampled runs, and their length: blocks of iterations, as these depend on each other, long beside
     the bound."""
     iterations = work_s.shape[1]
     total = min(iterations, ENOUGH_ITERATIONS)
     length = max(1, min(total // 4, max(isqrt(iterations), 8 * (bound + 1))))
-    every = np.random.default_rng(seed).integers(iterations, size=(-(-total // length), replicas))
+    every = np.random.default_rng(1).integers(iterations, size=(-(-total // length), replicas))
     wins = []
     for starts in np.array_split(every, -(-replicas * len(work_s) // ABREAST), axis=1):
         run = Recurrence(len(work_s), [bound] * starts.shape[1], cost=cost)

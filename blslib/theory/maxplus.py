@@ -31,31 +31,12 @@ class Cost:
     """What the exchange itself costs.
 
     Attributes:
-        call_s: () or (P,) seconds of a rank's own time in each call; its blocks leave at the end of them.
-        alpha_s, beta_s: a message of n bytes then travels for ``alpha_s + n * beta_s``, the one to oneself too.
-        pair_bytes: (P, P) bytes from s to r; or else
-        sent_bytes, received_bytes: () or (P,), loads whose sum stands for the bytes from s to r, in O(P).
+        call_s: seconds of a rank's own time in each call; its blocks leave at the end of them.
+        alpha_s: seconds that a message then travels, the one to oneself too.
     """
 
-    call_s: Seconds = 0.0
+    call_s: float = 0.0
     alpha_s: float = 0.0
-    beta_s: float = 0.0
-    pair_bytes: np.ndarray | None = None
-    sent_bytes: Seconds = 0.0
-    received_bytes: Seconds = 0.0
-
-    def travel_s(self, ranks: int) -> np.ndarray:
-        """(P, P) seconds that a message from s to r is on its way.
-
-        Raises:
-            ValueError: the bytes are not those of so many ranks.
-        """
-        load = np.add.outer(np.broadcast_to(self.sent_bytes, ranks), np.broadcast_to(self.received_bytes, ranks))
-        if self.pair_bytes is not None:
-            load = np.asarray(self.pair_bytes, np.float64)
-        if load.shape != (ranks, ranks):
-            raise ValueError(f"pair_bytes is a {ranks} x {ranks} matrix for {ranks} ranks, got shape {load.shape}")
-        return self.alpha_s + self.beta_s * load
 
 
 class Recurrence:
@@ -67,11 +48,11 @@ class Recurrence:
     Args:
         ranks: P.
         bounds: k >= 0 of each lane.
-        cost: what the exchange costs. With loads received or bytes of pairs, memory is O(P k).
-        arrivals: charge the work on arrivals. A call hands out what is complete when it returns.
-        polls: charge it as well, and an idle rank hands out (``collect``) what comes until its next batch is there.
-        watch: called as ``watch(j, turned, turn_s)``: on the ranks and lanes where ``turned`` (P, L) is true, iteration
-            j's arrival had its turn at ``turn_s`` (P, L).
+        cost: what the exchange costs.
+        watch: charge the work on arrivals, too: a call hands out what is complete when it returns. Called as
+            ``watch(j, turned, turn_s)``: on the ranks and lanes where ``turned`` (P, L) is true, iteration j's arrival
+            had its turn at ``turn_s`` (P, L).
+        polls: with ``watch``, an idle rank hands out (``collect``) what comes until its next batch is there.
 
     Attributes:
         iteration: steps done.
@@ -87,25 +68,18 @@ class Recurrence:
         bounds: Sequence[int],
         *,
         cost: Cost | None = None,
-        arrivals: bool = False,
-        polls: bool = False,
         watch: Watch | None = None,
+        polls: bool = False,
     ) -> None:
         if not len(bounds) or min(bounds) < 0:
             raise ValueError(f"bound is a whole number of iterations >= 0, got {min(bounds, default='none')}")
-        cost = cost or Cost()
         self.iteration = 0
         self.entered_s = self.returned_s = np.zeros((ranks, len(bounds)))
         self._bounds, self._lanes = np.asarray(bounds), np.arange(len(bounds))
-        self._call_s = np.reshape(cost.call_s, (-1, 1))
-        self._pairs_s = None if cost.pair_bytes is None else cost.travel_s(ranks)
-        self._out_s = cost.beta_s * np.reshape(cost.sent_bytes, (-1, 1))
-        self._in_s = cost.alpha_s + cost.beta_s * np.reshape(cost.received_bytes, (-1, 1))
-        # When an iteration is complete at r: where that is one instant for all, one row stands for every rank.
-        rows = len(self._in_s) if self._pairs_s is None else ranks
+        self._cost, self._watch, self._polls = cost or Cost(), watch, polls
         self._slots = max(bounds) + 1
-        self._complete_s = np.full((self._slots, rows, len(bounds)), -np.inf)
-        self._arrivals, self._polls, self._watch = arrivals or polls or watch is not None, polls, watch
+        # When an iteration is complete, which is one instant for all ranks, and what its arrival makes to do.
+        self._complete_s = np.full((self._slots, len(bounds)), -np.inf)
         self._arrival_s: list[Seconds] = [0.0] * self._slots
         self._next = np.zeros((ranks, len(bounds)), np.int64)
 
@@ -132,11 +106,10 @@ class Recurrence:
         if release_s > -np.inf:
             free_s = np.maximum(free_s, release_s)
         self.entered_s = free_s + (work_s[:, None] if work_s.ndim == 1 else work_s)
-        published_s = self.entered_s + self._call_s
-        self._complete_s[slot] = self._arrived(published_s)
-        if self._arrivals:
-            self._arrival_s[slot] = np.reshape(arrival_s, (-1, 1))
-        awaited_s = self._complete_s[(self.iteration - self._bounds) % self._slots, :, self._lanes].T
+        published_s = self.entered_s + self._cost.call_s
+        self._complete_s[slot] = published_s.max(axis=0) + self._cost.alpha_s
+        self._arrival_s[slot] = np.reshape(arrival_s, (-1, 1))
+        awaited_s = self._complete_s[(self.iteration - self._bounds) % self._slots, self._lanes]
         self.returned_s = np.maximum(published_s, awaited_s)
         self.iteration += 1
 
@@ -152,19 +125,10 @@ class Recurrence:
         self.returned_s = np.maximum(free_s + np.reshape(before_s, (-1, 1)), last_s)
         return (self._hand_out(-np.inf) + np.reshape(after_s, (-1, 1))).max(axis=0)
 
-    def _arrived(self, published_s: np.ndarray) -> np.ndarray:
-        """(rows, L) when everybody's blocks, published then, are at r."""
-        if self._pairs_s is None:
-            return (published_s + self._out_s).max(axis=0) + self._in_s
-        latest_s = np.full_like(published_s, -np.inf)
-        for sender_s, travel_s in zip(published_s, self._pairs_s, strict=True):
-            np.maximum(latest_s, sender_s + travel_s[:, None], out=latest_s)
-        return latest_s
-
     def _hand_out(self, release_s: float) -> np.ndarray:
         """(P, L) when every rank is done with what it was handed after its last call, in the order of iterations."""
         free_s = until_s = self.returned_s
-        if not self._arrivals:
+        if self._watch is None:
             return free_s
         for j in range(int(self._next.min()), self.iteration):
             complete_s = self._complete_s[j % self._slots]
@@ -174,21 +138,16 @@ class Recurrence:
             turn_s = np.maximum(free_s, complete_s)
             free_s = np.where(turned, turn_s + self._arrival_s[j % self._slots], free_s)
             self._next += turned
-            if self._watch is not None:
-                self._watch(j, turned, turn_s)
+            self._watch(j, turned, turn_s)
         return free_s
 
 
-def makespans(
-    columns: Iterable[np.ndarray], bounds: Sequence[int], *, cost: Cost | None = None, arrival_s: Seconds = 0.0
-) -> np.ndarray:
+def makespans(columns: Iterable[np.ndarray], bounds: Sequence[int]) -> np.ndarray:
     """(L,) seconds of a whole run at each of the bounds, in one pass over a stream of (P,) columns of own work.
 
     Args:
         columns: at least one array (P,) of seconds, or (P, L) if every bound has work of its own.
         bounds: k >= 0 of each run.
-        cost: what the exchange costs.
-        arrival_s: () or (P,) seconds of work on every arrival, charged to the call that delivers it.
 
     Raises:
         ValueError: there are no columns, no bounds, or a bound is negative.
@@ -197,8 +156,8 @@ def makespans(
     """
     run: Recurrence | None = None
     for work_s in columns:
-        run = run or Recurrence(len(work_s), bounds, cost=cost, arrivals=bool(np.any(arrival_s)))
-        run.step(work_s, arrival_s=arrival_s)
+        run = run or Recurrence(len(work_s), bounds)
+        run.step(work_s)
     if run is None:
         raise ValueError("a run has at least one iteration, got no columns of work")
     return run.finish()
@@ -287,7 +246,7 @@ def times(
     def watch(j: int, turned: np.ndarray, turn_s: np.ndarray) -> None:
         delivered_s[turned[:, 0], j] = turn_s[turned]
 
-    run = Recurrence(ranks, [min(bound, iterations)], cost=cost, polls=polls, watch=watch)
+    run = Recurrence(ranks, [min(bound, iterations)], cost=cost, watch=watch, polls=polls)
     for i in range(iterations):
         run.step(work_s[:, i], release_s=release_s[i], arrival_s=arrival_s[:, i], meets=meets[i : i + 1])
         entered_s[:, i], returned_s[:, i] = run.entered_s[:, 0], run.returned_s[:, 0]

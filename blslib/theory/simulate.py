@@ -26,8 +26,8 @@ def simulate(
     work_s: np.ndarray,
     bound: int,
     *,
-    call_s: np.ndarray | float = 0.0,
-    travel_s: np.ndarray | float = 0.0,
+    call_s: float = 0.0,
+    travel_s: float = 0.0,
     release_s: np.ndarray | float = 0.0,
     arrival_s: np.ndarray | float = 0.0,
     polls: bool = False,
@@ -37,8 +37,8 @@ def simulate(
     Args:
         work_s: (P, N) seconds of rank r's own work before its call i.
         bound: k >= 0, iterations that the slowest rank may lag.
-        call_s: () or (P,) seconds that a rank spends in each call before its messages leave.
-        travel_s: () or (P, P) seconds that a message from s to r is on its way.
+        call_s: seconds that a rank spends in each call before its messages leave.
+        travel_s: seconds that a message is on its way.
         release_s: () or (N,) seconds before which no rank starts on that iteration.
         arrival_s: () or (P, N) seconds of work on each arrival.
         polls: an idle rank turns to what comes, rather than to what is there after a call.
@@ -46,7 +46,6 @@ def simulate(
     Cost: P messages for each rank and iteration, a few microseconds each.
     """
     ranks, iterations = work_s.shape
-    own_s, travelling_s = np.broadcast_to(call_s, ranks).tolist(), np.broadcast_to(travel_s, (ranks, ranks)).tolist()
     start_s = [*np.broadcast_to(release_s, iterations).tolist(), _NEVER]
     on_arrival_s = np.broadcast_to(arrival_s, work_s.shape).tolist()
     entered_s, returned_s, delivered_s = np.full((3, ranks, iterations), np.nan)
@@ -63,9 +62,9 @@ def simulate(
                 now = yield _NEVER, i, _TURN, iterations
             else:
                 entered_s[r, i] = now = max(now, start_s[i]) + float(work_s[r, i])
-                now = yield now + own_s[r], i, _PUBLISH, _NEVER
+                now = yield now + call_s, i, _PUBLISH, _NEVER
                 for destination in range(ranks):
-                    heapq.heappush(queue, (now + travelling_s[r][destination], i, _ARRIVE, destination, r))
+                    heapq.heappush(queue, (now + travel_s, i, _ARRIVE, destination, r))
                 returned_s[r, i] = now = yield _NEVER, i, _TURN, i + 1 - bound
             there = min(received[r])
             while delivered < there or (polls and delivered < iterations and now < start_s[i + 1]):

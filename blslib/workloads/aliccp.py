@@ -4,9 +4,9 @@ import re
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -16,10 +16,8 @@ from blslib.workloads.files import (
     Loader,
     Report,
     RowError,
-    check_length,
     existing,
     is_gzip,
-    lines_of,
     parsed_lines,
     show,
 )
@@ -79,6 +77,10 @@ def _split(line: bytes, names: str) -> list[bytes]:
     return parts
 
 
+def _key_of(line: bytes) -> bytes:
+    return _split(line, "common_feature_index,n_feat,feat_list")[0]
+
+
 @contextmanager
 def common_features(path: Path, report: Report) -> Iterator[Callable[[bytes], Features]]:
     """Keyed access to ``common_features_*.csv`` with little memory: byte positions are kept in a temporary database.
@@ -89,19 +91,11 @@ def common_features(path: Path, report: Report) -> Iterator[Callable[[bytes], Fe
     # An empty name makes a private database that SQLite removes by itself.
     with closing(sqlite3.connect("")) as index, path.open("rb") as file:
         index.execute("CREATE TABLE entry (key BLOB PRIMARY KEY, position INTEGER, line INTEGER) WITHOUT ROWID")
-        number = 0
-        for number, line in enumerate(lines_of(file), 1):
-            position = file.tell() - len(line)
-            try:
-                check_length(line)
-                key = _split(line, "common_feature_index,n_feat,feat_list")[0]
-                entry = (key, position, number)
-                if not index.execute("INSERT OR IGNORE INTO entry VALUES (?, ?, ?)", entry).rowcount:
-                    raise RowError("repeated index", f"expected each common_feature_index once, got {show(key)} again")
-            except RowError as error:
-                report(path, number, error)
-        if not number:
-            report(path, 1, RowError("empty file", "expected at least one row of data, got none"))
+        for number, position, key in parsed_lines(path, lambda first: (_key_of, False), report):
+            entry = (key, position, number)
+            if not index.execute("INSERT OR IGNORE INTO entry VALUES (?, ?, ?)", entry).rowcount:
+                expected = f"expected each common_feature_index once, got {show(key)} again"
+                report(path, number, RowError("repeated index", expected))
 
         @lru_cache(maxsize=1024)
         def features(key: bytes) -> Features:
@@ -118,6 +112,7 @@ def common_features(path: Path, report: Report) -> Iterator[Callable[[bytes], Fe
         yield features
 
 
+@dataclass(eq=False, kw_only=True)
 class AliCcp(Loader):
     """Streams Ali-CCP; the form is known by its content, and so is gzip (of all but the common features).
 
@@ -127,32 +122,24 @@ class AliCcp(Loader):
     ``on_error`` says. Ali-CCP has no dense columns: the dense features are log(1 + number of ids) of the eight
     :data:`DENSE_FIELDS`. Weights of the raw form are checked and not used: pooling is a plain sum.
 
-    Args:
+    Attributes:
         path: ``sample_skeleton_*.csv``, or a file of lines ``row,click,purchase,field:id,...``.
-        batch_size: B.
         multi_hot: False keeps the first id of every field.
         common: the common features of the raw form; None looks for ``common_features_*`` beside the skeleton.
-        options: and all else, as of :class:`~blslib.workloads.files.Loader`.
+
+    All else is as of :class:`~blslib.workloads.files.Loader`.
     """
 
     published_rows = ALICCP_ROWS
     cure = "give an Ali-CCP file, to notebooks as BLS_ALICCP=FILE, or unset it for made data (see data/README.md)"
 
-    def __init__(
-        self,
-        path: str | Path,
-        batch_size: int,
-        *,
-        multi_hot: bool = True,
-        common: str | Path | None = None,
-        **options: Any,
-    ) -> None:
-        super().__init__(path, batch_size, **options)
-        self.multi_hot, self.common = multi_hot, common
+    multi_hot: bool = True
+    common: Path | None = None
 
     def _pass(self) -> Iterator[Sample]:
         with ExitStack() as stack:
-            yield from parsed_lines(self.path, partial(self._form_of, stack), self._report)
+            for _, _, sample in parsed_lines(self.path, partial(self._form_of, stack), self._report):
+                yield sample
 
     def _form_of(self, stack: ExitStack, first: bytes) -> tuple[Callable[[bytes], Sample | None], bool]:
         if b"\x02" not in first:
@@ -198,7 +185,7 @@ class AliCcp(Loader):
         if not self.multi_hot:
             order = order[np.diff(cell[order], prepend=-1) > 0]
             counts = np.minimum(counts, 1)
-        ids = ids[order] % self.rows[tables[order]]
+        ids = ids[order] % np.array(self.rows)[tables[order]]
         return Batch(
             dense,
             tuple(np.split(ids, np.cumsum(counts.sum(axis=1))[:-1])),

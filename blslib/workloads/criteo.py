@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
 import numpy as np
 
@@ -14,34 +13,23 @@ Sample = tuple[float, list[int], list[int]]
 """Label, 13 integers, 26 categories."""
 
 
-class _Column(NamedTuple):
-    name: str
-    pattern: bytes
-    reason: str
-    expected: str
+Columns = dict[str, tuple[bytes, str, str]]
+"""By name: the pattern of a field, what is wrong with one that has another, and what was expected."""
 
-
-_ID = _Column("Id", rb"\d+", "not an integer", "a number")
-_COLUMNS = [
-    _Column("Label", rb"[01]", "bad label", "0 or 1"),
-    *(
-        _Column(f"I{n}", rb"(?:-?\d{1,18})?", "not an integer", "an integer of up to 18 digits or nothing")
-        for n in range(1, CRITEO_DENSE + 1)
-    ),
-    *(
-        _Column(f"C{n}", rb"(?:[0-9a-fA-F]{1,8})?", "not hexadecimal", "up to 8 hex digits or nothing")
-        for n in range(1, len(CRITEO_ROWS) + 1)
-    ),
-]
-_HEADER = ",".join(column.name for column in [_ID, *_COLUMNS]).encode()
+_COLUMNS: Columns = {"Label": (rb"[01]", "bad label", "0 or 1")}
+_INTEGER = (rb"(?:-?\d{1,18})?", "not an integer", "an integer of up to 18 digits or nothing")
+_COLUMNS |= {f"I{n + 1}": _INTEGER for n in range(CRITEO_DENSE)}
+_CATEGORY = (rb"(?:[0-9a-fA-F]{1,8})?", "not hexadecimal", "up to 8 hex digits or nothing")
+_COLUMNS |= {f"C{n + 1}": _CATEGORY for n in range(len(CRITEO_ROWS))}
+_WITH_ID: Columns = {"Id": (rb"\d+", "not an integer", "a number"), **_COLUMNS}
 
 
 class _Form:
     """One of the two layouts. One match tells that a whole row is right; only a row that fails is taken apart."""
 
-    def __init__(self, separator: bytes, columns: list[_Column], hint: str) -> None:
+    def __init__(self, separator: bytes, columns: Columns, hint: str) -> None:
         self.separator, self.columns, self.hint = separator, columns, hint
-        self.row = re.compile(separator.join(column.pattern for column in columns))
+        self.row = re.compile(separator.join(pattern for pattern, *_ in columns.values()))
 
     def parse(self, line: bytes) -> Sample:
         row = line.rstrip(b"\r\n")
@@ -49,25 +37,22 @@ class _Form:
         # Without a line end only a full last category proves that nothing is missing.
         if not line.endswith(b"\n") and (len(fields) != len(self.columns) or len(fields[-1]) < 8):
             raise RowError("cut short", "expected a whole last row and a line end; if the row is whole, add one")
-        if not self.row.fullmatch(row):
-            raise self._fault(fields)
-        return float(fields[-40]), [int(v or 0) for v in fields[-39:-26]], [int(v or b"0", 16) for v in fields[-26:]]
-
-    def _fault(self, fields: list[bytes]) -> RowError:
         if len(fields) != len(self.columns):
             expected = f"expected {len(self.columns)} {self.hint}, got {len(fields)}"
-            return RowError("wrong number of fields", expected)
-        pairs = zip(self.columns, fields, strict=True)
-        column, field = next((c, field) for c, field in pairs if not re.fullmatch(c.pattern, field))
-        return RowError(column.reason, f"expected {column.expected} in {column.name}, got {show(field)}")
+            raise RowError("wrong number of fields", expected)
+        if not self.row.fullmatch(row):
+            for (name, (pattern, reason, expected)), field in zip(self.columns.items(), fields, strict=True):
+                if not re.fullmatch(pattern, field):
+                    raise RowError(reason, f"expected {expected} in {name}, got {show(field)}")
+        return float(fields[-40]), [int(v or 0) for v in fields[-39:-26]], [int(v or b"0", 16) for v in fields[-26:]]
 
 
 _TABS = _Form(b"\t", _COLUMNS, "tab separated fields (or, for commas, the header Id,Label,I1,... in line 1)")
-_HEADED = _Form(b",", [_ID, *_COLUMNS], "comma separated fields")
+_HEADED = _Form(b",", _WITH_ID, "comma separated fields")
 
 
 def _form_of(first: bytes) -> tuple[Callable[[bytes], Sample], bool]:
-    headed = first.rstrip(b"\r\n") == _HEADER
+    headed = first.rstrip(b"\r\n") == ",".join(_WITH_ID).encode()
     return (_HEADED if headed else _TABS).parse, headed
 
 
@@ -84,11 +69,11 @@ class Criteo(Loader):
     cure = "give a Criteo file, to notebooks as BLS_CRITEO=FILE, or unset it for made data (see data/README.md)"
 
     def _pass(self) -> Iterator[Sample]:
-        return parsed_lines(self.path, _form_of, self._report)
+        return (sample for _, _, sample in parsed_lines(self.path, _form_of, self._report))
 
     def _batch(self, samples: list[Sample]) -> Batch:
         labels, integers, categories = zip(*samples, strict=True)
         dense = np.log1p(np.maximum(np.array(integers, dtype=np.float64), 0)).astype(np.float32)
-        ids = np.ascontiguousarray((np.array(categories, dtype=np.int64) % self.rows).T)
+        ids = np.ascontiguousarray((np.array(categories, dtype=np.int64) % np.array(self.rows)).T)
         offsets = np.arange(len(samples) + 1, dtype=np.int64)
         return Batch(dense, tuple(ids), (offsets,) * len(ids), np.array(labels, dtype=np.float32))

@@ -5,12 +5,10 @@ import zlib
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from io import BufferedIOBase
+from dataclasses import KW_ONLY, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import Any, ClassVar, Literal
 
 from blslib.workloads.batch import Batch
 
@@ -41,13 +39,12 @@ class DataError(ValueError):
         self.path, self.line, self.reason = path, line, error.reason
 
 
-def existing(path: str | Path, how: str) -> Path:
-    """The path of an existing file.
+def existing(path: Path, how: str) -> Path:
+    """The path, if it is that of a file.
 
     Raises:
         FileNotFoundError: there is none; the text ends with ``how``, the way to point to one.
     """
-    path = Path(path)
     if not path.is_file():
         kind = "it is a folder, not a file" if path.is_dir() else f"no such file, looked up from {Path.cwd()}"
         raise FileNotFoundError(f"cannot read {path} ({kind}): {how}")
@@ -72,25 +69,11 @@ LONGEST_BYTES = 1 << 20
 """No row of these data sets comes near; a file without line ends, or a small one that unpacks to a huge one, does."""
 
 
-def lines_of(file: BufferedIOBase) -> Iterator[bytes]:
-    """The lines of a file; of one that is too long, no more than its beginning."""
-    while line := file.readline(LONGEST_BYTES + 1):
-        yield line
-        while len(line) > LONGEST_BYTES and not line.endswith(b"\n"):
-            line = file.readline(LONGEST_BYTES + 1)
-
-
-def check_length(line: bytes) -> None:
-    """Refuse a line that is too long; raises RowError."""
-    if len(line) > LONGEST_BYTES:
-        raise RowError("line too long", f"expected no more than {LONGEST_BYTES} bytes, got {show(line)}")
-
-
 def parsed_lines(
     path: Path,
     form_of: Callable[[bytes], tuple[Callable[[bytes], Any], bool]],
     report: Report,
-) -> Iterator[Any]:
+) -> Iterator[tuple[int, int, Any]]:
     """Parse a file line by line, plain or gzip.
 
     Args:
@@ -100,25 +83,30 @@ def parsed_lines(
         report: told every fault.
 
     Yields:
-        What the parser returns, unless it is None.
+        Number of the line, counted from 1, its position in the file, and what the parser returns, unless it is None.
     """
     number, rows = 0, 0
     try:
         with gzip.open(path, "rb") if is_gzip(path) else path.open("rb") as file:
-            for number, line in enumerate(lines_of(file), 1):
+            while line := file.readline(LONGEST_BYTES + 1):
+                number, position = number + 1, file.tell() - len(line)
                 if number == 1:
                     parse, header = form_of(line)
                     if header:
                         continue
                 rows += 1
                 try:
-                    check_length(line)
+                    if len(line) > LONGEST_BYTES:
+                        got = f"expected no more than {LONGEST_BYTES} bytes, got {show(line)}"
+                        raise RowError("line too long", got)
                     sample = parse(line)
                 except RowError as error:
                     report(path, number, error)
+                    while len(line) > LONGEST_BYTES and not line.endswith(b"\n"):
+                        line = file.readline(LONGEST_BYTES + 1)
                 else:
                     if sample is not None:
-                        yield sample
+                        yield number, position, sample
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         report(path, number + 1, RowError("cut short", f"expected the rest of the gzip stream, got: {error}"))
     else:
@@ -130,17 +118,16 @@ _KEPT = 2048
 """A file of up to so many samples is parsed once when it is to be repeated."""
 
 
+@dataclass(eq=False)
 class Loader(ABC):
     """Streams a data file as batches; its memory does not grow with the file. Iterate as often as you like.
 
-    Args:
+    Attributes:
         path: the file, plain or gzip.
         batch_size: B.
-        rows: T row counts; the ids of table t are taken modulo ``rows[t]``. None takes the published counts.
+        rows: T row counts; the ids of table t are taken modulo ``rows[t]``. By default the published ones.
         samples: how many to hand out, starting again at the top of the file as often as needed; None: all, once.
         on_error: "raise" a :class:`DataError` at the first faulty line, or "skip" such lines and count them.
-
-    Attributes:
         skipped: lines left out of the latest pass over the file so far, counted by reason.
         file_samples: usable samples in the file, None until a pass has reached its end.
         passes: passes over the file begun in the latest iteration.
@@ -150,32 +137,29 @@ class Loader(ABC):
         ValueError: an argument makes no sense; while iterating, its subclass :class:`DataError`.
     """
 
-    published_rows: tuple[int, ...]
-    cure: str
+    published_rows: ClassVar[tuple[int, ...]]
+    cure: ClassVar[str]
     """How to point to another file."""
 
-    def __init__(
-        self,
-        path: str | Path,
-        batch_size: int,
-        *,
-        rows: Sequence[int] | None = None,
-        samples: int | None = None,
-        on_error: str = "raise",
-    ) -> None:
-        self.path = existing(path, self.cure)
-        if batch_size < 1 or (samples is not None and samples < 1):
-            raise ValueError(f"batch_size and samples must be 1 or more, got {batch_size} and {samples}")
-        rows = self.published_rows if rows is None else tuple(rows)
-        if len(rows) != len(self.published_rows) or min(rows) < 1:
-            raise ValueError(f"rows must be {len(self.published_rows)} counts >= 1, one per table, got {rows}")
-        if on_error not in ("raise", "skip"):
-            raise ValueError(f"on_error must be 'raise' or 'skip', got {on_error!r}")
-        self.batch_size, self.samples, self.on_error = batch_size, samples, on_error
-        self.rows = np.array(rows, dtype=np.int64)
-        self.skipped: Counter[str] = Counter()
-        self.file_samples: int | None = None
-        self.passes = 0
+    path: Path
+    batch_size: int
+    _: KW_ONLY
+    rows: Sequence[int] = ()
+    samples: int | None = None
+    on_error: Literal["raise", "skip"] = "raise"
+    skipped: Counter[str] = field(default_factory=Counter, init=False)
+    file_samples: int | None = field(default=None, init=False)
+    passes: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        existing(self.path, self.cure)
+        if self.batch_size < 1 or (self.samples is not None and self.samples < 1):
+            raise ValueError(f"batch_size and samples must be 1 or more, got {self.batch_size} and {self.samples}")
+        self.rows = tuple(self.rows) or self.published_rows
+        if len(self.rows) != len(self.published_rows) or min(self.rows) < 1:
+            raise ValueError(f"rows must be {len(self.published_rows)} counts >= 1, one per table, got {self.rows}")
+        if self.on_error not in ("raise", "skip"):
+            raise ValueError(f"on_error must be 'raise' or 'skip', got {self.on_error!r}")
 
     @abstractmethod
     def _pass(self) -> Iterator[Any]:

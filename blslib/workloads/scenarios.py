@@ -1,4 +1,175 @@
-"""Which tables are hot when."""
+"""The scenarios: which tables there are, what is looked up in them, and which are hot when.
 
-MADE = ("balanced", "rotating", "wandering", "static", "unequal-tables")
-SCENARIOS = (*MADE, "criteo", "aliccp-onehot", "aliccp-multihot")
+===================  ===============================================================================================
+balanced             equal tables, pooling factor 10 everywhere
+rotating             the same, but in iteration i the tables of group i mod G pool 50 ids instead of 10
+wandering            the same, with the hot group drawn at random
+static               the same, with the last group always hot: nothing that a bound could help
+unequal-tables       equal pooling, but twice as many tables in the last group as in the first: unequal messages too
+criteo               Criteo Kaggle, one id per table
+aliccp-onehot        Ali-CCP, at most one id per field
+aliccp-multihot      Ali-CCP, whole lists: 4 of 23 tables take 97 % of the lookups
+===================  ===============================================================================================
+
+A scenario is fixed before anybody places a table: where its tables lie changes who has to do the work, never the work.
+What slows ranks down, whatever they hold, is noise, and no part of it: see the delay laws.
+"""
+
+import os
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from blslib.workloads.aliccp import DENSE_FIELDS, AliCcp
+from blslib.workloads.batch import Batch
+from blslib.workloads.criteo import Criteo
+from blslib.workloads.files import Loader
+from blslib.workloads.published import ALICCP_POOLING, ALICCP_ROWS, CRITEO_ROWS, capped
+from blslib.workloads.skew import Zipf
+from blslib.workloads.synthetic import Synthetic
+
+_MADE = ("balanced", "rotating", "wandering", "static", "unequal-tables")
+SCENARIOS = (*_MADE, "criteo", "aliccp-onehot", "aliccp-multihot")
+
+LIGHT, HEAVY = 10, 50
+TABLES_PER_GROUP, ROWS = 8, 200_000
+POOL = 16
+"""Different batches of a data set at most; a longer run takes them in turn."""
+
+STAND_IN_SKEW = Zipf(1.1)
+"""No exponent is known for either data set. This one sends 86 % of the lookups to 1 % of ten million rows; arXiv
+2202.12429 reports more than 92 % for about 1 %."""
+
+
+Source = Synthetic | tuple[Batch, ...]
+"""Batches to be made, or at hand."""
+
+
+@dataclass(frozen=True, eq=False)
+class Workload:
+    """What is looked up in each iteration, whoever holds the tables.
+
+    Attributes:
+        rows: T row counts.
+        groups: (T,) the group of each table, ascending from 0: tables of a group are hot together. In a data set every
+            table is a group of its own.
+        order: (N,) which of the J different batches each iteration takes.
+        source: the J batches.
+        label: for captions: the file, or what was generated; also whether a file was too short and was repeated.
+    """
+
+    rows: tuple[int, ...]
+    groups: np.ndarray
+    order: np.ndarray
+    source: Source
+    label: str
+
+    def load(self, iteration: int) -> np.ndarray:
+        """(T,) mean ids per sample of each table in an iteration."""
+        which = int(self.order[iteration])
+        if isinstance(self.source, Synthetic):
+            return self.source.pooling_at(which)
+        return self.source[which].lookups / self.source[which].size
+
+    def pool(self, tables: Collection[int] | None = None) -> list[Batch]:
+        """The J batches, with the bags of these tables only, for a rank that holds no others; None fills all."""
+        if isinstance(self.source, Synthetic):
+            return list(replace(self.source, tables=tables))
+        return [batch if tables is None else batch.only(tables) for batch in self.source]
+
+
+def workload(
+    name: str, groups: int, *, iterations: int, batch_size: int, max_rows: int | None = None, seed: int = 0
+) -> Workload:
+    """A scenario by its name.
+
+    Criteo and Ali-CCP are read from the files that ``BLS_CRITEO`` and ``BLS_ALICCP`` name. Where a variable is unset,
+    Zipf on the published cardinalities stands in, for Ali-CCP with the published mean list lengths. Of generated lists
+    the length varies by one at most; real ones vary much more from user to user, but their sum over a batch does not.
+
+    Args:
+        name: one of ``SCENARIOS``.
+        groups: G, of eight tables each; a data set has groups of its own.
+        iterations: N.
+        batch_size: B.
+        max_rows: cap on the rows of a table.
+        seed: of made batches, and of their order.
+
+    Raises:
+        ValueError: there is no such scenario.
+        FileNotFoundError: the file named, or its common features, is not there.
+        DataError: it is faulty.
+    """
+    if name not in SCENARIOS:
+        raise ValueError(f"no scenario {name!r}: choose from {', '.join(SCENARIOS)}")
+    if name in _MADE:
+        return _made(name, groups, iterations, batch_size, max_rows, seed)
+    count = min(iterations, POOL)
+    rows = capped(CRITEO_ROWS if name == "criteo" else ALICCP_ROWS, max_rows)
+    cap = "" if max_rows is None else f" up to {max_rows:,} rows"
+    if name == "criteo":
+        source, label = _criteo(rows, batch_size, count, seed, cap)
+    else:
+        source, label = _aliccp(name == "aliccp-multihot", rows, batch_size, count, seed, cap)
+    return Workload(rows, np.arange(len(rows)), np.arange(iterations) % count, source, label)
+
+
+def _made(name: str, groups: int, iterations: int, batch_size: int, max_rows: int | None, seed: int) -> Workload:
+    sizes = np.full(groups, TABLES_PER_GROUP)
+    if name == "unequal-tables":
+        sizes = np.linspace(TABLES_PER_GROUP * 2 / 3, TABLES_PER_GROUP * 4 / 3, groups).round().astype(int)
+    group = np.repeat(np.arange(groups), sizes)
+    # Two rounds of batches: in batch j the tables of group j mod G are hot.
+    batches, uneven = 2 * groups, name in ("rotating", "wandering", "static")
+    order = np.arange(iterations) % batches
+    if name == "wandering":
+        order = np.random.default_rng(seed).integers(0, batches, iterations)
+    elif name == "static":
+        order = np.full(iterations, groups - 1) + groups * (np.arange(iterations) % 2)
+    source = Synthetic(
+        capped((ROWS,) * len(group), max_rows),
+        batch_size,
+        pooling=lambda batch: np.where(uneven & (group == batch % groups), HEAVY, LIGHT),
+        seed=seed,
+        iterations=batches,
+    )
+    label = f"generated: uniform ids, {LIGHT} ids a bag" + (f", {HEAVY} in the hot tables" if uneven else "")
+    return Workload(tuple(source.rows), group, order, source, label)
+
+
+def _criteo(rows: tuple[int, ...], batch_size: int, count: int, seed: int, cap: str) -> tuple[Source, str]:
+    if path := os.environ.get("BLS_CRITEO"):
+        return _read(Criteo(Path(path), batch_size, rows=rows, samples=count * batch_size), "Criteo Kaggle")
+    made = Synthetic(rows, batch_size, skew=STAND_IN_SKEW, seed=seed, iterations=count)
+    return made, f"generated: Criteo cardinalities{cap}, {made.skew}"
+
+
+def _aliccp(
+    multi_hot: bool, rows: tuple[int, ...], batch_size: int, count: int, seed: int, cap: str
+) -> tuple[Source, str]:
+    form = "multi-hot" if multi_hot else "one id per field"
+    if path := os.environ.get("BLS_ALICCP"):
+        loader = AliCcp(Path(path), batch_size, multi_hot=multi_hot, rows=rows, samples=count * batch_size)
+        return _read(loader, f"Ali-CCP, {form}")
+    made = Synthetic(
+        rows,
+        batch_size,
+        pooling=np.minimum(ALICCP_POOLING, np.inf if multi_hot else 1),
+        skew=STAND_IN_SKEW,
+        dense_features=len(DENSE_FIELDS),
+        seed=seed,
+        iterations=count,
+    )
+    return made, f"generated: Ali-CCP vocabularies{cap} and mean lengths, {form}, {made.skew}"
+
+
+def _read(loader: Loader, what: str) -> tuple[Source, str]:
+    batches = tuple(loader)
+    label = f"{what}, file {loader.path.name}"
+    if loader.passes > 1:
+        label += f" ({loader.file_samples:,} samples, repeated)"
+    if loader.skipped:
+        label += f", rows left out: {loader.skipped.total():,}"
+    return batches, label

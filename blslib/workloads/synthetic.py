@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 
 from blslib.workloads.batch import Batch
 from blslib.workloads.published import CRITEO_DENSE
-from blslib.workloads.skew import DENSE, LENGTHS, UNIFORM, Key, Skew
+from blslib.workloads.skew import DENSE, LENGTHS, UNIFORM, Key, Zipf
 
 Pooling = ArrayLike | Callable[[int], ArrayLike]
 """Ids per sample: one number, one per table, or a function of the iteration that returns either."""
@@ -27,7 +27,7 @@ class Synthetic:
         batch_size: B.
         pooling: ids per sample, not negative. A whole number is given to every sample alike; of a fraction every sample
             gets the number below or above it, at random, so that the mean is right.
-        skew: one law of lookups for all tables, or T of them.
+        skew: the law of lookups.
         dense_features: F.
         seed: not negative.
         iterations: batches to make; None never ends.
@@ -40,7 +40,7 @@ class Synthetic:
     rows: Sequence[int]
     batch_size: int
     pooling: Pooling = 1
-    skew: Skew | Sequence[Skew] = UNIFORM
+    skew: Zipf = UNIFORM
     dense_features: int = CRITEO_DENSE
     seed: int = 0
     iterations: int | None = None
@@ -51,21 +51,10 @@ class Synthetic:
             raise ValueError(
                 f"rows and batch_size must be 1 or more, got rows={tuple(self.rows)} and batch_size={self.batch_size}"
             )
-        if len(self._laws) != len(self.rows):
-            raise ValueError(f"{len(self._laws)} laws of lookups for {len(self.rows)} tables: give one, or one each")
         wanted = frozenset(range(len(self.rows)) if self.tables is None else self.tables)
         if wanted and not 0 <= min(wanted) <= max(wanted) < len(self.rows):
             raise ValueError(f"tables {sorted(wanted)} are not all in 0..{len(self.rows) - 1}: name existing ones")
         object.__setattr__(self, "tables", wanted)
-
-    @property
-    def _laws(self) -> Sequence[Skew]:
-        return self.skew if isinstance(self.skew, Sequence) else [self.skew] * len(self.rows)
-
-    @property
-    def law(self) -> str:
-        """The laws of lookups in words."""
-        return " / ".join(dict.fromkeys(map(str, self._laws)))
 
     def pooling_at(self, iteration: int) -> np.ndarray:
         """(T,) float64: mean ids per sample of one iteration."""
@@ -83,14 +72,14 @@ class Synthetic:
         made: frozenset[int] = self.tables  # type: ignore[assignment]
         dense = Key(self.seed, 0, iteration).rng(DENSE).random((self.batch_size, self.dense_features), dtype=np.float32)
         ids, offsets = [], []
-        for table, (mean, law) in enumerate(zip(self.pooling_at(iteration), self._laws, strict=True)):
+        for table, mean in enumerate(self.pooling_at(iteration)):
             key = Key(self.seed, table, iteration)
             lengths = np.full(self.batch_size, int(mean) if table in made else 0, dtype=np.int64)
             if table in made and mean % 1:
                 lengths += key.rng(LENGTHS).random(self.batch_size) < mean % 1
             offsets.append(np.concatenate([[0], np.cumsum(lengths)]))
             size = int(offsets[-1][-1])
-            ids.append(law.draw(self.rows[table], size, key) if size else np.empty(0, dtype=np.int64))
+            ids.append(self.skew.draw(self.rows[table], size, key) if size else np.empty(0, dtype=np.int64))
         return Batch(dense, tuple(ids), tuple(offsets))
 
     def __iter__(self) -> Iterator[Batch]:

@@ -18,6 +18,8 @@ from mpi4py import MPI
 
 from blslib.collective import alltoallv, building
 from blslib.collective.alltoallv import BoundedLagAlltoallv
+from blslib.collective.baselines import MpiAlltoallv
+from blslib.collective.clock import Clock
 from blslib.collective.errors import BlockError, ExchangeError, LateError, PeerError
 from blslib.collective.exchange import Arrival
 from blslib.collective.reference import alltoallv as reference
@@ -317,12 +319,12 @@ def test_parts_of_a_communicator(comm, build):
 def test_no_rank_leaves_a_call_too_early(comm, build):
     iterations, nap = 25, random.Random(10 + comm.rank)
     for bound in (0, 2):
-        with build(bound, record=True) as exchange:
+        with Clock(build(bound)) as exchange:
             for _ in range(iterations):
                 time.sleep(nap.choice((0, 0, 0.002, 0.004)))
                 exchange.post([np.zeros(4, np.float32)] * comm.size)
             exchange.drain()
-        calls = exchange.calls
+        calls = exchange.calls[:iterations]
         entered_s = np.array(comm.allgather([call.entered_s for call in calls]))
         everybody_s = entered_s.max(axis=0)
         for call in calls[bound:]:
@@ -334,28 +336,29 @@ def test_no_rank_leaves_a_call_too_early(comm, build):
                 assert max(lag) <= bound
 
 
-def test_records(comm, build):
-    with build(1, record=True, slot_bytes=64) as exchange:
-        for i in range(6):
-            if i == 4 and comm.rank == 0:
-                for other in range(1, comm.size):
-                    comm.recv(source=other)
-                time.sleep(0.1)
-            if i == 5 and comm.rank:
-                comm.send(None, 0)  # now this rank is about to wait for rank 0
-            exchange.post([np.zeros(i, np.float32)] * comm.size)
-    assert [call.iteration for call in exchange.calls] == list(range(6))
-    assert [call.sent_bytes for call in exchange.calls] == [4 * i * comm.size for i in range(6)]
-    for call in exchange.calls:
-        assert call.entered_s <= call.posted_s <= call.returned_s
-        assert 0 <= call.waited_s <= call.returned_s - call.entered_s
-        assert call.iteration + 1 - exchange.bound <= call.delivered <= call.iteration + 1
-    assert sum(call.waited_s for call in exchange.calls) == pytest.approx(exchange.waited_s)
-    waited_s = comm.allgather(exchange.waited_s)
-    assert comm.size == 1 or max(waited_s[1:]) > 0.02
-    with build(1) as quiet:
-        quiet.post([np.zeros(1, np.float32)] * comm.size)
-    assert quiet.calls == []
+def test_a_clock_notes_every_call_of_any_exchange(comm, build):
+    counts = {"send_counts": [1] * comm.size, "recv_counts": [1] * comm.size}
+    block = np.zeros(1, np.float32)
+    for exchange in (build(1, slot_bytes=64), MpiAlltoallv(comm, **counts)):
+        with Clock(exchange) as clock:
+            assert (clock.rank, clock.size, clock.bound) == (comm.rank, comm.size, exchange.bound)
+            began_s = time.perf_counter()
+            for _ in range(3):
+                clock.post([block] * comm.size)
+                clock.collect()
+            with pytest.raises(ValueError, match="post takes one block per rank"):
+                clock.post([block] * (comm.size + 1))
+            clock.post([block] * comm.size)
+            clock.drain()
+            ended_s = time.perf_counter()
+        with pytest.raises(ExchangeError, match="^exchange is closed$"):
+            exchange.post([block] * comm.size)
+        kinds = ["post", "collect"] * 3 + ["post", "drain"]
+        assert [(call.kind, call.iteration) for call in clock.calls] == list(
+            zip(kinds, [0, 1, 1, 2, 2, 3, 3, 4], strict=True)
+        )
+        moments_s = [moment_s for call in clock.calls for moment_s in (call.entered_s, call.returned_s)]
+        assert [began_s, *moments_s, ended_s] == sorted([began_s, *moments_s, ended_s])
 
 
 @pytest.mark.parametrize("build", ["auto"], indirect=True)
@@ -365,6 +368,10 @@ def test_memory_is_what_was_promised(comm, build, bound, slot_bytes):
         room = -(-slot_bytes // 64) * 64
         assert exchange.slot_bytes == room
         assert exchange.ring_bytes == comm.size * 2 * (bound + 1) * (room + 64)
+        assert exchange.ring_bytes < exchange.memory_bytes <= exchange.ring_bytes + 2 * 4096
+    with build(bound, slot_bytes=slot_bytes, channel="messages") as exchange:
+        staged = (comm.size - 1) * exchange.ring_bytes // comm.size
+        assert staged < exchange.memory_bytes - exchange.ring_bytes <= staged + 2 * 4096
 
 
 @pytest.mark.parametrize("build", ["auto"], indirect=True)

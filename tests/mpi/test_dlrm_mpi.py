@@ -105,4 +105,3 @@ def test_the_others_go_on_while_one_is_away(comm):
         returned_s = time.monotonic()
         loop.finish()
     assert returned_s >= comm.bcast(back_s)  # one host, one clock
-    assert comm.rank or loop.times.work_s[0] >= away_s

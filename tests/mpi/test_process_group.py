@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from mpi4py import MPI
 
 from blslib.collective.errors import BlockError, ExchangeError, LateError, PeerError
+from blslib.collective.layout import Layout
 from blslib.collective.reference import alltoallv
 from blslib.collective.torch.exchange import TorchAlltoallv
 from blslib.collective.torch.process_group import BLSGroup, BLSOptions
@@ -638,19 +639,47 @@ def test_slots_stay_where_there_is_no_room_for_larger_ones(comm, start, monkeypa
         assert output.mean(1).tolist() == [i + source for source in range(comm.size)]
 
 
+@pytest.mark.parametrize("bound", [0, 1, 4])
+@pytest.mark.parametrize("form", [tuple, list])
+def test_gloo_is_a_baseline_at_any_bound(comm, bound, form):
+    """Blocks may be used again at once, results hold until the next call, and up to ``bound`` works are under way."""
+    ranks = range(comm.size)
+    counts = {
+        "send_counts": [1 + comm.rank + to for to in ranks],
+        "recv_counts": [1 + source + comm.rank for source in ranks],
+    }
+    whole, held, expected = np.zeros(sum(counts["send_counts"]), np.float32), [], 0
+    blocks = form(np.split(whole, np.cumsum(counts["send_counts"])[:-1]))
+    with TorchAlltoallv(comm, backend="gloo", bound=bound, slot_bytes=None, **counts) as exchange:
+        for i in range(20):
+            whole[:] = 100 * i + comm.rank
+            if i % (comm.size + 1) == comm.rank:
+                time.sleep(0.002)
+            for arrival in held:
+                assert arrival.iteration == expected
+                for source, block in enumerate(arrival.blocks):
+                    assert block.tolist() == [100 * expected + source] * counts["recv_counts"][source]
+                expected += 1
+            held = exchange.post(blocks)
+            whole[:] = -1
+            assert expected + len(held) >= i + 1 - bound
+        expected += len(held)
+        assert [arrival.iteration for arrival in exchange.drain()] == list(range(expected, 20))
+
+
 @pytest.mark.parametrize("bound", [0, 3])
 @pytest.mark.parametrize(("backend", "slot_bytes"), [("gloo", 8000), ("bls", 8000), ("bls", None)])
 def test_what_experiments_report_as_memory_is_what_is_allocated(comm, backend, slot_bytes, bound):
     size = comm.size
     counts = {"send_counts": [2000] * size, "recv_counts": [2000] * size}
     with TorchAlltoallv(comm, backend=backend, bound=bound, slot_bytes=slot_bytes, **counts) as exchange:
-        buffers = 8000 * size * (1 + bound + 2)
-        slots = 0 if backend == "gloo" else size * 2 * (bound + 1)
+        buffers = 8000 * size * (bound + 1 + (bound + 1 if backend == "gloo" else 1))
         room = 8000 if slot_bytes else 10_048  # a quarter more, in whole lines
-        assert exchange.memory_bytes == buffers + slots * (room + 64)
+        allocated = buffers + (0 if backend == "gloo" else Layout(size, bound, room).segment_bytes)
+        assert exchange.memory_bytes == allocated
         blocks = [np.full(2000, comm.rank, np.float32)] * size
         made = [arrival for _ in range(9) for arrival in exchange.post(blocks)]
-        assert exchange.memory_bytes == buffers + slots * (room + 64)
+        assert exchange.memory_bytes == allocated
     assert all((block == source).all() for arrival in made[-1:] for source, block in enumerate(arrival.blocks))
 
 

@@ -3,7 +3,7 @@
 Its groups stand beside torch's default group, which these exchanges neither need nor touch.
 """
 
-import time
+import os
 from collections.abc import Sequence
 from datetime import timedelta
 from functools import partial
@@ -17,7 +17,7 @@ from mpi4py import MPI
 from blslib.collective.baselines import Baseline
 from blslib.collective.exchange import Arrival, Block
 from blslib.collective.torch.process_group import BLSGroup, BLSOptions
-from blslib.collective.torch.rendezvous import mpi_store
+from blslib.collective.torch.rendezvous import mpi_store, on_one_host
 
 TIMEOUT = timedelta(seconds=60)
 
@@ -28,12 +28,13 @@ class TorchAlltoallv(Baseline):
     Collective; arguments and errors as ``MpiAlltoallv``, of float32, plus ``backend`` ("bls" or "gloo"), ``bound``, and
     ``slot_bytes``, None if the group has to find out by itself after a first call of one float per pair, as programs
     make that try what a backend can do. At bound 0 calls are synchronous; where all counts are equal, they say nothing
-    of splits.
+    of splits. On one host gloo talks over loopback, unless GLOO_SOCKET_IFNAME in the environment says otherwise.
 
-    Cost: bound + 2 buffers to receive, and a copy of the blocks unless they lie in one buffer already.
+    Cost: bound + 1 buffers to receive, and a copy of the blocks unless they lie in one buffer already; with gloo and a
+    bound a copy in any case, to one of bound + 1 buffers, since gloo reads them until a work is done.
 
     Attributes:
-        memory_bytes: those buffers and the one for the copy, and with "bls" the rings; what gloo has is not known.
+        memory_bytes: those buffers, and with "bls" the rings; what gloo has is not known.
     """
 
     def __init__(
@@ -46,40 +47,37 @@ class TorchAlltoallv(Baseline):
         recv_counts: Sequence[int],
         slot_bytes: int | None,
     ) -> None:
-        super().__init__(comm, bound, send_counts, recv_counts, np.float32)
+        super().__init__(comm, bound, send_counts, recv_counts, np.float32, rooms=None if backend == "gloo" else 1)
         bls = BLSOptions(bound, slot_bytes)
-        self._group = _gloo(self._comm) if backend == "gloo" else BLSGroup(self._comm.Dup(), bls, TIMEOUT)
+        self._group = _gloo(self._comm, bound) if backend == "gloo" else BLSGroup(self._comm.Dup(), bls, TIMEOUT)
         even = self._comm.allreduce(len({*send_counts, *recv_counts}) == 1, op=MPI.LAND)
         counts = {"output_split_sizes": recv_counts, "input_split_sizes": send_counts}
         splits: dict[str, Any] = {} if even else {name: [int(n) for n in each] for name, each in counts.items()}
         self._start = partial(dist.all_to_all_single, group=self._group, async_op=bound > 0, **splits)
-        self._room = np.empty(sum(self._send_sizes), np.uint8)
-        # One more than can be under way: what the last call handed out stays valid until the next.
-        self._outputs = [torch.empty(sum(recv_counts)) for _ in range(bound + 2)]
-        self._received = [np.split(output.numpy(), np.cumsum(recv_counts)[:-1]) for output in self._outputs]
-        self.memory_bytes = self._room.nbytes + sum(output.nbytes for output in self._outputs)
+        self._outputs = [torch.from_numpy(buffer.view(np.float32)) for buffer in self._buffers]
+        self._keeps = backend == "gloo" and bound > 0  # the memory of the blocks, until a work is done
         if isinstance(self._group, BLSGroup):
             if slot_bytes is None:
                 dist.all_to_all_single(torch.zeros(comm.size), torch.zeros(comm.size), group=self._group)
             for _ in range(bound + 3):  # then slots have grown
                 self._start(self._outputs[0], torch.zeros(sum(send_counts)), async_op=False)
-            self.memory_bytes += self._group.ring_bytes
+            self.memory_bytes += self._group.memory_bytes
 
     def post(self, blocks: Sequence[Block]) -> list[Arrival]:
         """Start this iteration's exchange, then wait until at most ``bound`` are under way."""
-        sent = torch.from_numpy(self._one_buffer(blocks, self._room, pack=False).view(np.float32))
+        room, into = (each[self._posted % len(each)] for each in (self._rooms, self._buffers))
+        sent = self._in_one(blocks, room, apart_from=None if self._keeps else into)
         output = self._outputs[self._posted % len(self._outputs)]
-        started_s = time.perf_counter()
-        work = self._start(output, sent)
-        self.waited_s += time.perf_counter() - started_s
-        self._outstanding.append(work)
+        self._outstanding.append(self._start(output, torch.from_numpy(sent.view(np.float32))))
         self._posted += 1
         return self._take(self._posted - self.bound)
 
     def _finished(self, work: Any, iteration: int, wait: bool) -> bool:
-        if wait and work is not None:
-            work.wait()
-        return work is None or wait or work.is_completed()
+        if work is not None:
+            if not (wait or work.is_completed()):
+                return False
+            work.wait()  # raises what has gone wrong
+        return True
 
     def close(self) -> None:
         """End the group and free the communicator. Collective."""
@@ -89,9 +87,18 @@ class TorchAlltoallv(Baseline):
         super().close()
 
 
-def _gloo(comm: MPI.Intracomm) -> dist.ProcessGroup:
+def _gloo(comm: MPI.Intracomm, bound: int) -> dist.ProcessGroup:
     group = dist.ProcessGroup(mpi_store(comm, TIMEOUT), comm.rank, comm.size)
-    gloo = dist.ProcessGroupGloo(dist.PrefixStore("gloo", group.get_group_store()), comm.rank, comm.size, TIMEOUT)
+    options = dist.ProcessGroupGloo._Options()
+    options._timeout = TIMEOUT
+    if interfaces := os.environ.get("GLOO_SOCKET_IFNAME"):
+        options._devices = [dist.ProcessGroupGloo.create_device(interface=name) for name in interfaces.split(",")]
+    elif on_one_host(comm):  # the default asks the name service who this host is, and may leave it for that
+        options._devices = [dist.ProcessGroupGloo.create_device(hostname="127.0.0.1")]
+    else:
+        options._devices = [dist.ProcessGroupGloo.create_default_device()]
+    options._threads = bound + 2  # each is busy with one work until that is done
+    gloo = dist.ProcessGroupGloo(dist.PrefixStore("gloo", group.get_group_store()), comm.rank, comm.size, options)
     group._register_backend(torch.device("cpu"), dist.ProcessGroup.BackendType.GLOO, gloo)
     group._set_default_backend(dist.ProcessGroup.BackendType.GLOO)
     return group

@@ -88,9 +88,9 @@ class BLSGroup(MpiGroup):
         atexit.register(self._leave)
 
     @property
-    def ring_bytes(self) -> int:
-        """Shared memory of this rank's slots; none before the first all-to-all."""
-        return self._exchange.ring_bytes if self._exchange else 0
+    def memory_bytes(self) -> int:
+        """What the exchange has allocated on this rank; nothing before the first all-to-all."""
+        return self._exchange.memory_bytes if self._exchange else 0
 
     def all_to_all_single(
         self,

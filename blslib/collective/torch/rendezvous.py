@@ -31,16 +31,21 @@ def mpi_store(comm: MPI.Intracomm, timeout: timedelta) -> Store:
     """A store that all ranks of ``comm`` share: a file on one host, else a port of rank 0. Collective."""
     own_mpi()
     complete(comm.Ibarrier(), "the rendezvous", timeout.total_seconds())
-    everybody = comm.allgather((MPI.COMM_WORLD.rank, MPI.Get_processor_name()))
-    ranks, hosts = zip(*everybody, strict=True)
-    if len(set(hosts)) == 1:  # a port would ask the name service who is there, and wait for one that does not answer
+    ranks = tuple(comm.allgather(MPI.COMM_WORLD.rank))
+    if on_one_host(comm):  # a port would ask the name service who is there, and wait for one that does not answer
         if ranks not in _FILES:
             _FILES[ranks] = _file(comm, timeout), count()
         file, numbers = _FILES[ranks]
         return PrefixStore(f"{next(numbers)}", file)
-    store = TCPStore(hosts[0], 0, comm.size, True, timeout, wait_for_workers=False) if comm.rank == 0 else None
+    host = comm.bcast(MPI.Get_processor_name())
+    store = TCPStore(host, 0, comm.size, True, timeout, wait_for_workers=False) if comm.rank == 0 else None
     port = comm.bcast(store.port if store else 0)
-    return store or TCPStore(hosts[0], port, comm.size, False, timeout, wait_for_workers=False)
+    return store or TCPStore(host, port, comm.size, False, timeout, wait_for_workers=False)
+
+
+def on_one_host(comm: MPI.Intracomm) -> bool:
+    """Whether all ranks of ``comm`` are on the same host. Collective."""
+    return len(set(comm.allgather(MPI.Get_processor_name()))) == 1
 
 
 def _file(comm: MPI.Intracomm, timeout: timedelta) -> FileStore:

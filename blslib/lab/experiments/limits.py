@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from blslib.collective.ring import Layout
+from blslib.collective.layout import Layout
 from blslib.lab.rows import Row
 from blslib.theory.delays import Constant, Law
 from blslib.theory.maxplus import makespans, times

@@ -52,7 +52,7 @@ def plan(given: Given) -> list[tuple[Config, int]]:
 
 def run(comm: "MPI.Intracomm", config: Config) -> "list[Row]":
     """Simulate; a row a repeat."""
-    law = BASE_S * Constant() + named(config.law, BASE_S, config.ranks)
+    law = Constant(BASE_S) + named(config.law, BASE_S, config.ranks)
 
     def simulate() -> float:
         started_s = time.perf_counter()

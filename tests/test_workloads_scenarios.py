@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from blslib.workloads.sources import aliccp_batches, criteo_batches
 
 from blslib.workloads.published import ALICCP_POOLING, ALICCP_ROWS, CRITEO_ROWS
-from blslib.workloads.sources import aliccp_batches, criteo_batches
 
 DATA = Path(__file__).parents[1] / "../shared/data"
 
