@@ -18,7 +18,7 @@ WORK = hnp.arrays(
 
 def made(law: str, ranks: int = 4, iterations: int = 400) -> np.ndarray:
     """2 ms of work, and 1 ms in the mean of a law."""
-    both = 2e-3 * Constant() + named(law, 1e-3, ranks)
+    both = Constant(2e-3) + named(law, 1e-3, ranks)
     return both.matrix(np.random.default_rng(1), ranks, iterations)
 
 

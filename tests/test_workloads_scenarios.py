@@ -1,14 +1,17 @@
-"""Named data sets: the file of the environment, or a likeness; and the label that says which."""
+"""The scenarios: which tables are hot when; data sets from the file of the environment, or in their likeness."""
 
+from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from blslib.workloads.sources import aliccp_batches, criteo_batches
 
 from blslib.workloads.published import ALICCP_POOLING, ALICCP_ROWS, CRITEO_ROWS
+from blslib.workloads.scenarios import HEAVY, LIGHT, SCENARIOS, workload
 
 DATA = Path(__file__).parents[1] / "../shared/data"
+make = partial(workload, groups=3, iterations=12, batch_size=32, max_rows=100)
 
 
 def sample(name: str) -> str:
@@ -23,64 +26,108 @@ def nothing_at_hand(monkeypatch):
     monkeypatch.delenv("BLS_ALICCP", raising=False)
 
 
+def hot_groups(name: str) -> list[list[int]]:
+    """In each iteration, the groups whose tables are hot."""
+    work = make(name)
+    return [np.unique(work.groups[work.load(i) == HEAVY]).tolist() for i in range(12)]
+
+
+def test_which_groups_are_hot_when():
+    assert hot_groups("balanced") == hot_groups("unequal-tables") == [[]] * 12
+    assert hot_groups("rotating") == [[i % 3] for i in range(12)]
+    assert hot_groups("static") == [[2]] * 12
+    wandering = Counter(group for [group] in hot_groups("wandering"))
+    assert sorted(wandering) == [0, 1, 2] and wandering.total() == 12
+    assert hot_groups("wandering") != hot_groups("rotating")
+    assert make("wandering", seed=1).order.tolist() != make("wandering", seed=2).order.tolist()
+    work = make("rotating")
+    assert np.bincount(work.groups).tolist() == [8, 8, 8]
+    assert all(((work.load(i) == HEAVY) == (work.groups == i % 3)).all() for i in range(12))
+    assert set(work.load(0)) == {LIGHT, HEAVY}
+    assert np.bincount(make("unequal-tables").groups).tolist() == [5, 8, 11]
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_batches_are_what_the_load_says(name):
+    work = make(name)
+    pool = work.pool()
+    assert len(work.rows) == len(work.groups) == pool[0].tables and max(work.rows) <= 100
+    assert len(work.order) == 12 and work.label.startswith("generated: ")
+    for i, which in enumerate(work.order):
+        lookups = pool[which].lookups / pool[which].size
+        assert lookups == pytest.approx(work.load(i), abs=0.5)
+        if name in ("rotating", "criteo"):
+            assert lookups.tolist() == work.load(i).tolist()
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_a_rank_makes_only_its_tables(name):
+    work = make(name)
+    for whole, part in zip(work.pool(), work.pool([1, 5]), strict=True):
+        assert np.array_equal(whole.dense, part.dense)
+        for t in range(whole.tables):
+            assert np.array_equal(part.ids[t], whole.ids[t] if t in (1, 5) else [])
+
+
+def test_no_such_scenario():
+    with pytest.raises(ValueError, match="no scenario 'x': choose from balanced, rotating, .*, aliccp-multihot"):
+        make("x")
+
+
 def test_criteo_stand_in():
-    source = criteo_batches(64, 3)
-    assert source.label == "generated: Criteo cardinalities, Zipf 1.1" and source.rows == CRITEO_ROWS
-    assert [batch.size for batch in source.batches] == [64] * 3 and source.batches[0].dense.shape == (64, 13)
-    assert source.batches[0].lookups.tolist() == [64] * 26
-    capped = criteo_batches(64, 1, max_rows=1000, seed=1)
-    assert capped.label == "generated: Criteo cardinalities up to 1,000 rows, Zipf 1.1" and max(capped.rows) == 1000
-    assert max(ids.max() for ids in capped.batches[0].ids) < 1000
+    work = workload("criteo", 1, iterations=3, batch_size=64)
+    pool = work.pool()
+    assert work.label == "generated: likeness of Criteo Kaggle, Zipf 1.1" and work.rows == CRITEO_ROWS
+    assert [batch.size for batch in pool] == [64] * 3 and pool[0].dense.shape == (64, 13)
+    assert pool[0].lookups.tolist() == [64] * 26
+    capped = workload("criteo", 1, iterations=1, batch_size=64, max_rows=1000, seed=1)
+    assert capped.label == "generated: likeness of Criteo Kaggle, up to 1,000 rows a table, Zipf 1.1"
+    assert max(capped.rows) == 1000
+    assert max(ids.max() for ids in capped.pool()[0].ids) < 1000
 
 
 def test_aliccp_stand_in():
-    many, one = aliccp_batches(256, 4), aliccp_batches(256, 4, multi_hot=False, max_rows=500)
-    assert many.label == "generated: Ali-CCP vocabularies and mean lengths, multi-hot, Zipf 1.1"
-    assert one.label == "generated: Ali-CCP vocabularies up to 500 rows and mean lengths, one id per field, Zipf 1.1"
-    assert many.rows == ALICCP_ROWS and many.batches[0].dense.shape == (256, 8)
-    mean = sum(batch.lookups for batch in many.batches) / 1024
+    many, one = (workload(f"aliccp-{name}", 1, iterations=4, batch_size=256) for name in ("multihot", "onehot"))
+    assert many.label == "generated: likeness of Ali-CCP, multi-hot, Zipf 1.1"
+    assert one.label == "generated: likeness of Ali-CCP, one id per field, Zipf 1.1"
+    pool = many.pool()
+    assert many.rows == ALICCP_ROWS and pool[0].dense.shape == (256, 8)
+    mean = sum(batch.lookups for batch in pool) / 1024
     assert mean == pytest.approx(ALICCP_POOLING, abs=0.06)
     assert np.sort(mean)[-4:].sum() / mean.sum() == pytest.approx(0.967, abs=0.002)
-    assert all(np.diff(offsets).max() <= 1 for batch in one.batches for offsets in batch.offsets)
-
-
-@pytest.mark.parametrize("make", [criteo_batches, aliccp_batches])
-def test_a_rank_makes_only_its_tables(make):
-    whole, part = make(32, 2), make(32, 2, tables=[1, 5])
-    assert whole.label == part.label
-    for a, b in zip(whole.batches, part.batches, strict=True):
-        assert np.array_equal(a.dense, b.dense)
-        assert [len(ids) > 0 for ids in b.ids] == [t in (1, 5) for t in range(a.tables)]
-        assert all(np.array_equal(a.ids[t], b.ids[t]) for t in (1, 5))
+    assert all(np.diff(offsets).max() <= 1 for batch in one.pool() for offsets in batch.offsets)
 
 
 def test_criteo_file(monkeypatch):
     monkeypatch.setenv("BLS_CRITEO", sample("criteo_kaggle_tiny.csv"))
-    few, many = criteo_batches(100, 3, max_rows=50), criteo_batches(100, 25, tables=range(3))
+    few = workload("criteo", 1, iterations=3, batch_size=100, max_rows=50)
+    many = workload("criteo", 1, iterations=25, batch_size=200)
     assert few.label == "Criteo Kaggle, file criteo_kaggle_tiny.csv"
     assert many.label == "Criteo Kaggle, file criteo_kaggle_tiny.csv (1,999 samples, repeated)"
-    assert [batch.size for batch in many.batches] == [100] * 25
-    assert max(ids.max() for batch in few.batches for ids in batch.ids) < 50 == max(few.rows)
-    assert many.batches[0].lookups.tolist() == [100] * 3 + [0] * 23
+    assert [batch.size for batch in many.pool()] == [200] * 16 and many.order.tolist() == [*range(16), *range(9)]
+    assert max(ids.max() for batch in few.pool() for ids in batch.ids) < 50 == max(few.rows)
+    assert many.pool(range(3))[0].lookups.tolist() == [200] * 3 + [0] * 23
+    assert many.load(20).tolist() == [1] * 26
 
 
-@pytest.mark.parametrize(("multi_hot", "form"), [(True, "multi-hot"), (False, "one id per field")])
-def test_aliccp_file(monkeypatch, multi_hot, form):
+@pytest.mark.parametrize(("name", "form"), [("aliccp-multihot", "multi-hot"), ("aliccp-onehot", "one id per field")])
+def test_aliccp_file(monkeypatch, name, form):
     monkeypatch.setenv("BLS_ALICCP", sample("aliccp_multihot_small.txt"))
-    source = aliccp_batches(64, 3, multi_hot=multi_hot)
-    assert source.label == f"Ali-CCP, {form}, file aliccp_multihot_small.txt (10 samples, repeated)"
-    assert [batch.size for batch in source.batches] == [64] * 3
+    work = workload(name, 1, iterations=3, batch_size=64)
+    assert work.label == f"Ali-CCP, {form}, file aliccp_multihot_small.txt (10 samples, repeated)"
+    assert [batch.size for batch in work.pool()] == [64] * 3
+    assert (work.load(0).max() > 100) == (form == "multi-hot")
 
 
 def test_label_tells_what_was_left_out(monkeypatch, tmp_path):
     (tmp_path / "ali.txt").write_text("1,0,0,205:7\n2,0,1,205:8\n")
     monkeypatch.setenv("BLS_ALICCP", str(tmp_path / "ali.txt"))
-    label = aliccp_batches(2, 2).label
+    label = workload("aliccp-multihot", 1, iterations=2, batch_size=2).label
     assert label == "Ali-CCP, multi-hot, file ali.txt (1 samples, repeated), rows left out: 1"
 
 
-@pytest.mark.parametrize(("make", "variable"), [(criteo_batches, "BLS_CRITEO"), (aliccp_batches, "BLS_ALICCP")])
-def test_a_named_file_that_is_missing_is_never_replaced(monkeypatch, tmp_path, make, variable):
+@pytest.mark.parametrize(("name", "variable"), [("criteo", "BLS_CRITEO"), ("aliccp-onehot", "BLS_ALICCP")])
+def test_a_named_file_that_is_missing_is_never_replaced(monkeypatch, tmp_path, name, variable):
     monkeypatch.setenv(variable, str(tmp_path / "gone.txt"))
     with pytest.raises(FileNotFoundError, match=f"gone.txt.*{variable}=FILE, or unset it"):
-        make(8, 1)
+        make(name)

@@ -10,11 +10,9 @@ from blslib.workloads.published import (
     ALICCP_POOLING,
     ALICCP_ROWS,
     CRITEO_ROWS,
-    MLPERF_V2_POOLING,
-    MLPERF_V2_ROWS,
     capped,
 )
-from blslib.workloads.skew import CARDS, UNIFORM, Key, Zipf, scatter
+from blslib.workloads.skew import UNIFORM, Key, Zipf, scatter
 from blslib.workloads.synthetic import Synthetic
 
 
@@ -25,8 +23,6 @@ def same(a, b) -> bool:
 
 def test_published_numbers_add_up():
     assert (len(CRITEO_ROWS), sum(CRITEO_ROWS)) == (26, 33_762_577)
-    assert (len(MLPERF_V2_ROWS), sum(MLPERF_V2_ROWS)) == (26, 204_184_588)
-    assert (len(MLPERF_V2_POOLING), sum(MLPERF_V2_POOLING)) == (26, 214)
     assert len(ALICCP_FIELDS) == len(ALICCP_ROWS) == len(ALICCP_POOLING) == 23
     assert sum(ALICCP_POOLING) == pytest.approx(629.36, abs=0.01)
     assert list(ALICCP_FIELDS) == sorted(ALICCP_FIELDS, key=lambda field: tuple(map(int, field.split("_"))))
@@ -40,24 +36,26 @@ def test_scatter_is_a_permutation(count, seed, table):
     assert np.array_equal(np.sort(scatter(np.arange(count), count, seed, table)), np.arange(count))
 
 
-@given(count=st.integers(2**32, 2**62), seed=st.integers(0, 9))
+@given(count=st.integers(2**30, 2**31 - 1), seed=st.integers(0, 9))
 def test_scatter_stays_inside_and_apart_on_huge_ranges(count, seed):
     out = scatter(np.arange(500) * ((count - 1) // 499), count, seed, 0)
     assert 0 <= out.min() <= out.max() < count and len(np.unique(out)) == 500
 
 
-def test_scatter_differs_by_seed_table_and_purpose_and_looks_random():
-    index = np.arange(10_000)
-    variants = [scatter(index, 10_000, *key) for key in ((0, 0), (1, 0), (0, 1), (0, 0, CARDS))]
+@pytest.mark.parametrize("count", [4096, 10_000, 200_000, 10_131_227])
+def test_scatter_differs_by_seed_and_table_and_parts_neighbours(count):
+    index = np.arange(4096)
+    variants = [scatter(index, count, *key) for key in ((0, 0), (1, 0), (0, 1))]
     for n, a in enumerate(variants):
         assert abs(np.corrcoef(index, a)[0, 1]) < 0.05
-        for b in variants[:n]:
-            assert (a == b).mean() < 0.01
-    # Hot rows 0..99 share no more 64-row pages than random ones would.
-    assert len(np.unique(variants[0][:100] // 64)) > 35
+        assert all((a == b).mean() < 0.01 for b in variants[:n])
+    # The hundred hottest rows share no 32-row pages, nor do they crowd into a part of the table.
+    hot = np.sort(variants[0][:100])
+    assert np.diff(hot).min() >= 32 or count < 8192
+    assert np.diff(hot).max() < 4 * count / 100
 
 
-@pytest.mark.parametrize("exponent", [0.0, 0.4, 0.9, 1.0, 1.1, 1.3])
+@pytest.mark.parametrize("exponent", [0.0, 1.02, 1.1, 1.3, 2.5])
 @pytest.mark.parametrize("rows", [1, 7, 5000, 300_000])
 def test_zipf_follows_its_law(exponent, rows):
     ids = Zipf(exponent).draw(rows, 200_000, Key(3, 1, 4))
@@ -69,10 +67,9 @@ def test_zipf_follows_its_law(exponent, rows):
 
 
 def test_zipf_reaches_the_last_row_and_reports_a_bad_exponent():
-    rows = 4100  # just behind the exact head
-    assert len(np.unique(Zipf(0.4).draw(rows, 400_000, Key(0, 0, 0)))) == rows
-    for bad in (-0.1, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match="Zipf exponent"):
+    assert len(np.unique(Zipf(1.02).draw(500, 400_000, Key(0, 0, 0)))) == 500
+    for bad in (-0.1, 0.9, 1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="a Zipf exponent is 0, which is uniform, or a number above 1, got"):
             Zipf(bad)
     assert (str(Zipf(1.1)), str(UNIFORM)) == ("Zipf 1.1", "uniform")
 
@@ -127,24 +124,12 @@ def test_fractional_pooling_has_the_right_mean():
     assert not np.array_equal(source.batch(0).offsets[0], source.batch(1).offsets[0])
 
 
-def test_a_law_per_table_and_its_name():
-    mixed = Synthetic([1000, 1000], 2000, skew=[UNIFORM, Zipf(1.3)])
-    uniform, skewed = (np.bincount(ids).max() for ids in mixed.batch(0).ids)
-    assert skewed > 20 * uniform and mixed.law == "uniform / Zipf 1.3"
-
-
-def test_mlperf_multi_hot_sizes():
-    batch = Synthetic(capped(MLPERF_V2_ROWS, 1000), 4, pooling=MLPERF_V2_POOLING).batch(0)
-    assert batch.lookups.tolist() == [4 * size for size in MLPERF_V2_POOLING]
-
-
 @pytest.mark.parametrize(
     ("make", "text"),
     [
         ({"rows": [], "batch_size": 1}, "rows and batch_size must be 1 or more"),
         ({"rows": [3, 0], "batch_size": 1}, r"rows=\(3, 0\)"),
         ({"rows": [3], "batch_size": 0}, "batch_size=0"),
-        ({"rows": [3, 3], "batch_size": 1, "skew": [UNIFORM]}, "1 laws of lookups for 2 tables"),
         ({"rows": [3], "batch_size": 1, "tables": [1]}, r"tables \[1\] are not all in 0..0"),
         ({"rows": [3], "batch_size": 1, "tables": [-1]}, r"tables \[-1\]"),
         (

@@ -1,1 +1,1 @@
-"""Batches of recommender queries, and who makes them: synthetic, Criteo, Ali-CCP, lookup traces."""
+"""Batches of recommender queries, who makes them (synthetic, Criteo, Ali-CCP), and which tables are hot when."""

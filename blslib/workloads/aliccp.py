@@ -7,6 +7,7 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -36,34 +37,30 @@ Sample = tuple[float, Features]
 """Label and features."""
 
 
-class _Listing:
-    """One of the two ways to write features; an entry has a field and an id as its two groups."""
+class _Listing(NamedTuple):
+    """One of the two ways to write features; an entry reaches to both its neighbours, and has a field and an id."""
 
-    def __init__(self, entry: bytes, separator: bytes, words: str) -> None:
-        self.entry, self.separator, self.words = re.compile(entry), separator, words
-        bare = entry.replace(b"(", b"(?:").replace(b"(?:?:", b"(?:")
-        self.whole = re.compile(bare + b"(?:" + separator + bare + b")*")
+    entry: re.Pattern[bytes]
+    separator: bytes
+    words: str
 
-    def parse(self, listing: bytes) -> Features:
-        if not self.whole.fullmatch(listing):
-            wrong = next(e for e in listing.split(self.separator) if not self.entry.fullmatch(e))
-            raise RowError("bad feature", f"expected {self.words}, got {show(wrong)}")
+    def parse(self, listing: bytes, count: bytes | None = None) -> Features:
+        """The features of a list; where their number stands before it, it may be empty."""
+        entries = listing.count(self.separator) + 1 if listing or count is None else 0
+        if count not in (None, str(entries).encode()):
+            raise RowError("wrong number of features", f"expected {show(count or b'')} as n_feat says, got {entries}")
         pairs = self.entry.findall(listing)
-        unknown = next((field for field, _ in pairs if field not in _TABLE), None)
-        if unknown is not None:
-            raise RowError("unknown field", f"expected one of {' '.join(ALICCP_FIELDS)}, got {show(unknown)}")
+        if len(pairs) != entries:
+            wrong = next(each for each in listing.split(self.separator) if not self.entry.fullmatch(each))
+            raise RowError("bad feature", f"expected {self.words}, got {show(wrong)}")
+        if unknown := [field for field, _ in pairs if field not in _TABLE]:
+            raise RowError("unknown field", f"expected one of {' '.join(ALICCP_FIELDS)}, got {show(unknown[0])}")
         return np.array([[_TABLE[field] for field, _ in pairs], [int(i) for _, i in pairs]], dtype=np.int64)
 
-    def parse_counted(self, count: bytes, listing: bytes) -> Features:
-        """The same where their number stands before them."""
-        features = self.parse(listing) if listing else np.empty((2, 0), dtype=np.int64)
-        if count != str(got := features.shape[1]).encode():
-            raise RowError("wrong number of features", f"expected {show(count)} as n_feat says, got {got}")
-        return features
 
-
-_PAIRS = _Listing(rb"(\d+(?:_\d+)?):(\d{1,18})", b",", "field:id")
-_TRIPLES = _Listing(rb"(\d+(?:_\d+)?)\x02(\d{1,18})\x03[-+.0-9eE]+", b"\x01", r"field\x02id\x03value between \x01s")
+_PAIRS = _Listing(re.compile(rb"(?:\A|,)(\d+(?:_\d+)?):(\d{1,18})(?=,|\Z)"), b",", "field:id")
+_TRIPLE = re.compile(rb"(?:\A|\x01)(\d+(?:_\d+)?)\x02(\d{1,18})\x03[-+.0-9eE]+(?=\x01|\Z)")
+_TRIPLES = _Listing(_TRIPLE, b"\x01", r"field\x02id\x03value between \x01s")
 
 
 def _split(line: bytes, names: str) -> list[bytes]:
@@ -105,7 +102,7 @@ def common_features(path: Path, report: Report) -> Iterator[Callable[[bytes], Fe
             file.seek(found[0])
             _, count, listing = file.readline().rstrip(b"\r\n").split(b",", 2)
             try:
-                return _TRIPLES.parse_counted(count, listing)
+                return _TRIPLES.parse(listing, count)
             except RowError as error:
                 raise RowError("bad common features", str(DataError(path, found[1], error))) from None
 
@@ -162,13 +159,13 @@ class AliCcp(Loader):
     def _skeleton(self, common: Callable[[bytes], Features], line: bytes) -> Sample | None:
         names = "sample_id,click,purchase,common_feature_index,n_feat,feat_list"
         _, click, purchase, key, count, listing = _split(line, names)
-        features = np.concatenate((common(key), _TRIPLES.parse_counted(count, listing)), axis=1)
+        features = np.concatenate((common(key), _TRIPLES.parse(listing, count)), axis=1)
         return self._sample(click, purchase, features)
 
     def _sample(self, click: bytes, purchase: bytes, features: Features) -> Sample | None:
         if click not in (b"0", b"1") or purchase not in (b"0", b"1"):
-            got = f"got {show(click)} and {show(purchase)}"
-            raise RowError("bad label", f"expected click and purchase to be 0 or 1, {got}")
+            expected = f"expected click and purchase to be 0 or 1, got {show(click)} and {show(purchase)}"
+            raise RowError("bad label", expected)
         if purchase > click:
             self.skipped["purchase without click"] += 1
             return None

@@ -38,8 +38,7 @@ class _Form:
         if not line.endswith(b"\n") and (len(fields) != len(self.columns) or len(fields[-1]) < 8):
             raise RowError("cut short", "expected a whole last row and a line end; if the row is whole, add one")
         if len(fields) != len(self.columns):
-            expected = f"expected {len(self.columns)} {self.hint}, got {len(fields)}"
-            raise RowError("wrong number of fields", expected)
+            raise RowError("wrong number of fields", f"expected {len(self.columns)} {self.hint}, got {len(fields)}")
         if not self.row.fullmatch(row):
             for (name, (pattern, reason, expected)), field in zip(self.columns.items(), fields, strict=True):
                 if not re.fullmatch(pattern, field):

@@ -97,8 +97,8 @@ def parsed_lines(
                 rows += 1
                 try:
                     if len(line) > LONGEST_BYTES:
-                        got = f"expected no more than {LONGEST_BYTES} bytes, got {show(line)}"
-                        raise RowError("line too long", got)
+                        expected = f"expected no more than {LONGEST_BYTES} bytes, got {show(line)}"
+                        raise RowError("line too long", expected)
                     sample = parse(line)
                 except RowError as error:
                     report(path, number, error)

@@ -16,22 +16,22 @@ What slows ranks down, whatever they hold, is noise, and no part of it: see the 
 """
 
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from blslib.workloads.aliccp import DENSE_FIELDS, AliCcp
 from blslib.workloads.batch import Batch
 from blslib.workloads.criteo import Criteo
 from blslib.workloads.files import Loader
-from blslib.workloads.published import ALICCP_POOLING, ALICCP_ROWS, CRITEO_ROWS, capped
+from blslib.workloads.published import ALICCP_POOLING, ALICCP_ROWS, CRITEO_DENSE, CRITEO_ROWS, capped
 from blslib.workloads.skew import Zipf
 from blslib.workloads.synthetic import Synthetic
-
-_MADE = ("balanced", "rotating", "wandering", "static", "unequal-tables")
-SCENARIOS = (*_MADE, "criteo", "aliccp-onehot", "aliccp-multihot")
 
 LIGHT, HEAVY = 10, 50
 TABLES_PER_GROUP, ROWS = 8, 200_000
@@ -42,6 +42,30 @@ STAND_IN_SKEW = Zipf(1.1)
 """No exponent is known for either data set. This one sends 86 % of the lookups to 1 % of ten million rows; arXiv
 2202.12429 reports more than 92 % for about 1 %."""
 
+
+class _DataSet(NamedTuple):
+    """What is read from the file that a variable of the environment names, else made in its likeness."""
+
+    title: str
+    variable: str
+    reader: Callable[..., Loader]
+    rows: tuple[int, ...]
+    pooling: ArrayLike
+    dense_features: int
+
+
+_LISTS = _DataSet("Ali-CCP, multi-hot", "BLS_ALICCP", AliCcp, ALICCP_ROWS, ALICCP_POOLING, len(DENSE_FIELDS))
+_DATA_SETS = {
+    "criteo": _DataSet("Criteo Kaggle", "BLS_CRITEO", Criteo, CRITEO_ROWS, 1, CRITEO_DENSE),
+    "aliccp-onehot": _LISTS._replace(
+        title="Ali-CCP, one id per field",
+        reader=partial(AliCcp, multi_hot=False),
+        pooling=np.minimum(ALICCP_POOLING, 1),
+    ),
+    "aliccp-multihot": _LISTS,
+}
+
+SCENARIOS = ("balanced", "rotating", "wandering", "static", "unequal-tables", *_DATA_SETS)
 
 Source = Synthetic | tuple[Batch, ...]
 """Batches to be made, or at hand."""
@@ -104,15 +128,22 @@ def workload(
     """
     if name not in SCENARIOS:
         raise ValueError(f"no scenario {name!r}: choose from {', '.join(SCENARIOS)}")
-    if name in _MADE:
+    if name not in _DATA_SETS:
         return _made(name, groups, iterations, batch_size, max_rows, seed)
-    count = min(iterations, POOL)
-    rows = capped(CRITEO_ROWS if name == "criteo" else ALICCP_ROWS, max_rows)
-    cap = "" if max_rows is None else f" up to {max_rows:,} rows"
-    if name == "criteo":
-        source, label = _criteo(rows, batch_size, count, seed, cap)
+    data, count = _DATA_SETS[name], min(iterations, POOL)
+    rows = capped(data.rows, max_rows)
+    if path := os.environ.get(data.variable):
+        loader = data.reader(Path(path), batch_size, rows=rows, samples=count * batch_size)
+        source: Source = tuple(loader)
+        label = f"{data.title}, file {loader.path.name}"
+        if loader.passes > 1:
+            label += f" ({loader.file_samples:,} samples, repeated)"
+        if loader.skipped:
+            label += f", rows left out: {loader.skipped.total():,}"
     else:
-        source, label = _aliccp(name == "aliccp-multihot", rows, batch_size, count, seed, cap)
+        source = Synthetic(rows, batch_size, data.pooling, STAND_IN_SKEW, data.dense_features, seed, count)
+        cap = "" if max_rows is None else f", up to {max_rows:,} rows a table"
+        label = f"generated: likeness of {data.title}{cap}, {STAND_IN_SKEW}"
     return Workload(rows, np.arange(len(rows)), np.arange(iterations) % count, source, label)
 
 
@@ -137,39 +168,3 @@ def _made(name: str, groups: int, iterations: int, batch_size: int, max_rows: in
     )
     label = f"generated: uniform ids, {LIGHT} ids a bag" + (f", {HEAVY} in the hot tables" if uneven else "")
     return Workload(tuple(source.rows), group, order, source, label)
-
-
-def _criteo(rows: tuple[int, ...], batch_size: int, count: int, seed: int, cap: str) -> tuple[Source, str]:
-    if path := os.environ.get("BLS_CRITEO"):
-        return _read(Criteo(Path(path), batch_size, rows=rows, samples=count * batch_size), "Criteo Kaggle")
-    made = Synthetic(rows, batch_size, skew=STAND_IN_SKEW, seed=seed, iterations=count)
-    return made, f"generated: Criteo cardinalities{cap}, {made.skew}"
-
-
-def _aliccp(
-    multi_hot: bool, rows: tuple[int, ...], batch_size: int, count: int, seed: int, cap: str
-) -> tuple[Source, str]:
-    form = "multi-hot" if multi_hot else "one id per field"
-    if path := os.environ.get("BLS_ALICCP"):
-        loader = AliCcp(Path(path), batch_size, multi_hot=multi_hot, rows=rows, samples=count * batch_size)
-        return _read(loader, f"Ali-CCP, {form}")
-    made = Synthetic(
-        rows,
-        batch_size,
-        pooling=np.minimum(ALICCP_POOLING, np.inf if multi_hot else 1),
-        skew=STAND_IN_SKEW,
-        dense_features=len(DENSE_FIELDS),
-        seed=seed,
-        iterations=count,
-    )
-    return made, f"generated: Ali-CCP vocabularies{cap} and mean lengths, {form}, {made.skew}"
-
-
-def _read(loader: Loader, what: str) -> tuple[Source, str]:
-    batches = tuple(loader)
-    label = f"{what}, file {loader.path.name}"
-    if loader.passes > 1:
-        label += f" ({loader.file_samples:,} samples, repeated)"
-    if loader.skipped:
-        label += f", rows left out: {loader.skipped.total():,}"
-    return batches, label
