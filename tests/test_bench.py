@@ -1,80 +1,120 @@
-"""The benches, run small on two ranks, and the parts that they are made of."""
+"""The benches, run small on two ranks: their rows, their tables, and how to add one."""
 
 import json
+import os
 import subprocess
 import sys
-import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from mpi4py import MPI
 
 from blslib.collective.exchange import Arrival
-from blslib.lab import cli
-from blslib.lab import rows as records
-from blslib.lab.bench import PLANS
-from blslib.lab.compare.measure import Contender, Run, Timed, contenders, interleaved
-from blslib.lab.experiments import alltoallv as micro
+from blslib.lab import cli, experiments, found
 from blslib.lab.experiments import soak
-from tests.conftest import LONG_S, punctual, within
+from blslib.lab.rows import summary
+from tests.conftest import LONG_S, ROOT
 
 Rows = list[dict[str, Any]]
 
 SMALL = {
     "alltoallv": ["--bytes", "256,4096", "--bounds", "0,1", "--repeats", "2"],
-    "delayed": ["--laws", "rotating", "--bounds", "0,4", "--repeats", "1", "--quick"],
-    "dlrm": ["--scenarios", "rotating", "--bounds", "0,2", "--repeats", "1", "--quick"],
+    "arrivals": ["--patterns", "rotating,gather-like", "--bounds", "0,4", "--repeats", "1", "--quick"],
+    "delayed": ["--laws", "rotating", "--bounds", "0,4", "--repeats", "2", "--quick"],
+    "dlrm": ["--scenarios", "rotating", "--bounds", "0,2", "--repeats", "2", "--quick"],
+    "serving": ["--rates", "300", "--bounds", "0,4", "--repeats", "2", "--quick", "--contenders", "bls"],
     "soak": ["--minutes", "0.05", "--bounds", "0,3"],
+    "torch": ["--bytes", "64", "--bounds", "0,1", "--repeats", "2"],
 }
+
+
+def bench(file: Path, name: str, *options: str, extra: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """A bench on two ranks, its rows in a file."""
+    command = [sys.executable, "-m", "blslib", "bench", name, "--ranks", "2", "--json", str(file), *options]
+    environment = os.environ | {found.EXTRA_VARIABLE: str(extra or "")}
+    streams: dict[str, Any] = {"capture_output": True, "text": True, "stdin": subprocess.DEVNULL}
+    return subprocess.run(command, timeout=5 * LONG_S, env=environment, cwd=ROOT, **streams)
 
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Rows]:
-    found = {}
+    rows = {}
     for name, options in SMALL.items():
         file = tmp_path_factory.mktemp("bench") / f"{name}.json"
-        command = [sys.executable, "-m", "blslib", "bench", name, "--ranks", "2", "--json", str(file), *options]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=5 * LONG_S, stdin=subprocess.DEVNULL)
+        done = bench(file, name, *options)
         assert done.returncode == 0, done.stdout + done.stderr
-        found[name] = json.loads(file.read_text())
-        assert all(column in done.stdout for column in PLANS[name].columns)
-        assert len(done.stdout.splitlines()) == 4 + len(found[name])
-    return found
+        rows[name] = json.loads(file.read_text())
+        columns, *lines = done.stdout.splitlines()[3:]
+        assert columns.split() == found.load(experiments, name).COLUMNS.split()
+        first = list(rows[name][0])
+        keys = first[: first.index("repeat")] if "repeat" in first else first
+        assert len(lines) == len({tuple(row[key] for key in keys) for row in rows[name]})
+    return rows
 
 
-@pytest.mark.parametrize("name", SMALL)
-def test_every_measured_column_has_its_spread(measured: dict[str, Rows], name: str) -> None:
-    assert measured[name]
-    for row in measured[name]:
-        assert set(PLANS[name].columns) <= set(row)
-        for column in row:
-            if column.endswith("_min"):
-                least, median, greatest = (row[column.removesuffix("_min") + end] for end in ("_min", "", "_max"))
-                assert 0 < least <= median <= greatest
+@pytest.mark.parametrize("name", [name for name in SMALL if name not in ("serving", "soak")])
+def test_every_setting_has_its_repeats(measured: dict[str, Rows], name: str) -> None:
+    lines = summary(measured[name])
+    assert set(lines["repeats"]) == {int(SMALL[name][SMALL[name].index("--repeats") + 1])}
+    assert set(found.load(experiments, name).COLUMNS.split()) <= set(lines)
+    for column in lines:
+        if column.endswith("_low"):
+            middle, high = lines[column.removesuffix("_low")], lines[column.removesuffix("_low") + "_high"]
+            there = middle.notna()
+            assert (lines[column][there] <= middle[there]).all() and (middle[there] <= high[there]).all()
+    assert (lines["time_us" if "time_us" in lines else "measured_s"] > 0).all()
 
 
-def test_alltoallv_measures_every_contender(measured: dict[str, Rows]) -> None:
-    rows = measured["alltoallv"]
-    expected = {("mpi", 0), ("mpi-equal", 0), *((name, k) for name in ("bls", "window") for k in (0, 1))}
+def pairs(rows: Rows, **where: Any) -> set[tuple[str, int]]:
+    """Contenders and bounds of the rows with these values."""
+    here = [row for row in rows if all(row[name] == value for name, value in where.items())]
+    return {(row["contender"], row["bound"]) for row in here}
+
+
+def test_every_contender_takes_part(measured: dict[str, Rows]) -> None:
+    synchronous = {(name, 0) for name in ("floor", "raw", "mpi", "mpi-equal")}
     for size in (256, 4096):
-        for copied in (False, True):
-            here = [row for row in rows if (row["bytes_per_block"], row["copied_out"]) == (size, copied)]
-            assert {(row["contender"], row["bound"]) for row in here} == expected
-    assert all(row["share_of_mpi"] == 1 for row in rows if row["contender"] == "mpi")
+        expected = synchronous | {(name, k) for name in ("bls", "window") for k in (0, 1)}
+        assert pairs(measured["alltoallv"], bytes_per_block=size) == expected
+    of_torch = {(name, k) for name in ("gloo", "torch", "torch-probed", "bls") for k in (0, 1)}
+    assert pairs(measured["torch"], even=True) == pairs(measured["torch"], even=False) == of_torch
+    bounded = {(name, k) for name in ("bls", "window", "gloo") for k in (0, 4)}
+    uneven = bounded | {("mpi", 0), ("mpi-barrier", 0)}
+    assert pairs(measured["arrivals"], pattern="gather-like") == uneven
+    assert pairs(measured["arrivals"], pattern="rotating") == uneven | {("mpi-equal", 0)}
+
+
+def test_each_stands_beside_the_others(measured: dict[str, Rows]) -> None:
+    lines = summary(measured["alltoallv"]).set_index(["contender", "bytes_per_block"])
+    assert (lines.loc["raw", "above_raw_us"] == 0).all() and (lines.loc["raw", "share_of_raw"] == 1).all()
+    assert (lines.loc["floor", "above_floor_us"] == 0).all()
+    assert (lines.loc["mpi", "above_floor_us"] > 0).all()
+    gloo = [row["speedup_over_gloo"] for row in measured["torch"] if (row["contender"], row["bound"]) == ("gloo", 0)]
+    assert set(gloo) == {1.0}
 
 
 def test_no_run_is_quicker_than_its_prediction(measured: dict[str, Rows]) -> None:
-    for row in measured["delayed"] + measured["dlrm"]:
-        assert row["ratio_min"] >= 1
-        assert row["predicted_s"] >= row["limit_s"] * (1 - 1e-9)
+    for row in measured["arrivals"] + measured["delayed"] + measured["dlrm"]:
+        assert row["measured_s"] >= row["predicted_s"] * (1 - 1e-9)
+        assert row["synchronous_s"] * (1 + 1e-9) >= row["predicted_s"] >= row["limit_s"] * (1 - 1e-9)
+        assert row["limit_s"] >= row["useful_s"] > 0
         assert row["lag"] <= row["bound"]
 
 
 def test_scores_are_the_same_to_the_bit(measured: dict[str, Rows]) -> None:
-    assert all(row["identical_scores"] is True for row in measured["dlrm"])
+    assert all(row["identical"] is True for row in measured["dlrm"] + measured["serving"])
+
+
+def test_serving_has_a_row_for_every_batch_of_every_draw(measured: dict[str, Rows]) -> None:
+    found = {(row["bound"], row["repeat"], row["batch"]): row for row in measured["serving"]}
+    assert len(found) == len(measured["serving"]) == 2 * 2 * 60
+    assert {row["contender"] for row in found.values()} == {"bls"}
+
+
+def test_waiting_is_told_rank_by_rank(measured: dict[str, Rows]) -> None:
+    for row in measured["dlrm"]:
+        assert row["waiting_s"] == pytest.approx((row["waiting_rank0_s"] + row["waiting_rank1_s"]) / 2)
 
 
 def test_a_soak_checks_every_byte(measured: dict[str, Rows]) -> None:
@@ -96,19 +136,129 @@ def test_memory_is_slots_and_headers(measured: dict[str, Rows]) -> None:
             assert row["memory_bytes"] == 2 * 2 * (row["bound"] + 1) * (block + 64)
 
 
+COUNTING = '''"""Counts calls: an experiment of somebody else's."""
+
+from dataclasses import dataclass
+
+COLUMNS = "contender bound ranks counted repeats"
+OPTIONS = {"upto": {"type": int, "default": 3, "help": "how far"}}
+
+
+@dataclass(frozen=True)
+class Config:
+    upto: int
+    names: tuple[str, ...] = ("bls", "slow-coach")
+    bounds: tuple[int, ...] = (0, 2)
+
+
+def plan(given):
+    return [Config(given.upto, **({"names": given.contenders} if given.contenders else {}))]
+
+
+def run(comm, config):
+    from blslib.lab.compare.contest import contenders, exchanges
+
+    found = []
+    if config.upto < 0 and comm.rank == 1:
+        raise ValueError("cannot count backwards")
+    comm.Barrier()
+    items = contenders(config.names, config.bounds)
+    with exchanges(comm, items, [1] * comm.size, [1] * comm.size, 4, lambda exchange: None) as made:
+        for item, exchange in made.items():
+            counted = sum(len(exchange.post(blocks(comm))) for _ in range(config.upto))
+            counted += len(exchange.drain())
+            setting = {"contender": item.name, "bound": item.bound, "ranks": comm.size}
+            found += [{**setting, "repeat": 0, "counted": counted}]
+    return found
+
+
+def blocks(comm):
+    import numpy as np
+
+    return [np.zeros(1, np.float32)] * comm.size
+'''
+
+SLOW_COACH = '''"""As mpi, by another name."""
+
+from blslib.lab.compare.contenders import mpi
+
+BOUNDED = False
+build = mpi.build
+'''
+
+
+@pytest.fixture
+def extra(tmp_path: Path) -> Path:
+    """A folder with one experiment and one contender of somebody else's, a file each."""
+    for kind, name, text in (("experiments", "counting", COUNTING), ("contenders", "slow_coach", SLOW_COACH)):
+        (tmp_path / kind).mkdir()
+        (tmp_path / kind / f"{name}.py").write_text(text)
+    return tmp_path
+
+
+def test_one_new_file_is_one_new_experiment_or_contender(extra: Path) -> None:
+    done = bench(extra / "rows.json", "counting", "--upto", "5", extra=extra)
+    assert done.returncode == 0, done.stdout + done.stderr
+    heading, *_, columns, first, second, third = done.stdout.splitlines()
+    assert heading == "bench counting: Counts calls: an experiment of somebody else's"
+    assert columns.split() == ["contender", "bound", "ranks", "counted", "repeats"]
+    assert [line.split() for line in (first, second, third)] == [
+        ["bls", "0", "2", "5", "1"],
+        ["bls", "2", "2", "5", "1"],
+        ["slow-coach", "0", "2", "5", "1"],
+    ]
+    # In its turn, the contender takes part in what there was before.
+    done = bench(
+        extra / "rows.json", "alltoallv", "--contenders", "slow-coach", "--bytes", "64", "--quick", extra=extra
+    )
+    assert done.returncode == 0 and {row["contender"] for row in json.loads((extra / "rows.json").read_text())} == {
+        "slow-coach"
+    }
+    for arguments, said in (
+        (["--help"], "counting"),
+        (["counting", "--help"], "how far"),
+        (["delayed", "--help"], "slow-coach"),
+    ):
+        command = [sys.executable, "-m", "blslib", "bench", *arguments]
+        environment = os.environ | {found.EXTRA_VARIABLE: str(extra)}
+        helped = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=LONG_S, cwd=ROOT)
+        assert helped.returncode == 0 and said in helped.stdout
+
+
+def test_a_rank_that_fails_takes_the_others_along(extra: Path) -> None:
+    """They would wait for it."""
+    done = bench(extra / "rows.json", "counting", "--upto", "-1", extra=extra)
+    assert done.returncode == 1
+    assert "ValueError: cannot count backwards" in done.stderr
+    assert done.stderr.endswith("the ranks of bench counting ended with code 1, see above\n")
+    assert not (extra / "rows.json").exists()
+
+
+def test_what_takes_no_part_is_told(tmp_path: Path) -> None:
+    options = ["--contenders", "mpi-equal", "--patterns", "gather-like", "--quick"]
+    done = bench(tmp_path / "rows.json", "arrivals", *options)
+    assert (done.returncode, done.stderr) == (1, "bench arrivals measured nothing: it takes none of what was named\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["bench", "alltoallv", "--bytes", "6"], "'6': expected whole number >= 4, a multiple of 4, and below"),
         (["bench", "alltoallv", "--bounds", "-1"], "expected"),
+        (["bench", "alltoallv", "--contenders", "smoke"], "choose from bls, floor, gloo"),
+        (["bench", "delayed", "--contenders", "raw"], "choose from bls, gloo, messages"),  # it has no calls to be timed
+        (["bench", "arrivals", "--patterns", "x"], "choose from balanced, rotating, wandering, permanent, gather-like"),
         (["bench", "delayed", "--laws", "gauss"], "choose from none, bernoulli"),
         (["bench", "dlrm", "--scenarios", "x"], "choose from balanced"),
         (["bench", "dlrm", "--laws", "none"], "unrecognized arguments"),
         (["bench", "alltoallv", "--ranks", "0"], "--ranks"),
         (["bench", "simulate", "--ranks", "0"], "'0': expected whole number >= 1, and below"),
+        (["bench", "simulate", "--contenders", "bls"], "unrecognized arguments"),
+        (["bench", "serving", "--rates", "0"], "expected number of batches a second > 0"),
         (["bench", "soak", "--minutes", "nan"], "invalid number of minutes > 0"),
         (["bench", "soak", "--minutes", "-1"], "invalid number of minutes > 0"),
         (["bench", "nothing"], "invalid choice"),
+        (["bench", "limits"], "invalid choice"),  # an experiment, and no bench
         (["bench", "alltoallv", "--json", "no/such/folder/x.json"], "its folder does not exist"),
     ],
 )
@@ -121,93 +271,8 @@ def test_a_wrong_word_is_told_at_once(arguments: list[str], said: str, capsys: p
     assert said in capsys.readouterr().err
 
 
-def test_interleaving_moves_on() -> None:
-    items = contenders(("mpi", "bls"), (0, 4))
-    assert items == [Contender("mpi", 0), Contender("bls", 0), Contender("bls", 4)]
-    order: list[Contender] = []
-    assert interleaved(3, items, order.append) == dict.fromkeys(items, [None] * 3)
-    assert [sorted(order[i : i + 3]) for i in (0, 3, 6)] == [sorted(items)] * 3
-    assert [order[i] for i in (0, 3, 6)] == items
-
-
-def test_lag_and_work_of_a_run() -> None:
-    # Rank 0 returns from calls at 1, 2, 3; rank 1 enters at 0, 2.5, 2.9.
-    run = Run(
-        started_s=np.array([0.0, 0.0]),
-        entered_s=np.array([[0.5, 1.5, 2.5], [0.0, 2.5, 2.9]]),
-        returned_s=np.array([[1.0, 2.0, 3.0], [1.0, 2.6, 3.0]]),
-        drained_s=np.array([[3.0, 3.1], [3.0, 3.2]]),
-        ended_s=np.array([3.5, 3.2]),
-    )
-    assert run.lag == 1
-    assert run.measured_s == 3.5
-    np.testing.assert_allclose(run.work_s, [[0.5, 0.5, 0.5], [0.0, 1.5, 0.3]])
-    np.testing.assert_allclose(run.waiting_s, [1.6, 1.4])
-    # By hand, synchronous: 0.5, then 2.0, then 2.5, then 0.4 after the drain on rank 0.
-    assert run.predicted_s(0) == pytest.approx(2.9)
-
-
-@punctual
-def test_what_collect_takes_is_no_work() -> None:
-    """In every call of the exchange time is waiting, and outside of them it is work."""
-    nap_s = 0.02
-
-    class Sleeping:
-        rank, size = 0, 1
-
-        def post(self, blocks: object) -> list[Arrival]:
-            return []
-
-        def collect(self, through: int | None = None) -> list[Arrival]:
-            time.sleep(nap_s)
-            return [Arrival(0, [])] if through is None else []
-
-        def drain(self) -> list[Arrival]:
-            return []
-
-    timed = Timed(MPI.COMM_SELF, Sleeping())
-    timed.start()
-    for _ in range(3):
-        timed.post([])
-        assert timed.collect() == [Arrival(0, [])] and timed.collect(0) == []
-    timed.drain()
-    run = timed.end()
-    assert run.waiting_s.sum() >= 6 * nap_s
-    assert run.work_s.shape == (1, 3)
-    within(nap_s, float(run.work_s.max()), run)
-    within(nap_s, run.predicted_s(0), run)
-
-
-def test_the_timed_loop_compares_whole_blocks() -> None:
-    class Faulty:
-        def post(self, blocks: tuple[np.ndarray, ...]) -> list[Arrival]:
-            blocks[0][-1] += 1
-            return [Arrival(0, list(blocks))]
-
-        def drain(self) -> list[Arrival]:
-            return []
-
-    loop = micro.Loop(MPI.COMM_SELF, [8])
-    loop.run(Faulty(), 3)
-    with pytest.raises(RuntimeError, match="1 wrong items, 3 of 3 arrivals"):
-        loop.check(3)
-
-
-@dataclass(frozen=True)
-class Config:
-    x: int = 1
-
-
-def test_rows_are_written_with_what_they_were_measured_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(records.OUT_VARIABLE, str(tmp_path))
-    path = records.write("09-test", "rows", [{"a": 1, **records.spread("t_s", [3.0, 1.0, 2.0])}], [Config()])
-    assert path.read_text().splitlines() == ["a,t_s,t_s_min,t_s_max", "1,2.0,1.0,3.0"]
-    about = json.loads(path.with_suffix(".json").read_text())
-    assert about["configurations"] == [{"x": 1}]
-    assert {"processor", "cores", "mpi", "torch", "mpi_settings"} <= set(about["provenance"])
-    with pytest.raises(ValueError, match="has columns"):
-        records.write("09-test", "rows", [{"b": 1}], [])
-    with pytest.raises(ValueError, match="differ in their columns"):
-        records.write("09-test", "other", [{"a": 1}, {"b": 1}], [])
-    with pytest.raises(ValueError, match="nothing to write"):
-        records.write("09-test", "other", [], [])
+def test_an_experiment_that_is_none() -> None:
+    with pytest.raises(
+        ValueError, match=r"no 'smoke' in blslib.lab.experiments: choose from alltoallv, arrivals, .*torch"
+    ):
+        found.load(experiments, "smoke")

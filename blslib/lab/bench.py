@@ -4,6 +4,7 @@ import os
 import pickle
 import sys
 import tempfile
+import traceback
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -32,7 +33,8 @@ def bench(name: str, given: Given) -> list[Row]:
     """Start ranks, run a bench on them, and return its rows.
 
     Raises:
-        RuntimeError: there is no room for so many ranks, or they failed, and have told the terminal why.
+        RuntimeError: there is no room for so many ranks, or they failed, and have told the terminal why, or there was
+            nothing to measure.
         TimeoutError: they did not end within an hour, or an hour more than was asked for.
     """
     # Here, since whoever asks for help needs none of it.
@@ -56,6 +58,8 @@ def bench(name: str, given: Given) -> list[Row]:
             if done.returncode or not out.exists():
                 raise RuntimeError(f"the ranks of bench {name} ended with code {done.returncode}, see above")
             rows += pickle.loads(out.read_bytes())
+    if not rows:
+        raise RuntimeError(f"bench {name} measured nothing: it takes none of what was named")
     return rows
 
 
@@ -111,10 +115,13 @@ def heading(name: str, given: Given) -> str:
 
 
 if __name__ == "__main__":
+    from blslib.collective.mpi import MPI
+
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     try:
         on_ranks(*sys.argv[1:])
     except (MemoryError, files.WriteError) as told:  # on every rank, or on rank 0 alone
-        from blslib.collective.mpi import MPI
-
         sys.exit(1 if MPI.COMM_WORLD.rank else str(told))
+    except Exception:
+        traceback.print_exc()
+        MPI.COMM_WORLD.Abort(1)  # others may be waiting for this one

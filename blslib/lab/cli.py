@@ -47,7 +47,9 @@ def parser() -> argparse.ArgumentParser:
         one.add_argument("--quick", action="store_true", help="under a minute: fewer sizes, bounds and repeats")
         one.add_argument("--json", type=Path, metavar="FILE", help="write the rows there as well")
         if hasattr(module.Config, "names"):
-            one.add_argument("--contenders", **names(found.names(contenders), "NAME"))
+            loops = set(contenders.BARE) - set(module.Config.names)
+            known = [each for each in found.names(contenders) if each not in loops]
+            one.add_argument("--contenders", **names(known, "NAME"))
         for option, how in module.OPTIONS.items():
             one.add_argument(f"--{option}", **how)
     benches.set_defaults(run=_bench, extra="lab")

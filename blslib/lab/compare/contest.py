@@ -18,7 +18,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 NARROW = 0.03
-"""Half the width of the lag effect's interval, as a share of the effect, at which it is known well enough."""
+"""Half the width of the lag effect's interval, as a share of the effect, at which that is known well enough."""
 
 
 class Contender(NamedTuple):
@@ -36,13 +36,14 @@ class Contender(NamedTuple):
 
 
 def contenders(names: Sequence[str], bounds: Sequence[int]) -> list[Contender]:
-    """Each named contender at each bound; the synchronous ones once.
+    """Each named contender at each bound, the synchronous ones at 0; nothing twice.
 
     Raises:
         ValueError: there is no such contender.
     """
     bounded = {name: found.load(folder, name).BOUNDED for name in names}
-    return [Contender(name, bound) for name in names for bound in (bounds if bounded[name] else [0])]
+    every = [Contender(name, bound) for name in names for bound in (bounds if bounded[name] else [0])]
+    return list(dict.fromkeys(every))
 
 
 @contextmanager
@@ -131,6 +132,7 @@ def lag_known(seconds: Callable[[Any], float]) -> Callable[[dict[Contender, list
         without, with_lag = ([seconds(each) for each in runs or ()] for runs in pair)
         if not without or not with_lag:
             return True
-        return interval(np.divide(without, with_lag)).half_width <= NARROW
+        effect = interval(np.log(np.divide(without, with_lag)))  # gain and loss are as wide as each other
+        return (effect.high - effect.low) / 2 <= NARROW
 
     return known

@@ -20,11 +20,6 @@ class Interval(NamedTuple):
     low: float
     high: float
 
-    @property
-    def half_width(self) -> float:
-        """As a share of the median."""
-        return (self.high - self.low) / 2 / self.median if self.median else 0.0
-
 
 def interval(values: Sequence[float] | np.ndarray) -> Interval:
     """The median of independent values and its 95 % interval, from order statistics.

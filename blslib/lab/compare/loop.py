@@ -15,7 +15,7 @@ TARGET_S = 0.02
 
 LEAST_CALLS, MOST_CALLS = 20, 1500
 PERIOD = 61
-"""Iterations after which the contents of blocks come again."""
+"""Iterations after which the contents of blocks come again; for blocks from 1 MiB on fewer, 15 for 4 MiB."""
 
 
 class Loop:
@@ -38,7 +38,7 @@ class Loop:
         self.sent = np.zeros(sum(send_counts), np.float32)
         self.blocks = tuple(np.split(self.sent, np.cumsum(send_counts)[:-1]))
         largest = comm.allreduce(max(1, *send_counts, *recv_counts), op=MPI.MAX)
-        peers, most = np.arange(comm.size), max(2, min(PERIOD, (1 << 24) // largest))
+        peers, most = np.arange(comm.size), max(2, min(PERIOD, ((1 << 24) - 1) // largest))
         i = 7 * np.arange(PERIOD)[:, None]
         self._fills = ((i + 3 * comm.rank + 5 * peers) % most + 1.0).tolist()
         self._own = (np.array(self._fills) * send_counts).tolist()

@@ -7,3 +7,6 @@ blocks and is collective, and says in ``BOUNDED`` whether it has bounds or is sy
 from blslib.lab.found import also
 
 __path__ += also("contenders")
+
+BARE = ("floor", "raw")
+"""Those that are loops rather than exchanges: for benches that time whole loops, and name them."""

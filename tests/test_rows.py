@@ -1,0 +1,184 @@
+"""Rows: what is paired with what, what follows from the times, how they are summed up and written."""
+
+import csv
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from blslib.lab import rows as records
+from blslib.lab.bench import table
+from blslib.lab.compare.intervals import interval
+from blslib.lab.rows import derived, over, summary
+
+Rows = list[dict[str, Any]]
+
+
+def run(contender: str, bound: int, repeat: int, measured_s: float, **more: Any) -> dict[str, Any]:
+    """A row as ``delayed.run`` makes them; unless told, synchronous work of 8 s that lag brings down to 6 s."""
+    times = {"measured_s": measured_s, "predicted_s": 6.0 if bound else 8.0, "synchronous_s": 8.0, "limit_s": 5.0}
+    row = {"contender": contender, "bound": bound, "law": "rotating", "repeat": repeat, **times, "useful_s": 4.0}
+    return row | more
+
+
+def runs() -> Rows:
+    """Three repeats of MPI, and of bounded lag at 0 and 4; no two of them alike, and in no order."""
+    made = []
+    for repeat, factor in ((2, 4.0), (0, 1.0), (1, 2.0)):
+        made += [run("bls", 4, repeat, 7.0 * factor), run("mpi", 0, repeat, 12.0 * factor)]
+    return [*made, *(run("bls", 0, repeat, 10.0 * factor) for repeat, factor in ((0, 1.0), (1, 2.0), (2, 4.0)))]
+
+
+def test_the_other_is_that_of_the_same_repeat_wherever_it_stands() -> None:
+    rows = runs()
+    alone_s = over(rows, "measured_s", bound=0)
+    assert list(alone_s / derived(rows)["measured_s"]) == [
+        {"mpi": 1.0, "bls": 10 / 7 if row["bound"] else 1.0}[row["contender"]] for row in rows
+    ]
+    mpi_s = over(rows, "measured_s", contender="mpi", bound=0)
+    assert list(mpi_s) == [12.0 * (1, 2, 4)[row["repeat"]] for row in rows]
+    shuffled = pd.DataFrame(rows).sample(frac=1, random_state=1)
+    assert (over(shuffled, "measured_s", contender="mpi", bound=0).sort_index() == mpi_s).all()
+
+
+def test_the_other_is_that_of_the_same_setting() -> None:
+    rows = runs() + [row | {"law": "permanent", "measured_s": 3.0} for row in runs()]
+    found = derived(rows)
+    assert set(found.loc[found["law"] == "permanent", "speedup"]) == {1.0}
+    assert set(over(rows, "measured_s", contender="mpi", bound=0)) == {12.0, 24.0, 48.0, 3.0}
+
+
+def test_where_none_is_there_is_nothing() -> None:
+    """A contender or a repeat is missing: what would be paired with it is NaN, and left out of the summary."""
+    ours = [row for row in runs() if row["contender"] == "bls"]
+    assert derived(ours)["speedup"].isna().all()
+    assert "speedup" not in summary(ours)
+    short = [row for row in runs() if (row["contender"], row["repeat"]) != ("mpi", 1)]
+    assert derived(short).groupby("repeat")["speedup"].count().to_dict() == {0: 3, 1: 0, 2: 3}
+    assert summary(short).set_index(["contender", "bound"])["speedup"]["bls", 4] == pytest.approx(12 / 7)
+    wide = derived([row for row in ours if row["bound"]])
+    assert wide[["lag_effect", "expected_high"]].isna().all(axis=None)
+    assert wide["expected_low"].notna().all()
+
+
+def test_what_follows_from_the_times_by_hand() -> None:
+    lines = derived([run("mpi", 0, 0, 12.0), run("bls", 0, 0, 10.0), run("bls", 4, 0, 7.0)]).to_dict("records")
+    mpi, alone, lagging = lines
+    assert (mpi["speedup"], mpi["lag_effect"]) == (1, 1)
+    assert (alone["speedup"], alone["lag_effect"]) == (1.2, 1)
+    assert lagging["speedup"] == pytest.approx(alone["speedup"] * lagging["lag_effect"])  # exchange times lag
+    assert lagging["lag_effect"] == pytest.approx(10 / 7)
+    # The exchange exposes 1 s at bound 4: synchronous, 8 + 1 s. If lag had hidden all of the 2 s at bound 0: 10 over 6.
+    assert lagging["expected_low"] == pytest.approx(9 / 7)
+    assert lagging["expected_high"] == pytest.approx(10 / 6)
+    assert lagging["ratio"] == pytest.approx(7 / 6)
+    assert (lagging["load_balance"], lagging["serialisation"]) == (4 / 5, 5 / 6)
+    assert lagging["transfer"] == pytest.approx(6 / 7)
+    # POP: their product is the parallel efficiency, the mean of the useful work over the time.
+    for line in lines:
+        product = line["load_balance"] * line["serialisation"] * line["transfer"]
+        assert product == pytest.approx(line["useful_s"] / line["measured_s"])
+    assert (alone["expected_low"], alone["expected_high"]) == (1, pytest.approx(10 / 8))
+
+
+def test_more_exposed_with_lag_than_without_expects_no_less_than_it_can() -> None:
+    """At bound 0 the exchange exposes nothing, at bound 4 it does: the ends are still in order."""
+    found = derived([run("bls", 0, 0, 8.0), run("bls", 4, 0, 12.0)]).iloc[1]
+    assert found["expected_low"] == pytest.approx(14 / 12)
+    assert found["expected_high"] == pytest.approx(8 / 6)
+    worse = derived([run("bls", 0, 0, 7.0), run("bls", 4, 0, 6.5)]).iloc[1]  # quicker than the law, as no run can be
+    assert worse["expected_low"] == worse["expected_high"] == pytest.approx(8.5 / 6.5)
+
+
+def test_single_calls_stand_beside_the_floor_and_the_bare_loop() -> None:
+    def call(contender: str, time_us: float, repeat: int = 0, **more: Any) -> dict[str, Any]:
+        return {"contender": contender, "bound": 0, "repeat": repeat, "time_us": time_us} | more
+
+    rows = [call("floor", 4.0), call("raw", 10.0), call("mpi", 12.0), call("bls", 9.0), call("bls", 8.0, 1)]
+    ours, lonely = derived(rows).to_dict("records")[-2:]
+    assert (ours["share_of_mpi"], ours["share_of_raw"]) == (0.75, 0.9)
+    assert (ours["above_raw_us"], ours["above_floor_us"]) == (-1.0, 5.0)
+    assert all(math.isnan(lonely[name]) for name in ("share_of_mpi", "share_of_raw", "above_floor_us"))
+    assert "speedup" not in ours
+
+
+def test_a_summary_has_a_line_for_each_setting_in_their_order() -> None:
+    rows = runs()
+    found = summary(rows)
+    assert list(zip(found["contender"], found["bound"], strict=True)) == [("bls", 4), ("mpi", 0), ("bls", 0)]
+    assert set(found["repeats"]) == {3}
+    assert "repeat" not in found
+    first = found.iloc[0]
+    assert tuple(first[["measured_s", "measured_s_low", "measured_s_high"]]) == (14.0, 7.0, 28.0)
+    # The median of the ratios, pair by pair, whatever the spread of the times.
+    assert tuple(first[["lag_effect", "lag_effect_low", "lag_effect_high"]]) == pytest.approx((10 / 7,) * 3)
+    many = [run("bls", 0, repeat, seconds) for repeat, seconds in enumerate((9.0, 3.0, 8.0, 1.0, 5.0, 7.0, 2.0))]
+    assert tuple(summary(many).loc[0, ["measured_s", "measured_s_low", "measured_s_high"]]) == interval(
+        [row["measured_s"] for row in many]
+    )
+
+
+def test_truths_hold_always_or_not_at_all() -> None:
+    rows = [
+        run("bls", bound, repeat, 1.0, identical=bound == 0 or repeat < 2) for bound in (0, 4) for repeat in (0, 1, 2)
+    ]
+    found = summary(rows)
+    assert list(found["identical"]) == [True, False]
+    assert found["identical"].dtype == bool
+    assert "identical_low" not in found
+
+
+def test_words_and_settings_without_a_value() -> None:
+    """A setting may be missing in some rows; measured words have no median."""
+    rows = [run("bls", 0, repeat, 1.0, note="x") | {"law": law} for law in (None, "x") for repeat in (0, 1)]
+    found = summary(rows)
+    assert list(found["repeats"]) == [2, 2]
+    assert "note" not in found
+
+
+@dataclass(frozen=True)
+class Config:
+    x: int = 1
+
+
+@pytest.fixture
+def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv(records.OUT_VARIABLE, str(tmp_path))
+    return tmp_path
+
+
+def test_rows_are_written_with_what_they_were_measured_with(out: Path) -> None:
+    path = records.write("09-test", "rows", [{"a": 1, "t_s": 1 / 3, "n": 12345678901, "ok": True}], [Config()])
+    assert path == out / "data" / "09-test" / "rows.csv"
+    assert path.read_text().splitlines() == ["a,t_s,n,ok", "1,0.333333333,12345678901,True"]
+    about = json.loads(path.with_suffix(".json").read_text())
+    assert about["configurations"] == [{"x": 1}]
+    assert {"processor", "cores", "mpi", "torch", "mpi_settings"} <= set(about["provenance"])
+    with pytest.raises(ValueError, match="has columns"):
+        records.write("09-test", "rows", [{"b": 1}], [])
+    with pytest.raises(ValueError, match="differ in their columns"):
+        records.write("09-test", "other", [{"a": 1}, {"b": 1}], [])
+    with pytest.raises(ValueError, match="nothing to write"):
+        records.write("09-test", "other", [], [])
+
+
+def test_what_is_read_again_sums_up_alike(out: Path) -> None:
+    rows = [row | {"identical": row["repeat"] != 1, "measured_s": row["measured_s"] / 3} for row in runs()]
+    path = records.write("09-test", "rows", rows, [])
+    pd.testing.assert_frame_equal(summary(pd.read_csv(path)), summary(rows), rtol=1e-8)
+    with path.open(newline="") as file:
+        assert [list(row) for row in csv.DictReader(file)] == [list(row) for row in rows]
+
+
+def test_a_printed_table_has_medians_with_their_intervals_and_blanks() -> None:
+    rows = [row | {"ranks": 2, "bytes_per_block": 16384, "lag": 1} for row in runs() if row["contender"] == "bls"]
+    printed = table("delayed", rows).splitlines()
+    assert len(printed) == 3
+    assert "14 [7-28]" in printed[1] and "16,384" in printed[1]
+    alone = table("dlrm", [row | {"scenario": "x", "ranks": 2, "memory_bytes": 1, "identical": True} for row in runs()])
+    assert alone.splitlines()[1].split()[-1] == "True"
+    assert "nan" not in alone
