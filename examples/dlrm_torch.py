@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from blslib.collective.torch.process_group import BLSOptions
+from blslib.collective.torch import BLSOptions
 from blslib.dlrm.config import ModelConfig
 from blslib.dlrm.model import DLRM
 from blslib.dlrm.sharding import contiguous, own_rows, recv_counts, send_counts

@@ -12,12 +12,15 @@ import pytest
 import vl_convert
 
 from blslib.charts import diagnosis as charts
+from blslib.charts.look import BLS, LIMIT, LOOKS, PREDICTED
 from blslib.diagnosis.diagnose import COLUMNS, PARTS, Diagnosis, _duration, diagnose, text
 from blslib.diagnosis.traces import Trace
 from blslib.lab.cli import main
 from blslib.theory.delays import delays
+from blslib.theory.imbalance import split
 from blslib.theory.maxplus import makespan
 from tests.conftest import ROOT, punctual, within
+from tests.test_traces import document, run_of, traces
 
 RNG = np.random.default_rng(3)
 QUIET_S = 0.01 + np.zeros((4, 200))
@@ -36,13 +39,13 @@ def of(work_s: np.ndarray, exchange_s: float = 0.0, **more: object) -> Diagnosis
 @pytest.mark.parametrize("exchange_s", [0.0, 1e-3])
 def test_the_parts_add_up(work_s: np.ndarray, exchange_s: float) -> None:
     found = of(work_s, exchange_s)
-    rows = found.rows_of_parts("x")
+    rows = found.rows_of_parts()
     assert [row["part"] for row in rows] == list(PARTS.values())
     assert sum(row["seconds"] for row in rows) == pytest.approx(found.parts.total_s, rel=1e-9)
     assert sum(row["share"] for row in rows) == pytest.approx(1, rel=1e-9)
-    assert found.curve_s[0] == pytest.approx(found.parts.total_s, rel=1e-9)
-    assert found.curve_s.min() >= found.advice.limit_s * (1 - 1e-9)
-    assert (found.travelling_s <= found.curve_s * (1 + 1e-9)).all()
+    assert found.advice.curve_s[0] == pytest.approx(found.parts.total_s, rel=1e-9)
+    assert found.advice.curve_s.min() >= found.advice.limit_s * (1 - 1e-9)
+    assert (found.advice.travelling_s <= found.advice.curve_s * (1 + 1e-9)).all()
 
 
 @pytest.mark.parametrize(
@@ -79,10 +82,10 @@ def test_the_verdict_names_what_each_remedy_wins() -> None:
     )
     assert tables == f"{static:.0%} static on rank 3: move tables as well"
     assert exchange.startswith("5% exchange: a quicker one or finer overlap, of which the same bound hides up to ")
-    assert advice.win == pytest.approx(1 - found.curve_s[bound] / found.curve_s[0])
+    assert advice.win == pytest.approx(1 - found.advice.curve_s[bound] / found.advice.curve_s[0])
     # What is hidden of the exchange is no part of what is won on imbalance.
     assert advice.win <= dynamic + 1e-9
-    assert found.curve_s[bound] - advice.hideable_s == pytest.approx(found.travelling_s[bound])
+    assert found.advice.curve_s[bound] - advice.hideable_s == pytest.approx(found.advice.travelling_s[bound])
 
 
 def test_the_screen() -> None:
@@ -99,9 +102,16 @@ def test_the_screen() -> None:
     bars = [rows[name].count("█") for name in PARTS.values()]
     np.testing.assert_allclose(bars, [24 * found.share(part) for part in PARTS], atol=1)
     assert f"rank 3 works {work_s[3].sum() / work_s.sum(axis=1).mean():.2f} times the mean" in rows["static imbalance"]
+    pop = found.parts.efficiencies
+    assert lines[7] == (
+        f"  POP: load balance {pop['load_balance']:.1%}, serialisation {pop['serialisation']:.1%}, transfer "
+        f"{pop['transfer']:.1%}, communication {pop['communication_efficiency']:.1%}, parallel "
+        f"{pop['parallel_efficiency']:.1%}"
+    )
     (mark,) = [line for line in lines if "<- within 2 % of the limit" in line]
     bound = found.advice.bound
     assert mark.split()[0] == str(bound)
+    assert f" {found.at(bound).efficiencies['serialisation']:.1%} " in mark
     slots = 2 * (bound + 1)
     memory = 4 * slots * 65536 / 2**20
     assert f"a bound of {bound} costs 4 x {slots} slots = {memory:.1f} MiB on each rank; a batch waits" in text(found)
@@ -134,7 +144,7 @@ def test_the_screen_of_special_runs() -> None:
     assert "slots of the largest block on each rank" in text(of(WANDERING_S))
     assert "costs" not in text(of(QUIET_S))
     assert "\n  work alone " in text(diagnose(Trace(WANDERING_S, None)))
-    assert "<- within 2 % of the best tried" in text(of(SWITCHING_S))
+    assert "<- within 2 % of the best" in text(of(SWITCHING_S))
     assert "note: 20 iterations are few" in text(of(WANDERING_S[:, :20]))
     lagging = diagnose(Trace(WANDERING_S, makespan(WANDERING_S, 2), bound=2))
     won_s = makespan(WANDERING_S, 0) - makespan(WANDERING_S, 2)
@@ -170,10 +180,26 @@ def test_the_headline_knows_of_other_meetings(every: int, said: str) -> None:
 
 
 def test_rows_of_load() -> None:
-    rows = of(STATIC_S).rows_of_load("x")
-    assert len(rows) == 4 * 23  # windows of 9 iterations, the last one shorter
-    assert rows[-1] == {"case": "x", "rank": 3, "iteration": 198, "until": 200, "work_s": pytest.approx(0.03),
-                        "over_mean": pytest.approx(2)}  # fmt: skip
+    """A row for each rank and each of the first 40 iterations, over the mean of the whole run."""
+    rows = of(STATIC_S).rows_of_load()
+    assert [(row["rank"], row["iteration"]) for row in rows] == list(np.ndindex(4, 40))
+    assert rows[-1] == {"rank": 3, "iteration": 39, "work_s": pytest.approx(0.03), "over_mean": pytest.approx(2)}
+    assert len(of(STATIC_S[:, :7]).rows_of_load()) == 4 * 7
+
+
+def test_efficiencies_at_every_bound() -> None:
+    """What the four parts, and POP's numbers, would be: those of a run at that bound."""
+    found = of(WANDERING_S + STATIC_S, 1e-3)
+    for k in (0, 2, 16):
+        run = split(found.trace.work_s, makespan(found.trace.work_s, k, exchange_s=1e-3), bound=k)
+        assert found.at(k).efficiencies == pytest.approx(run.efficiencies)
+    rows = found.rows_of_bounds()
+    assert [row["bound"] for row in rows] == list(range(65))
+    assert found.at(0).efficiencies == pytest.approx(found.parts.efficiencies)
+    assert rows[8]["parallel_efficiency"] == pytest.approx(found.parts.useful_s / found.advice.curve_s[8])
+    assert rows[64]["serialisation"] == pytest.approx(1, abs=0.01)
+    met = of(WANDERING_S, 1e-3, meets=np.ones(200, bool))
+    assert met.at(64).efficiencies == pytest.approx(met.parts.efficiencies)
 
 
 # --- charts ----------------------------------------------------------------------------------------------------------
@@ -182,35 +208,47 @@ def test_rows_of_load() -> None:
 def test_charts_draw_and_describe_themselves() -> None:
     runs = {"static": of(STATIC_S, 1e-3), "wandering": of(WANDERING_S, 1e-3)}
     measured = [
-        {"case": case, "contender": "bls", "bound": k, "speedups": "1 1 1" if k == 0 else "2.0 2.5 1.25"}
+        {"case": case, "bound": k, "over_synchronous": over, "over_synchronous_low": 0.4, "over_synchronous_high": 1.0}
         for case in runs
-        for k in (0, 4)
-    ] + [{"case": "static", "contender": "mpi", "bound": 0, "speedups": "1 1 1"}]
-    parts = charts.parts([row for case, found in runs.items() for row in found.rows_of_parts(case)])
-    bounds = charts.bounds([row for case, found in runs.items() for row in found.rows_of_bounds(case)], measured)
-    load = charts.load([row for case, found in runs.items() for row in found.rows_of_load(case)])
-    for chart in (parts, bounds, load):
+        for k, over in ((0, 1.0), (4, 0.5))
+    ]
+    parts, bounds, load = (
+        [{"case": case, **row} for case, found in runs.items() for row in getattr(found, f"rows_of_{name}")()]
+        for name in ("parts", "bounds", "load")
+    )
+    drawn = charts.parts(parts), charts.bounds(bounds, measured), charts.load(load)
+    for chart in (*drawn, charts.bounds(bounds)):
         assert len(vl_convert.vegalite_to_svg(chart.to_dict())) > 2000
+    told = [chart.to_dict() for chart in drawn]
     static = runs["static"]
-    assert f"static {static.share('static'):.0%} static, 0% dynamic" in parts.to_dict()["description"]
+    assert f"static {static.share('static'):.0%} static, 0% dynamic" in told[0]["description"]
     chosen = runs["wandering"].advice
-    share = chosen.predicted_s / chosen.synchronous_s
-    assert f"wandering bound {chosen.bound} to {share:.0%}" in bounds.to_dict()["description"]
-    assert "static rank 3 at 2.00" in load.to_dict()["description"]
-    rows = next(iter(bounds.to_dict()["datasets"].values()))
-    points = {(row["case"], row["bound"]): row for row in rows if row.get("measured") is not None}
-    point = points["static", 4]
-    assert (point["measured"], point["measured_min"], point["measured_max"]) == (0.5, 0.4, 0.8)
-    assert points["wandering", 0]["measured"] == 1
+    assert f"wandering bound {chosen.bound} to {1 - chosen.win:.0%}" in told[1]["description"]
+    assert "bounded lag, measured, over its own time" in str(told[1]["title"])
+    assert "static rank 3 at 2.00" in told[2]["description"]
+    rows = next(iter(told[1]["datasets"].values()))
+    points = {(row["case"], row["bound"]): row for row in rows if row.get("over_synchronous") is not None}
+    assert len(points) == len(measured) and points["static", 4]["over_synchronous"] == 0.5
+
+
+def test_one_colour_one_meaning() -> None:
+    """The parts of a run are no contender's colour; what is measured has bounded lag's, the model its own."""
+    assert not set(charts.COLORS.values()) & {color for color, *_ in LOOKS.values()}
+    assert list(charts.COLORS) == list(PARTS.values())
+    rows = [{"case": "x", **row} for row in of(WANDERING_S, 1e-3).rows_of_bounds()]
+    point = {"case": "x", "bound": 4, "over_synchronous": 0.9, "over_synchronous_low": 0.8, "over_synchronous_high": 1}
+    *model, bars, dots = charts.bounds(rows, [point]).to_dict()["spec"]["layer"]
+    assert bars["encoding"]["color"] == dots["encoding"]["color"] == {"value": LOOKS[BLS][0]}
+    assert {layer["mark"]["color"] for layer in model} == {LOOKS[PREDICTED][0], LOOKS[LIMIT][0]}
 
 
 def test_a_map_of_more_ranks_than_can_be_drawn() -> None:
     work_s = 0.01 + np.arange(300)[:, None] / 1e5 + np.zeros((300, 48))
-    rows = [row for case in ("a", "b") for row in of(work_s).rows_of_load(case)]
+    rows = [{"case": case, **row} for case in ("a", "b") for row in of(work_s).rows_of_load()]
     chart = charts.load(rows).to_dict()
     (drawn,) = chart["datasets"].values()
-    assert {row["rank"] for row in drawn} == set(range(196, 300)) and len(drawn) == 2 * 24 * 104
-    assert "Drawn are the 104 busiest ranks." in str(chart["title"])
+    assert {row["rank"] for row in drawn} == set(range(238, 300)) and len(drawn) == 2 * 40 * 62
+    assert "Drawn are the 62 busiest ranks." in str(chart["title"])
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
@@ -239,7 +277,9 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     bound = found["recommendation"]["bound"]
     assert found["recommendation"]["memory_bytes"] == 4 * 2 * (bound + 1) * 1024
     assert found["work_by_rank_s"] == pytest.approx(WANDERING_S.sum(axis=1).tolist())
-    assert len(found["windows"]) == 23
+    assert len(found["busiest_ranks"]) == 23 and found["stretch_iterations"] == 9
+    assert found["efficiencies"]["parallel_efficiency"] == pytest.approx(found["shares"]["useful"])
+    assert found["bounds"][0]["transfer"] == pytest.approx(found["efficiencies"]["transfer"])
     assert found["read_s"] > 0
     written = page.read_text()
     assert found["verdict"][1:] in written
@@ -326,6 +366,39 @@ def test_help_and_no_mpi(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+BLOCKED = """
+import sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch" or name.startswith(("torch.", "mpi4py.MPI")):
+            raise ImportError(f"{name} is blocked")
+sys.meta_path.insert(0, Blocked())
+for module in ("torch", "mpi4py.MPI"):
+    try:
+        __import__(module)
+    except ImportError:
+        continue
+    sys.exit(f"{module} can be imported")
+from blslib.lab.cli import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("form", ["CSV", "traces"])
+def test_where_neither_mpi_nor_torch_can_be_imported(tmp_path: Path, form: str) -> None:
+    files = [recorded(tmp_path, WANDERING_S)]
+    if form == "traces":
+        files = traces(tmp_path, *(document(run_of(WANDERING_S[rank]), rank) for rank in (0, 1)))
+    page = tmp_path / "page.html"
+    command = [sys.executable, "-c", BLOCKED, "diagnose", *map(str, files)]
+    if form == "traces":
+        command += ["--html", str(page)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "dynamic imbalance" in done.stdout
+    assert form == "CSV" or "vegaEmbed" in page.read_text()
 
 
 def test_the_documentation_shows_what_is_printed(

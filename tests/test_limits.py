@@ -35,7 +35,8 @@ def calls() -> list[dict[str, Any]]:
     """Of micro.run: the larger the bound, the dearer a call."""
     common = {"ranks": 4, "bytes_per_block": 16384, "repeats": 3}
     return [
-        {**common, "bound": k, "time_us": 10.0 + k, "time_us_low": 9.0 + k, "time_us_high": 12.0 + k} for k in (0, 2, 64)
+        {**common, "bound": k, "time_us": 10.0 + k, "time_us_low": 9.0 + k, "time_us_high": 12.0 + k}
+        for k in (0, 2, 64)
     ]
 
 

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import papermill
 import psutil
 import pytest
 
 from blslib.lab import driver
+from blslib.lab.claims import CONTRADICTS, FAILS, GAIN, HOLDS, NO_GAIN, OPEN
 from blslib.lab.ranks import cluster
 from blslib.lab.ranks.launch import end_trees, run_guarded
 from tests.conftest import LONG_S, ROOT, alive, until
@@ -37,7 +39,7 @@ def test_source(path: Path) -> None:
     who still plays with them. *Run All* shows the end of a notebook, which is no cell that nobody needs to see.
     """
     nbformat.validate(nbformat.read(path, as_version=4))
-    assert "quick" in driver.parameters_of(path)
+    assert "quick" in papermill.inspect_notebook(str(path))
     cells = load(path)["cells"]
     for cell in cells:
         if cell["cell_type"] == "code":
@@ -87,9 +89,9 @@ def test_quick_run(path: Path, quick_run: Path) -> None:
         claims = load(data / "claims.json")
         assert claims
         for claim in claims:
-            assert set(claim) >= {"claim", "source", "effect", "low", "high", "unit", "verdict", "reason"}
-            assert claim["verdict"] in {"reproduced", "not reproduced", "inconclusive"}
-            assert claim["claim"] in (quick_run / "printed.txt").read_text()
+            assert set(claim) >= {"claim", "source", "quantity", "repeats", "verdict", "reason", "headline"}
+            assert claim["verdict"] in {GAIN, NO_GAIN, CONTRADICTS, OPEN, HOLDS, FAILS}
+            assert claim["claim"][:3] in (quick_run / "printed.txt").read_text()
     pictures = sorted((quick_run / "figures").glob(f"{path.stem}*"))
     assert {".svg", ".png"} <= {picture.suffix for picture in pictures}
     for picture in pictures:
@@ -103,7 +105,7 @@ def notebook(folder: Path, stem: str, *code: str, tagged: str = "quick = True") 
     cells = [nbformat.v4.new_code_cell(source) for source in (tagged, *code)]
     cells[0].metadata["tags"] = ["parameters"]
     path = folder / f"{stem}.ipynb"
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3 (ipykernel)"}}  # or JupyterLab asks which
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}}
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), path)
     return path
 
@@ -149,7 +151,7 @@ def test_unknown_parameters_and_stems_are_failures(tmp_path: Path) -> None:
 def copy_of_project(folder: Path) -> Path:
     """All that notebooks need, where they may overwrite what they like; its notebooks' folder is empty."""
     shutil.copytree(ROOT / "blslib", folder / "blslib", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("README.md", "reproduce.sh", "requirements.txt", "pyproject.toml"):
+    for name in ("README.md", "REPRODUCING.md", "reproduce.sh", "requirements.txt", "pyproject.toml"):
         shutil.copy(ROOT / name, folder)
     (folder / "notebooks").mkdir()
     return folder
@@ -165,18 +167,18 @@ WRITE = """
 from blslib.lab import driver
 print(driver.where_results_go())
 from blslib.lab.rows import write
-write("01-mine", "rows", [{"quick": quick}], [])
+write("01-bounded-lag", "rows", [{"quick": quick}], [])
 """
 
 
 def test_the_driver_alone_writes_the_reference_run(tmp_path: Path) -> None:
     root = copy_of_project(tmp_path)
-    path = notebook(root / "notebooks", "01-mine", WRITE, tagged="quick = False")
+    path = notebook(root / "notebooks", "01-bounded-lag", WRITE, tagged="quick = False")
     environment = environment_by_hand(root)
     by_hand = [sys.executable, "-m", "jupyter", "execute", "--output=done.ipynb", str(path)]
     done = run_guarded(by_hand, timeout_s=LONG_S, env=environment, cwd=root)
     assert done.returncode == 0, done.stdout
-    reference, other = root / "data" / "01-mine" / "rows.csv", root / "out" / "data" / "01-mine" / "rows.csv"
+    reference, other = (folder / "data" / path.stem / "rows.csv" for folder in (root, root / "out"))
     assert other.exists() and not reference.exists()
     said = load(path.with_name("done.ipynb"))["cells"][1]["outputs"][0]["text"]
     assert "".join(said) == f"results go to {root / 'out'}, the reference run is left as it is\n"

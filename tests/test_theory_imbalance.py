@@ -8,8 +8,8 @@ from hypothesis.extra import numpy as hnp
 
 from blslib.theory import imbalance
 from blslib.theory.delays import Constant, delays, named
-from blslib.theory.imbalance import curve, recommend, split, windows
-from blslib.theory.maxplus import limit, makespan, times
+from blslib.theory.imbalance import curve, recommend, split
+from blslib.theory.maxplus import Cost, limit, makespan, times
 
 WORK = hnp.arrays(
     np.float64, hnp.array_shapes(min_dims=2, max_dims=2, max_side=10), elements=st.floats(0, 1e6, width=32)
@@ -58,32 +58,48 @@ def test_where_each_law_ends_up():
     assert split(made("none")).useful_s == pytest.approx(0.8)
 
 
-def test_windows_cover_the_run():
-    work_s = made("exponential", iterations=45)
-    found = windows(work_s, 10)
-    assert len(found) == 5
-    assert sum(part.total_s for part in found) == pytest.approx(split(work_s).total_s)
-    assert sum(part.useful_s for part in found) == pytest.approx(split(work_s).useful_s)
-    # A delay that goes round slowly is dynamic over the run, and static while it stays.
+def test_what_is_dynamic_over_a_run_may_be_static_in_a_stretch():
     slow = np.kron(np.eye(4), np.ones((1, 10)))
     assert split(slow).dynamic_s == 30 and split(slow).static_s == 0
-    assert all(part.static_s == 7.5 and part.dynamic_s == 0 for part in windows(slow, 10))
+    stretch = split(slow[:, 10:20])
+    assert stretch.static_s == 7.5 and stretch.dynamic_s == 0
+
+
+def test_efficiencies_are_those_that_pop_publishes():
+    """By the definitions of its page of metrics, on the table of docs/imbalance.md: 13 s of useful work on two ranks,
+    8 s on the busiest, 10 s in step on an ideal network, 12 s measured; 8 s on an ideal network at a bound of 1."""
+    work_s = np.array([[3.0, 1, 1], [1, 3, 4]])
+    assert split(work_s, 12.0).efficiencies == {
+        "load_balance": 6.5 / 8,  # mean useful computation time over the longest
+        "serialisation": 8 / 10,  # the longest over the runtime on an ideal network
+        "transfer": 10 / 12,  # the runtime on an ideal network over the runtime
+        "communication_efficiency": 8 / 12,  # the longest over the runtime
+        "parallel_efficiency": 6.5 / 12,  # the mean over the runtime
+    }
+    lagged = split(work_s, 9.0, bound=1).efficiencies
+    assert (lagged["serialisation"], lagged["transfer"]) == (1, 8 / 9)
+    for pop in (lagged, split(made("exponential"), 9.0).efficiencies):
+        assert pop["communication_efficiency"] == pytest.approx(pop["serialisation"] * pop["transfer"])
+        assert pop["parallel_efficiency"] == pytest.approx(pop["load_balance"] * pop["communication_efficiency"])
+    assert set(split(np.zeros((2, 3))).efficiencies.values()) == {1.0}
 
 
 @given(WORK, st.lists(st.integers(0, 12), min_size=1, max_size=5), st.floats(0, 2))
 def test_the_curve_is_the_recurrence(work_s, bounds, exchange_s):
-    assert curve(work_s, bounds, exchange_s).tolist() == [makespan(work_s, k, exchange_s=exchange_s) for k in bounds]
-    travelling = curve(work_s, bounds, exchange_s, travels=True)
-    assert (travelling <= curve(work_s, bounds, exchange_s) * (1 + 1e-9) + 1e-9).all()
-    assert curve(work_s, [0], exchange_s, travels=True) == pytest.approx(curve(work_s, [0], exchange_s))
+    assert curve(work_s, bounds, Cost(exchange_s)).tolist() == [
+        makespan(work_s, k, exchange_s=exchange_s) for k in bounds
+    ]
+    travelling = curve(work_s, bounds, Cost(alpha_s=exchange_s))
+    assert (travelling <= curve(work_s, bounds, Cost(exchange_s)) * (1 + 1e-9) + 1e-9).all()
+    assert curve(work_s, [0], Cost(alpha_s=exchange_s)) == pytest.approx(curve(work_s, [0], Cost(exchange_s)))
 
 
 def test_a_long_run_is_predicted_in_stretches(monkeypatch):
     """Never too little, and too much by less than the 256th part; at bound 0 nothing is lost."""
     work_s, bounds = made("exponential", iterations=5003), [0, 1, 3]
-    exact_s = curve(work_s, bounds, 1e-4)
+    exact_s = curve(work_s, bounds, Cost(1e-4))
     monkeypatch.setattr(imbalance, "STRETCH", 1)
-    got_s = curve(work_s, bounds, 1e-4)
+    got_s = curve(work_s, bounds, Cost(1e-4))
     assert (got_s[1:] > exact_s[1:]).all() and (got_s <= exact_s * (1 + 1 / 256)).all()
     assert got_s[0] == pytest.approx(exact_s[0])
     assert split(work_s, bound=3).dynamic_s == pytest.approx(curve(work_s, [3])[0] - limit(work_s))
@@ -117,8 +133,8 @@ def test_many_ranks_are_taken_in_groups_of_lanes(monkeypatch):
     whole = recommend(work_s, exchange_s=1e-4)
     monkeypatch.setattr(imbalance, "ABREAST", 4 * 7)
     parts = recommend(work_s, exchange_s=1e-4)
-    assert parts.curve_s.tolist() == whole.curve_s.tolist() == curve(work_s, range(65), 1e-4).tolist()
-    assert parts.travelling_s.tolist() == curve(work_s, range(65), 1e-4, travels=True).tolist()
+    assert parts.curve_s.tolist() == whole.curve_s.tolist() == curve(work_s, range(65), Cost(1e-4)).tolist()
+    assert parts.travelling_s.tolist() == curve(work_s, range(65), Cost(alpha_s=1e-4)).tolist()
     assert (parts.low, parts.high) == (whole.low, whole.high)
 
 
@@ -134,21 +150,19 @@ def test_short_replicas_tell_the_interval_of_a_long_run(monkeypatch):
 @pytest.mark.parametrize("law", ["rotating", "bernoulli", "exponential", "permanent", "none"])
 def test_the_smallest_bound_within_two_percent(law):
     work_s = made(law)
-    found = recommend(work_s, exchange_s=1e-4, slot_bytes=1000, replicas=20)
+    found = recommend(work_s, exchange_s=1e-4, replicas=20)
     times_s = [makespan(work_s, k, exchange_s=1e-4) for k in range(65)]
     limit_s = limit(work_s) + 400 * 1e-4
     assert found.enough
     assert found.bound == next(k for k, time_s in enumerate(times_s) if time_s <= 1.02 * limit_s)
-    assert (found.synchronous_s, found.predicted_s) == (times_s[0], times_s[found.bound])
+    assert found.curve_s.tolist() == times_s
     assert found.limit_s == pytest.approx(limit_s)
     assert found.win == pytest.approx(1 - times_s[found.bound] / times_s[0])
-    assert found.memory_bytes == 4 * 2 * (found.bound + 1) * 1000
     assert found.low <= found.win <= found.high
     if law in ("permanent", "none"):
         assert found.bound == found.latency_s == 0 and found.low == pytest.approx(found.high) == pytest.approx(0)
     elif law != "rotating":
         assert found.high - found.low > 0.01
-    assert recommend(work_s).memory_bytes is None
 
 
 def test_a_bound_that_is_not_enough_is_called_so():
@@ -173,14 +187,14 @@ def test_the_exchange_that_travels_is_hidden():
     assert found.win == 0
     assert found.hideable_s == pytest.approx(399 * 2e-4)  # all but the last, which the drain waits for
     found = recommend(work_s, bounds=[1], travel_s=2e-4, replicas=1)
-    assert found.synchronous_s == pytest.approx(makespan(work_s, 0) + 400 * 2e-4)
-    assert found.predicted_s == pytest.approx(makespan(work_s, 1) + 2e-4)
+    assert found.curve_s == pytest.approx([makespan(work_s, 1) + 2e-4])
+    assert found.win == pytest.approx(1 - found.curve_s[0] / (makespan(work_s, 0) + 400 * 2e-4))
 
 
 def test_lag_costs_latency():
     # Bound 1: the quick rank starts on the next batch at once, and has this one's arrival when the slow one posts.
     found = recommend(made("rotating", ranks=2), bounds=[1], replicas=1)
-    assert 0 < found.latency_s <= found.predicted_s / 400
+    assert 0 < found.latency_s <= found.curve_s[0] / 400
 
 
 def test_no_work_at_all_wins_nothing():
@@ -202,7 +216,5 @@ def test_what_cannot_be():
         split(np.ones((2, 4)), 3.9)
     with pytest.raises(ValueError, match="rank 0 alone worked"):
         split(np.ones((2, 4)), np.nan)
-    with pytest.raises(ValueError, match="width is a number of iterations >= 1, got 0"):
-        windows(np.ones((2, 4)), 0)
     with pytest.raises(ValueError, match="P x N matrix"):
         curve(np.ones(4))

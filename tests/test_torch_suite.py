@@ -84,7 +84,7 @@ def program(folder: Path, text: str) -> str:
 
 
 def test_under_torchrun_it_says_how_to_start(tmp_path: Path) -> None:
-    text = "import torch.distributed as dist\nimport blslib.collective.torch.process_group\n"
+    text = "import torch.distributed as dist\nimport blslib.collective.torch\n"
     text += "dist.init_process_group('bls')\n"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = run_guarded([*command, program(tmp_path, text)], timeout_s=2 * LONG_S, env=rank_environment())
@@ -95,7 +95,7 @@ def test_under_torchrun_it_says_how_to_start(tmp_path: Path) -> None:
 
 A_RANK_FAILS = """
 import torch, torch.distributed as dist
-from blslib.collective.torch.process_group import BLSOptions
+from blslib.collective.torch import BLSOptions
 dist.init_process_group("bls", pg_options=BLSOptions(bound=1))
 out, data = torch.zeros(6), torch.ones(6)
 dist.all_to_all_single(out, data)
@@ -116,7 +116,7 @@ def test_a_rank_that_dies_is_named_by_the_others(tmp_path: Path) -> None:
 
 FORGETS_TO_DESTROY = """
 import torch, torch.distributed as dist
-from blslib.collective.torch.process_group import BLSOptions
+from blslib.collective.torch import BLSOptions
 dist.init_process_group("bls", pg_options=BLSOptions(bound=2))
 out = torch.zeros(4)
 work = dist.all_to_all_single(out, torch.ones(4), async_op=True)
@@ -132,7 +132,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import torch, torch.distributed as dist
-import blslib.collective.torch.process_group
+import blslib.collective.torch
 
 for backend in ("gloo", "bls"):
     dist.init_process_group(backend)
@@ -167,7 +167,7 @@ import os, random, signal, sys, threading, time, warnings
 from datetime import timedelta
 import torch
 from mpi4py import MPI
-from blslib.collective.torch.process_group import BLSGroup, BLSOptions
+from blslib.collective.torch import BLSGroup, BLSOptions
 
 world = MPI.COMM_WORLD
 rank, size = world.rank, world.size
@@ -262,7 +262,7 @@ FORKS = """
 import atexit, multiprocessing, os, warnings
 import torch, torch.distributed as dist
 from torch.utils.data import DataLoader
-from blslib.collective.torch.process_group import BLSOptions
+from blslib.collective.torch import BLSOptions
 
 dist.init_process_group("bls", pg_options=BLSOptions(bound=2))
 warnings.simplefilter("error", RuntimeWarning)

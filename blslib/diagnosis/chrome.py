@@ -96,12 +96,13 @@ def rank_trace(path: Path, text: TextIO, key: str) -> RankTrace:
     Raises:
         TraceError: the file is damaged, ends too early, or holds fewer than two all-to-all calls.
     """
-    found, events = _Timeline(path), 0
-    for events, event in enumerate(_values(path, text, key), 1):
+    found, events = _Timeline(path), False
+    for event in _values(path, text, key):
+        events = True
         try:
             if isinstance(event, dict) and event.get("ph") == "X":
                 _take(found, event)
-        except (AttributeError, KeyError, TypeError, OverflowError):  # of another type than the profiler writes
+        except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError):  # not what the profiler writes
             raise TraceError(f"{path}: damaged event {reprlib.repr(event)}: record the run again") from None
     if not events:
         raise TraceError(f"{path} is JSON without traceEvents: give what torch.profiler's export_chrome_trace writes")
@@ -113,14 +114,13 @@ def rank_trace(path: Path, text: TextIO, key: str) -> RankTrace:
 
 
 def _whole(path: Path, about: Any, name: str) -> int | None:
-    value = about.get(name) if isinstance(about, dict) else None
-    if value is None:
-        return None
-    whole = isinstance(value, int | Decimal) and not isinstance(value, bool) and 0 <= value < 2**53 and not value % 1
-    if not whole:
+    value: Any = about.get(name) if isinstance(about, dict) else None
+    if type(value) in (int, Decimal) and 0 <= value < 2**53 and not value % 1:
+        return int(value)
+    if value is not None:
         told = value if isinstance(value, Decimal) else reprlib.repr(value)
         raise TraceError(f"{path}: {name} is {told}, must be a whole number >= 0: record the run again")
-    return int(value)
+    return None
 
 
 class _Source:
@@ -164,7 +164,7 @@ def _take(found: _Timeline, event: dict[str, Any]) -> None:
     name, kind = event.get("name", ""), event.get("cat", "")
     start, duration = float(event["ts"]), float(event.get("dur", 0))
     if not (abs(start) < _LATEST_US and 0 <= duration < _LATEST_US):
-        raise TraceError(f"{found.path}: event {name!r} has ts {start} and dur {duration}: damaged, record it again")
+        raise ValueError
     what, level = _level(event, name, kind)
     thread = event.get("pid") if kind == "kernel" else (event.get("pid"), event.get("tid"))
     if what == _ALL_TO_ALL:

@@ -44,13 +44,9 @@ class Diagnosis:
     advice: Recommendation
     memory_bytes: int | None
 
-    def seconds(self, part: str) -> float:
-        """Of the measured time, by a name of ``PARTS``."""
-        return getattr(self.parts, f"{part}_s")
-
     def share(self, part: str) -> float:
         """Share of the measured time, by a name of ``PARTS``."""
-        return self.seconds(part) / self.parts.total_s if self.parts.total_s else 0.0
+        return getattr(self.parts, f"{part}_s") / self.parts.total_s if self.parts.total_s else 0.0
 
     def at(self, bound: int) -> Split:
         """What the split would be at a bound from 0 to 64, the exchange taking its ranks' own time."""
@@ -124,11 +120,9 @@ class Diagnosis:
         return notes
 
     def rows_of_parts(self) -> list[dict[str, Any]]:
-        """A row for each part: case, part, seconds, share."""
-        return [
-            {"part": name, "seconds": self.seconds(part), "share": self.share(part)}
-            for part, name in PARTS.items()
-        ]
+        """A row for each part: its name, seconds, and share."""
+        seconds = {part: getattr(self.parts, f"{part}_s") for part in PARTS}
+        return [{"part": PARTS[part], "seconds": time_s, "share": self.share(part)} for part, time_s in seconds.items()]
 
     def rows_of_bounds(self) -> list[dict[str, Any]]:
         """A row for each bound from 0 to 64: the predictions, the limit, whether it is the one to choose, and shown,
@@ -205,18 +199,17 @@ def text(found: Diagnosis) -> str:
     size, unit = _unit(max(parts.total_s, advice.curve_s[0]))
     times = parts.limit_s / parts.useful_s if parts.useful_s else 1.0
     busiest = f"rank {parts.busiest} works {times:.2f} times the mean" if times >= 1.005 else ""
-    remarks = {"static": busiest, "dynamic": "waiting for whoever comes last"}
-    for part, name in PARTS.items():
-        seconds, share = found.seconds(part), found.share(part)
-        bar = f"{_bar(share, 24):24} {remarks.get(part, '')}"
-        lines.append(f"  {name:18}{seconds / size:z10.3f} {unit}{share:z7.1%}  {bar}".rstrip())
+    remarks = {PARTS["static"]: busiest, PARTS["dynamic"]: "waiting for whoever comes last"}
+    for row in found.rows_of_parts():
+        bar = f"{_bar(row['share'], 24):24} {remarks.get(row['part'], '')}"
+        lines.append(f"  {row['part']:18}{row['seconds'] / size:z10.3f} {unit}{row['share']:z7.1%}  {bar}".rstrip())
     lines.append(f"  {kind:18}{parts.total_s / size:10.3f} {unit}{1:7.1%}")
     if found.trace.bound:
         won = f"{parts.won_s / size:10.3f} {unit}"
         lines.append(f"  its bound has won {won} of dynamic imbalance already, which is not in this list")
     pop = (f"{name.removesuffix('_efficiency').replace('_', ' ')} {e:.1%}" for name, e in parts.efficiencies.items())
     lines += [f"  POP: {', '.join(pop)}", "", *wrap(_sentence(found.verdict), COLUMNS), ""]
-    lines.append(f"  bound   time of this run, predicted{'less':>16}  serialisation  transfer  parallel")
+    lines.append(f"  bound   time of this run, predicted{'less':>7}{'serial.':>9}{'transfer':>9}{'parallel':>9}")
     top = max(advice.curve_s[0], 1e-300)
     enough = next(k for k in SHOWN if k >= advice.bound and advice.curve_s[k] <= 1.001 * advice.curve_s.min())
     mark = f"  <- within 2 % of the {'limit' if advice.enough else 'best'}"
@@ -224,8 +217,8 @@ def text(found: Diagnosis) -> str:
         k, seconds = row["bound"], row["predicted_s"]
         if row["chosen"] or (row["shown"] and k <= enough):
             less = f"{1 - seconds / top:z6.1%}" if k else ""
-            pop = f"{row['serialisation']:15.1%}{row['transfer']:10.1%}{row['parallel_efficiency']:10.1%}"
-            told = f"{_bar(seconds / top, 16):16} {less:6}{pop}{mark if row['chosen'] and k else ''}"
+            shares = f"{row['serialisation']:9.1%}{row['transfer']:9.1%}{row['parallel_efficiency']:9.1%}"
+            told = f"{_bar(seconds / top, 16):16} {less:6}{shares}{mark if row['chosen'] and k else ''}"
             lines.append(f"  {k:5} {seconds / size:9.3f} {unit}  {told}")
     limit = advice.limit_s / top
     lines.append(f"  limit {advice.limit_s / size:9.3f} {unit}  {_bar(limit, 16):16} {1 - limit:z6.1%}")

@@ -143,8 +143,6 @@ def _table(path: Path, head: str, text: TextIO) -> pd.DataFrame:
     if missing := [name for name in wanted if name not in columns]:
         told = ", ".join(columns[:12]) + (" ..." if len(columns) > 12 else "")
         cures = [_meant(columns, name) or f"add {name}" for name in missing]
-        if pd.to_numeric(pd.Series(columns), errors="coerce").notna().all():
-            cures = ["write the names of the columns above them"]
         raise TraceError(f"{path} has the columns {told} and lacks {', '.join(missing)}: {', '.join(cures)}")
     if again := {name for name in wanted if columns.count(name) > 1}:
         raise TraceError(f"{path} has the column {min(again)} {columns.count(min(again))} times: leave one")
@@ -225,6 +223,9 @@ def _complete(
     """(P, N) matrices of the columns, once every rank is known to have every iteration, and what a ``Trace`` has to say
     of its ranks and iterations: that they are all, or which."""
     table = table.sort_values(["rank", "iteration"])
+    if (again := table[table.duplicated(["rank", "iteration"])]).size:
+        rank, i = again[["rank", "iteration"]].iloc[0]
+        raise TraceError(f"{where}: rank {rank} has iteration {i} twice: give every call of every rank once")
     counts, here = table["rank"].value_counts(sort=False), np.unique(table["iteration"])
     found = counts.index.tolist()
     size = world or found[-1] + 1
@@ -237,14 +238,9 @@ def _complete(
             f"{missing} of {size} ranks missing ({listed}) in {where}: give the files of all ranks, or say --sampled"
         )
     if found[-1] >= size:
-        raise TraceError(
-            f"rank {found[-1]} of a run with {size} ranks in {where}: give the files of one run at a time"
-        )
+        raise TraceError(f"rank {found[-1]} of a run with {size} ranks in {where}: give the files of one run at a time")
     if len(found) < 2:
         raise TraceError(f"only one rank in {where}: imbalance is between ranks, give the files of all of them")
-    if (again := table[table.duplicated(["rank", "iteration"])]).size:
-        rank, i = again[["rank", "iteration"]].iloc[0]
-        raise TraceError(f"{where}: rank {rank} has iteration {i} twice: give every call of every rank once")
     if counts[few := counts.idxmin()] < len(here):
         i = np.setdiff1d(here, table["iteration"][table["rank"] == few])[0]
         raise TraceError(

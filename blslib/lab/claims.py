@@ -46,7 +46,7 @@ HOLDS, FAILS = "holds", "fails"
 EFFECTS = {"whole": "whole", "exchange": "of which exchange", "lag": "of which lag"}
 ENDS = ("", "_low", "_high")
 HEADS = {"claim": "claim", **EFFECTS, "expected": "theory expects", "verdict": "verdict", "reason": "reason"}
-WIDTHS = {"claim": 26, "whole": 16, "exchange": 16, "lag": 16, "expected": 12, "verdict": 22}
+WIDTHS = {"claim": 24, "whole": 19, "exchange": 19, "lag": 19, "expected": 12, "verdict": 17}
 
 
 def verdict(lag: Interval, expected_low: float, expected_high: float, repeats: int) -> tuple[str, str]:
@@ -93,6 +93,7 @@ def judge(
         effects = {part: Interval(*(line[of + end] for end in ENDS)) for part, (line, of) in parts.items()}
         over, mpi_over = (line["measured_s"] / line["limit_s"] for line in (ours, mpi))
         about = f"bound {bound}, {ours['repeats']} repeats; {over:.2f} × the busiest rank's work (mpi {mpi_over:.2f} ×)"
+        about += f"; ranks worked {ours['useful_s'] / alone['useful_s']:.2f} × as long as at bound 0"
         about += f"; {ours['source']}" if "source" in ours else ""
         judged = _judged(name, ours, cores, effects, (ours["expected_low"], ours["expected_high"]), about)
         found.append({"claim": claim, **judged, "headline": name in headlines})
@@ -148,7 +149,7 @@ def latency(rows: Rows, *, cores: int, headlines: Sequence[float] = ()) -> list[
         ours_s, free_s = ours["latency_p99_s"], ours["predicted_p99_s"]
         low = (alone["predicted_p99_s"] + ours_s - free_s) / ours_s
         expected = low, max(low, alone["latency_p99_s"] / free_s)
-        about = f"bound {JUDGED}, {ours['batches']:,} batches of {ours['draws']} draws"
+        about = f"bound {JUDGED}, {int(ours['batches']):,} batches of {int(ours['draws'])} draws"
         judged = _judged(f"{rate:g} batches a second", ours, cores, effects, expected, about)
         found.append({"claim": "(f) delays: latency better, at p99", **judged, "headline": rate in headlines})
     return found
@@ -172,7 +173,11 @@ def headlines(claims: Sequence[Claim]) -> list[Claim]:
 
 def table(claims: Sequence[Claim]) -> str:
     """The claims as text of at most 120 columns, for a terminal; with its reason what was not to be expected."""
-    rows = [HEADS, {name: "-" * width for name, width in WIDTHS.items()}, *_cells(claims, aside=True)]
+    rows = [
+        HEADS,
+        {name: "-" * width for name, width in WIDTHS.items()},
+        *(_cells(claim, aside=True) for claim in sorted(claims, key=itemgetter("claim"))),
+    ]
     wrapped = [[textwrap.wrap(row[name], width) for name, width in WIDTHS.items()] for row in rows]
     lines = [line for row in wrapped for line in zip_longest(*row, fillvalue="")]
     return "\n".join("  ".join(map(str.ljust, line, WIDTHS.values())).rstrip() for line in lines)
@@ -180,7 +185,11 @@ def table(claims: Sequence[Claim]) -> str:
 
 def markdown(claims: Sequence[Claim], *, reasons: bool = True) -> str:
     """The claims as a table in Markdown, with a column of reasons, or with those alone that ``table`` has."""
-    rows = [HEADS, dict.fromkeys(HEADS, "---"), *_cells(claims, aside=not reasons)]
+    rows = [
+        HEADS,
+        dict.fromkeys(HEADS, "---"),
+        *(_cells(claim, aside=not reasons) for claim in sorted(claims, key=itemgetter("claim"))),
+    ]
     names = [name for name in HEADS if reasons or name != "reason"]
     return "\n".join(f"| {' | '.join(row[name].replace('|', '&#124;') for name in names)} |" for row in rows)
 
@@ -218,23 +227,18 @@ def _scores(source: str, runs: int, differ: int) -> Claim:
     return {**about, "differ": differ, "verdict": FAILS if differ else HOLDS, "reason": reason, "headline": False}
 
 
-def _cells(claims: Sequence[Claim], aside: bool) -> list[dict[str, str]]:
-    """The claims as text, by the names of ``HEADS``; reasons ``aside`` stand beside unexpected verdicts."""
-    rows = []
-    for claim in sorted(claims, key=itemgetter("claim")):
-        cells = dict.fromkeys(HEADS, "") | {name: claim[name] for name in ("verdict", "reason")}
-        cells["claim"] = f"{claim['claim']}: {claim['source']}"
-        if aside and claim["verdict"] in {OPEN, CONTRADICTS}:
-            cells["verdict"] += f": {claim['reason']}"
-        if claim["quantity"] == "scores":
-            cells["whole"] = claim["reason"]
-        else:
-            say = _shorter if claim["quantity"] == "latency" else "{:.2f}".format
-            for part in EFFECTS:
-                cells[part] = "{} ({} to {})".format(*(say(claim[part + end]) for end in ENDS))
-            cells["expected"] = " to ".join(dict.fromkeys(say(claim["expected" + end]) for end in ENDS[1:]))
-        rows.append(cells)
-    return rows
+def _cells(claim: Claim, aside: bool) -> dict[str, str]:
+    """A claim as text, by the names of ``HEADS``; its reason stands ``aside`` an unexpected verdict."""
+    cells = dict.fromkeys(HEADS, "") | {name: claim[name] for name in ("verdict", "reason")}
+    cells["claim"] = f"{claim['claim']} ({claim['source']})"
+    if aside and claim["verdict"] in {OPEN, CONTRADICTS}:
+        cells["verdict"] += f": {claim['reason'].split('; ')[0]}"
+    if claim["quantity"] == "scores":
+        return cells | {"whole": claim["reason"]}
+    say = _shorter if claim["quantity"] == "latency" else "{:.2f}".format
+    for part in EFFECTS:
+        cells[part] = "{} ({} to {})".format(*(say(claim[part + end]) for end in ENDS))
+    return cells | {"expected": " to ".join(dict.fromkeys(say(claim["expected" + end]) for end in ENDS[1:]))}
 
 
 def _shorter(gain: float) -> str:

@@ -7,8 +7,6 @@ committed is the reference run, and nobody writes that but the driver.
 """
 
 import argparse
-import ast
-import csv
 import json
 import os
 import re
@@ -19,9 +17,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import psutil
 
 from blslib import files
+from blslib.lab.claims import headlines, markdown, table
 from blslib.lab.ranks.launch import end_trees, rank_environment, survivors
 from blslib.lab.ranks.progress import TERMINAL_VARIABLE
 from blslib.lab.rows import OUT_VARIABLE, root
@@ -54,14 +54,6 @@ def where_results_go() -> str:
     return f"results go to {root()}" + ", the reference run is left as it is" * (root() != REPOSITORY)
 
 
-def parameters_of(notebook: Path) -> set[str]:
-    """The names that the notebook's cells tagged ``parameters`` assign."""
-    cells = [cell for cell in json.loads(notebook.read_text())["cells"] if cell["cell_type"] == "code"]
-    tagged = ["".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
-    nodes = [node for source in tagged for node in ast.walk(ast.parse(source))]
-    return {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
-
-
 def execute(notebook: Path, executed: Path, parameters: dict[str, Any]) -> None:
     """Run one notebook with the given parameters and keep the executed copy.
 
@@ -77,7 +69,7 @@ def execute(notebook: Path, executed: Path, parameters: dict[str, Any]) -> None:
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
     # Papermill only warns of a parameter that nothing reads.
-    if unknown := set(parameters) - parameters_of(notebook):
+    if unknown := set(parameters) - set(papermill.inspect_notebook(str(notebook))):
         raise StopError(f"{notebook.name}: its cell tagged 'parameters' has no {', '.join(sorted(unknown))}")
     executed.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -137,13 +129,11 @@ def claims(root: Path, notebooks: Sequence[Path]) -> list[dict[str, Any]]:
 
 def highest_rates(path: Path) -> str:
     """The table of ``serving.highest_rates`` in Markdown, from its file: one line for each contender and bound."""
-    lines = ["| | measured | predicted |", "|---|---|---|"]
-    with path.open(newline="") as file:
-        for row in csv.DictReader(file):
-            name = "`MPI_Alltoallv`" if row["contender"] == "mpi" else f"bounded lag, bound {row['bound']}"
-            columns = ("rate_per_s", "rate_per_s_low", "rate_per_s_high", "predicted_per_s")
-            rate, low, high, predicted = (round(float(row[column])) for column in columns)
-            lines.append(f"| {name} | {rate} ({low} to {high}) | {predicted} |")
+    lines = ["| | batches a second | predicted |", "|---|---|---|"]
+    for row in pd.read_csv(path).itertuples():
+        name = "`MPI_Alltoallv`" if row.contender == "mpi" else f"bounded lag, bound {row.bound}"
+        measured = f"{row.rate_per_s:.0f} ({row.rate_per_s_low:.0f} to {row.rate_per_s_high:.0f})"
+        lines.append(f"| {name} | {measured} | {row.predicted_per_s:.0f} |")
     return "\n".join(lines)
 
 
@@ -170,13 +160,12 @@ def fill_pages(repository: Path, minutes: dict[str, float]) -> None:
     Raises:
         StopError: a page has no place for something.
     """
-    from blslib.lab.claims import headlines, markdown
-
     readme, reproducing = repository / "README.md", repository / "REPRODUCING.md"
-    every = claims(repository, choose(repository / "notebooks", []))
-    fill(readme, "claims", f"\n{markdown(headlines(every), reasons=False)}\n")
-    fill(readme, "rates", f"\n{highest_rates(repository / 'data' / '05-serving' / 'highest-rates.csv')}\n")
-    fill(reproducing, "claims", f"\n{markdown(every)}\n")
+    found = claims(repository, choose(repository / "notebooks", []))
+    fill(readme, "claims", f"\n{markdown(headlines(found), reasons=False)}\n")
+    fill(reproducing, "claims", f"\n{markdown(found)}\n")
+    if (rates := repository / "data" / "05-serving" / "highest-rates.csv").exists():
+        fill(readme, "rates", f"\n{highest_rates(rates)}\n")
     for stem, spent in minutes.items():
         fill(reproducing, f"minutes {stem}", f"{spent:.1f}")
 
@@ -212,8 +201,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         notebooks = choose(options.notebooks or REPOSITORY / "notebooks", options.stems)
         print(f"running {len(notebooks)} notebook{'s' * (len(notebooks) > 1)}, results go to {results}", flush=True)
         minutes = run(notebooks, out, options.quick)
-        from blslib.lab.claims import table
-
         if found := claims(results, notebooks):
             print(table(found))
         if results == REPOSITORY:

@@ -119,20 +119,20 @@ def curve(
     work_s = _checked(work_s)
     ranks, iterations = work_s.shape
     meets = np.zeros(iterations, bool) if meets is None else meets
-    bounds = np.minimum(bounds, iterations)
-    stretches = -(-iterations // max(STRETCH, 256 * bounds.max(initial=0)))
+    lags, most = [min(bound, iterations) for bound in bounds], max(1, ABREAST // ranks)
+    stretches = -(-iterations // max(STRETCH, 256 * max(lags, default=0)))
     whole = iterations // stretches * stretches
-    total_s = np.zeros(len(bounds))
+    total_s = np.zeros(len(lags))
     rows = np.vstack([work_s, meets])
-    most = max(1, ABREAST // ranks)
     # The stretches are lanes of one recurrence, what is left over is a short one.
     for part in (rows[:, :whole].reshape(ranks + 1, stretches, -1), rows[:, whole:].reshape(ranks + 1, 1, -1)):
-        for lanes in np.array_split(np.arange(len(bounds)), range(most, len(bounds), most)):
-            run = Recurrence(ranks, np.tile(bounds[lanes], part.shape[1]), cost=cost)
+        for first in range(0, max(1, len(lags)), most):
+            few = lags[first : first + most]
+            run = Recurrence(ranks, few * part.shape[1], cost=cost)
             for column in np.moveaxis(part, 2, 0):
-                repeated = np.repeat(column, len(lanes), axis=1)
-                run.step(repeated[:-1], meets=repeated[-1] > 0)
-            total_s[lanes] += run.finish().reshape(-1, len(lanes)).sum(axis=0)
+                lanes = np.repeat(column, len(few), axis=1)
+                run.step(lanes[:-1], meets=lanes[-1] > 0)
+            total_s[first : first + most] += run.finish().reshape(-1, len(few)).sum(axis=0)
     return total_s
 
 
@@ -221,9 +221,7 @@ def recommend(
     )
 
 
-def _replicas(
-    work_s: np.ndarray, bound: int, cost: Cost, meets: np.ndarray, replicas: int
-) -> tuple[np.ndarray, int]:
+def _replicas(work_s: np.ndarray, bound: int, cost: Cost, meets: np.ndarray, replicas: int) -> tuple[np.ndarray, int]:
     """The win of resampled runs, and their length: blocks of iterations, as these depend on each other, long beside
     the bound."""
     iterations = work_s.shape[1]

@@ -1,1 +1,5 @@
-"""The ``torch.distributed`` backend ``"bls"``."""
+"""The ``torch.distributed`` backend ``"bls"``: importing this registers it. It starts MPI and imports torch."""
+
+from blslib.collective.torch.process_group import BLSGroup, BLSOptions
+
+__all__ = ["BLSGroup", "BLSOptions"]

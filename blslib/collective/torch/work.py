@@ -2,13 +2,17 @@
 
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
 from blslib.collective.errors import BlockError, ExchangeError, LateError
+
+if TYPE_CHECKING:
+    from blslib.collective.torch.mpi import MpiGroup
+    from blslib.collective.torch.process_group import BLSGroup
 
 NAME = "bls"
 
@@ -60,12 +64,6 @@ def in_words(error: Exception) -> Exception:
     return error
 
 
-class Group(Protocol):
-    """A group, as its works know it: once it has a failure, none of them will be filled any more."""
-
-    failure: Exception | None
-
-
 class Work(dist._Work):
     """One collective under way, as torch hands it to the caller.
 
@@ -75,7 +73,7 @@ class Work(dist._Work):
         timeout_s: of every wait that is given no other.
     """
 
-    def __init__(self, group: Group, outputs: Tensors, timeout_s: float) -> None:
+    def __init__(self, group: "MpiGroup", outputs: Tensors, timeout_s: float) -> None:
         super().__init__()
         self._of, self._outputs, self._timeout_s = group, outputs, timeout_s
         self._done = False
@@ -138,15 +136,6 @@ class Work(dist._Work):
         return future
 
 
-class Collects(Group, Protocol):
-    """A group whose all-to-alls arrive when it is asked for them."""
-
-    def rank(self) -> int: ...
-
-    def collect(self, through: int | None, timeout_s: float) -> None:
-        """Wait for all up to iteration ``through``; without it, take in what is there."""
-
-
 class AllToAllWork(Work):
     """An all-to-all under way.
 
@@ -155,7 +144,7 @@ class AllToAllWork(Work):
             had failed before.
     """
 
-    def __init__(self, group: Collects, outputs: Tensors, rooms: Tensors, pieces: Bytes, timeout_s: float) -> None:
+    def __init__(self, group: "BLSGroup", outputs: Tensors, rooms: Tensors, pieces: Bytes, timeout_s: float) -> None:
         super().__init__(group, outputs, timeout_s)
         self._group, self._rooms, self._pieces, self.iteration = group, rooms, pieces, -1
 
