@@ -272,6 +272,13 @@ def test_a_wrong_word_is_told_at_once(arguments: list[str], said: str, capsys: p
     assert said in capsys.readouterr().err
 
 
+def test_what_is_named_twice_is_measured_once() -> None:
+    """Else a row would have two that it could be paired with."""
+    words = ["bench", "arrivals", "--patterns", "rotating,balanced,rotating", "--bytes", "64,64", "--bounds", "4,0,4"]
+    given = cli.parser().parse_args(words)
+    assert (given.patterns, given.bytes, given.bounds) == (("rotating", "balanced"), (64,), (4, 0))
+
+
 def test_an_experiment_that_is_none() -> None:
     with pytest.raises(
         ValueError, match=r"no 'smoke' in blslib.lab.experiments: choose from alltoallv, arrivals, .*torch"

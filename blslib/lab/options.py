@@ -11,11 +11,11 @@ Given = argparse.Namespace
 
 
 def several(kind: Callable[[str], object], known: Collection[object] = ()) -> Callable[[str], tuple]:
-    """A comma-separated list of values, each of a kind and, if given, one of those known."""
+    """A comma-separated list of different values, each of a kind and, if given, one of those known."""
 
     def parse(text: str) -> tuple:
         try:
-            values = tuple(kind(part) for part in text.split(",") if part)
+            values = tuple(dict.fromkeys(kind(part) for part in text.split(",") if part))
         except ValueError:
             what = f"expected {kind.__name__}, several with commas between them"
             raise argparse.ArgumentTypeError(f"{text!r}: {what}") from None
