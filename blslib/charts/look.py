@@ -62,7 +62,7 @@ def theme() -> alt.theme.ThemeConfig:
     caption = {"subtitleFontSize": 11, "subtitleColor": "#444444", "subtitlePadding": 5, "subtitleLineHeight": 15}
     legend = {"orient": "bottom", "title": None, "labelFontSize": 12, "symbolSize": 90, "labelLimit": 260}
     marks = {"line": {"strokeWidth": 1.5}, "rule": {"strokeWidth": 1.5}, "mark": {"tooltip": {"content": "encoding"}}}
-    paper = {"font": "sans-serif", "background": "white", "padding": 10, "view": {"stroke": None}}
+    paper: Any = {"font": "sans-serif", "background": "white", "padding": 10, "view": {"stroke": None}}
     parts = {
         "axis": plain | {"labelFontSize": 11, "titleFontSize": 12, "tickColor": grey, "domainColor": grey},
         "axisX": {"labelAngle": 0, "grid": False},
@@ -119,6 +119,13 @@ def medians(base: alt.Chart, column: str, y: alt.Y, **more: Any) -> list[alt.Cha
     """Layers for a measured column: its medians as points, with bars for their intervals."""
     bars = base.mark_rule().encode(y=f"{column}_low:Q", y2=f"{column}_high:Q")
     return [bars, base.mark_point().encode(y=y, **more)]
+
+
+def curves(names: Iterable[str], x: alt.X, y: alt.Y, looks: Looks = LOOKS, **more: Any) -> list[alt.Chart]:
+    """Layers for a measured column of these series: lines through medians, with bars for their intervals."""
+    color, shape = apart(names, looks)
+    base = alt.Chart().encode(x=x, color=color, **more)
+    return [base.mark_line().encode(y=y), *medians(base, str(y["shorthand"]).removesuffix(":Q"), y, shape=shape)]
 
 
 def told(rows: Table, cores: int) -> pd.DataFrame:

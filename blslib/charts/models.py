@@ -17,17 +17,16 @@ def latency_by_rate(rows: Table, *, cores: int, limit_s: float) -> Any:
     table = look.told(rows, cores)
     looks = look.by_bound(table)
     long = _percentiles(table, {50: "half of the batches wait less (p50)", 99: "one batch of 100 waits longer (p99)"})
-    color, shape = apart(long["series"], looks)
+    color, _ = apart(long["series"], looks)
     x = alt.X("rate_per_s:Q", title="batches that arrive per second", scale=alt.Scale(nice=False, padding=12))
     y = alt.Y("latency_ms:Q", title="latency (ms, logarithmic)", **log())
-    base = alt.Chart().encode(x=x, color=color)
+    model = alt.Chart().encode(x=x, y="predicted_ms:Q", color=color)
     limit = alt.Chart().transform_aggregate(once="count()").encode(y=alt.datum(1000 * limit_s))
     layers = [
         limit.mark_rule(color=LOOKS[look.LIMIT][0], strokeWidth=2),
         limit.mark_text(align="left", baseline="bottom", dx=4, x=0, text=f"limit {1000 * limit_s:g} ms"),
-        base.mark_line(strokeDash=[3, 3], strokeWidth=1.2).encode(y="predicted_ms:Q"),
-        base.mark_line().encode(y=y),
-        *medians(base, "latency_ms", y, shape=shape),
+        model.mark_line(strokeDash=[3, 3], strokeWidth=1.2),
+        *look.curves(long["series"], x, y, looks),
     ]
     worst = table[table["rate_per_s"] == table["rate_per_s"].max()]
     each = "; ".join(f"{row.series} {1000 * row.latency_p99_s:.0f} ms" for row in worst.itertuples())
@@ -65,38 +64,31 @@ def gain_by_ranks(model: Table, live: Table, *, cores: int) -> Any:
         live: of ``delayed.run`` at several numbers of ranks, bounded lag alone; ``lag_effect``, drawn as points.
         cores: of the machine that ran them.
     """
-    points, lines = pd.DataFrame(live), pd.DataFrame(model)
-    alone = lines[lines["bound"] == 0].set_index(["law", "ranks"])["predicted_s"]
-    lines["predicted"] = (
-        alone.loc[list(zip(lines["law"], lines["ranks"], strict=True))].to_numpy() / lines["predicted_s"]
-    )
+    points, lines = pd.DataFrame(live), pd.DataFrame(model).sort_values("bound", kind="stable")
+    alone_s = lines.groupby(["law", "ranks"])["predicted_s"].transform("first")
+    lines["predicted"] = alone_s / lines["predicted_s"]
     shown = lines[lines["bound"].isin(points["bound"])].drop(columns="lag_effect", errors="ignore")
     shown = pd.concat([shown, points], ignore_index=True).query("bound > 0").assign(contender="bls", series="")
     shown["delay"], looks = shown["law"], look.by_bound(shown)
     color, shape = apart(looks, looks)
-    far, ran, same = lines["ranks"].max(), points["ranks"].max(), "lag_effect" in lines
-    x = alt.X(
-        "ranks:Q",
-        title="ranks P (logarithmic)",
-        **log(TENS if far > ran else sorted(points["ranks"].unique().tolist())),
-    )
+    far, ran = lines["ranks"].max(), points["ranks"].max()
+    ticks = TENS if far > ran else sorted(points["ranks"].unique().tolist())
+    x = alt.X("ranks:Q", title="ranks P (logarithmic)", **log(ticks))
     y = alt.Y("predicted:Q", title="speed-up over bound 0 (×, log.)", **log((1, 1.5, 2, 3, 5, 10)))
     base = alt.Chart().encode(x=x, color=color)
     line = base.transform_filter("isValid(datum.predicted)").mark_line().encode(y=y)
     dots = base.transform_filter("isValid(datum.lag_effect)")
     layers = [line, *medians(dots, "lag_effect", alt.Y("lag_effect:Q"), shape=shape)]
-    draws = (
-        "the realised work of the same runs" if same else f"draws of its own, {span(lines['iterations'])} iterations"
-    )
+    own = f"draws of its own, {span(lines['iterations'])} iterations"
+    draws = "the realised work of the same runs" if "lag_effect" in lines else own
     text = [
         f"Points: live runs at {span(points['ranks'])} ranks on {cores} cores; work and delays are sleeps.",
         f"Medians of {span(points['repeats'])} repeats of {span(points['iterations'])} iterations, 95 % intervals.",
         f"Lines: the max-plus model on {draws}{f', up to {far:,} ranks, which nobody ran' if far > ran else ''}.",
     ]
     top = shown[shown["ranks"] == far].groupby("delay", sort=False)["predicted"].max()
-    said = (
-        f"speed-up against ranks; predicted at {far:,} ranks: {'; '.join(f'{law} {x:.2f}' for law, x in top.items())}"
-    )
+    said = "; ".join(f"{law} {gain:.2f}" for law, gain in top.items())
+    said = f"speed-up against ranks; predicted at {far:,} ranks: {said}"
     title = "What lag would win with many ranks" if far > ran else "What lag wins, measured and predicted"
     return panels(layers, shown, "delay", title, text, said, 140 if far > ran else 190)
 
@@ -119,7 +111,7 @@ def saved_time(rows: Table) -> Any:
     return panels([layer], table, "delay", "Lag pays again and again, or never", lines, said)
 
 
-def needed_bounds(rows: Table, *, most: int) -> alt.LayerChart:
+def needed_bounds(rows: Table, *, most: int) -> Any:
     """The bound that comes close to the limit, and its memory: a map of law against ranks.
 
     Args:
@@ -156,19 +148,15 @@ def balance(rows: Table, *, cores: int) -> Any:
     live, both = "a call, live", "an iteration of the model, with and without a call"
     drawn = (("call_us", live, look.BLS), ("iteration_us", both, look.BLS), ("free_us", both, look.PREDICTED))
     long = pd.concat(
-        table.rename(columns={f"{name}{end}": f"us{end}" for end in ("", "_low", "_high")}).assign(
-            panel=panel, series=of
-        )
+        table.rename(columns=lambda column, name=name: column.replace(name, "us")).assign(panel=panel, series=of)
         for name, panel, of in drawn
     )
     axis = alt.Axis(ticks=False, labelExpr="split(datum.label, '|')")
     x = alt.X("place:O", sort=list(table["place"]), title="bound k (iterations), and MB of a rank's slots", axis=axis)
-    color, shape = apart(long["series"])
-    base, y = alt.Chart().encode(x=x, color=color), alt.Y("us:Q", title="time (µs)", scale=look.LOOSE)
-    layers = [base.mark_line().encode(y=y), *medians(base, "us", y, shape=shape)]
+    layers = look.curves(long["series"], x, alt.Y("us:Q", title="time (µs)", scale=look.LOOSE))
     lines = [
-        f"Left: the bare exchange, {span(table['ranks'])} ranks on {cores} cores, blocks of "
-        + f"{span(table['bytes_per_block'])} bytes; medians of {span(table['repeats'])} repeats, 95 % intervals.",
+        f"Left: the bare exchange, {span(table['ranks'])} ranks on {cores} cores, {span(table['repeats'])} repeats.",
+        f"Blocks of {span(table['bytes_per_block'])} bytes. {look.INTERVALS}",
         f"Right: the max-plus model with delays ({table['law'].iloc[0]}), alone and with a call as measured.",
     ]
     costly = ", ".join(f"bound {row.bound} {row.call_us:.0f} µs" for row in table.itertuples())

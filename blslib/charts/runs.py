@@ -48,10 +48,8 @@ def speedup_by_bound(rows: Table, *, cores: int, panel: str = "scenario") -> Any
     """Throughput over that of MPI_Alltoallv against the bound; takes ``speedup`` of ``dlrm.run``."""
     table = look.told(rows, cores)
     shown = table[table["contender"] != "mpi"]
-    color, shape = apart(shown["series"])
-    base = alt.Chart().encode(x=BOUND_AXIS, xOffset=look.BESIDE, color=color)
     y = alt.Y("speedup:Q", title="throughput over MPI_Alltoallv (×)", scale=LOOSE)
-    layers = [MPI_LINE, base.mark_line().encode(y=y), *medians(base, "speedup", y, shape=shape)]
+    layers = [MPI_LINE, *look.curves(shown["series"], BOUND_AXIS, y, xOffset=look.BESIDE)]
     lines = [setting(table), f"Black line: MPI_Alltoallv. {INTERVALS}"]
     lines += ["gloo keeps k requests in flight."] * ("gloo" in set(shown["contender"]))
     said = f"throughput over MPI_Alltoallv against the bound; bounded lag: {look.ranges(table, panel, 'speedup')}"
@@ -160,37 +158,34 @@ def waiting(rows: Table, *, cores: int, panel: str = "scenario") -> Any:
     return panels(layers, long, panel, "Who waits, and for how long?", lines, said, alt.Step(22))
 
 
-def alltoallv_by_size(rows: Table, *, cores: int) -> alt.LayerChart:
+def alltoallv_by_size(rows: Table, *, cores: int) -> Any:
     """Time of a call over MPI_Alltoallv's against the size of blocks; takes ``share_of_mpi`` of ``alltoallv.run``."""
     table = look.told(rows, cores)
     looks, shown = look.by_bound(table), table[table["contender"] != "mpi"]
-    color, shape = apart(shown["series"], looks)
     words = "datum.value < 1024 ? datum.value + ' B' : format(datum.value / 1024, ',') + ' KiB'"
     axis = alt.Axis(values=sorted(table["bytes_per_block"].unique().tolist()), labelExpr=words)
     x = alt.X("bytes_per_block:Q", title="size of a block (logarithmic)", scale=look.log()["scale"], axis=axis)
     y = alt.Y("share_of_mpi:Q", title="time of a call over MPI_Alltoallv (×)")
-    base = alt.Chart().encode(x=x, color=color)
-    layers = [MPI_LINE, base.mark_line().encode(y=y), *medians(base, "share_of_mpi", y, shape=shape)]
+    layers = [MPI_LINE, *look.curves(shown["series"], x, y, looks)]
     lines = [
-        f"{table['where'].iloc[0]}, {look.span(table['repeats'])} interleaved repeats. {INTERVALS}",
+        f"{look.span(table['repeats'])} interleaved repeats. {INTERVALS}",
         "Every contender fills every block and reads what arrives. Black line: MPI_Alltoallv. Grey: no exchange.",
     ]
-    said = f"Time of a call over MPI_Alltoallv against the size: {look.ranges(shown, 'series', 'share_of_mpi')}."
-    chart = alt.layer(*layers, data=shown, width=look.WIDTH, height=280)
-    return chart.properties(title=look.heading("What a call costs", lines), description=said)
+    said = f"time of a call over MPI_Alltoallv against the size: {look.ranges(shown, 'series', 'share_of_mpi')}"
+    return panels(layers, shown.rename(columns={"where": "on"}), "on", "What a call costs", lines, said, 280)
 
 
 def arrivals(rows: Table, *, cores: int) -> Any:
     """Time over that of the max-plus law, pattern by pattern of arrival; takes ``ratio`` of ``arrivals.run``."""
     table = look.told(rows, cores)
     looks = look.by_bound(table)
-    color, shape = (channel.legend(None) for channel in apart(table["series"], looks))
+    color, shape = apart(table["series"], looks)
     y = alt.Y("series:N", sort=list(looks), title=None, axis=alt.Axis(domain=False, ticks=False, labelLimit=230))
-    base = alt.Chart().encode(y=y, color=color)
+    base = alt.Chart().encode(y=y, color=color.legend(None))
     x = alt.X("ratio:Q", title="time over the max-plus law (×)", scale=LOOSE)
     law = alt.Chart().mark_rule(color=LOOKS[look.PREDICTED][0]).encode(x=alt.datum(1.0))
     bars = base.mark_rule().encode(x="ratio_low:Q", x2="ratio_high:Q")
     lines = [setting(table), f"{INTERVALS} Light blue line: the law itself, with an exchange that costs nothing."]
     said = f"time over the max-plus law by contender; bounded lag: {look.ranges(table, 'pattern', 'ratio')}"
-    layers = [law, bars, base.mark_point().encode(x=x, shape=shape)]
+    layers = [law, bars, base.mark_point().encode(x=x, shape=shape.legend(None))]
     return panels(layers, table, "pattern", "What if ranks arrive at different times?", lines, said, 150)
