@@ -20,7 +20,7 @@ WIDTH = 720
 MPI, BLS, WINDOW = "MPI_Alltoallv", "bounded lag", "MPI_Ialltoallv window"
 PREDICTED, LIMIT = "max-plus prediction", "limit: busiest rank's work"
 # What the contenders of ``lab.compare`` are called in charts, and what else is drawn, with colour and shape. Whatever
-# calls MPI_Alltoallv is black, and grey is what nobody can beat. Contenders that stand not here are not drawn.
+# calls MPI_Alltoallv is black, and grey is what nobody can beat. Contenders missing here are not drawn.
 SERIES = {
     "mpi": (MPI, "#000000", "square"),
     "raw": ("MPI_Alltoallv, bare loop", "#000000", "cross"),
@@ -38,8 +38,7 @@ LOOKS: Looks = {name: (color, shape) for name, color, shape in SERIES.values()}
 
 # Of bounded lag where bounds are series: its blue, the darker the larger the bound; for 0, 1, 2, 4, 8 and so on.
 BLUES = ("#93C4E4", "#6FAEDA", "#4C98CD", "#2582BF", "#006BA6", "#00588A", "#00456D", "#003250", "#001F33")
-TURNED = ("triangle-up", "triangle-down", "triangle-right", "triangle-left")
-SHAPES = ("circle", TURNED[0], "square", "diamond", TURNED[1], "cross", *TURNED[2:], "wedge")
+SHAPES = ("circle", "triangle-up", "square", "diamond", "triangle-down", "cross", "triangle-right", "wedge", "arrow")
 
 # Bounds double from 1 on and start at 0, which no logarithm shows: they stand side by side. Contenders at the same
 # bound stand a little beside each other, so that none hides another.
@@ -132,7 +131,7 @@ def told(rows: Table, cores: int) -> pd.DataFrame:
     """A copy with the columns ``series``, and ``where``: on how many cores; ranks with a core each come first."""
     table = pd.DataFrame(rows).sort_values("ranks", kind="stable", ignore_index=True)
     where = table["ranks"].astype(str) + f" ranks on {cores} cores"
-    if "bytes_per_block" not in table:  # else ranks only sleep
+    if "bytes_per_block" not in table:  # else the exchange is bare: ranks sleep, and need no cores
         owned = {True: ": each has its own", False: ": a waiting rank lends its core to a working one"}
         where += (table["ranks"] <= cores).map(owned)
     return table.assign(series=table["contender"].map(LABELS), where=where).dropna(subset="series")
@@ -167,13 +166,7 @@ def heading(text: str, lines: Sequence[str]) -> alt.Title:
 
 
 def panels(
-    layers: Sequence[Any],
-    table: pd.DataFrame,
-    panel: str,
-    title: str,
-    lines: Sequence[str],
-    said: str,
-    height: Any = 190,
+    layers: list[Any], table: pd.DataFrame, panel: str, title: str, lines: list[str], said: str, height: Any = 190
 ) -> Any:
     """Layers over a table, a panel for each value of its column ``panel``, described in the words ``said``.
 
@@ -189,9 +182,8 @@ def panels(
         names, small = list(part[panel].unique()), bool(rows) and isinstance(height, int)
         columns = len(names) if len(names) < 4 or small else {4: 2, 5: 3, 6: 3}.get(len(names), 4)
         size = {"width": (WIDTH + 22) // columns - 22, "height": height * 2 // 3 if small else height}
-        row = alt.layer(*layers, data=part, **size).facet(
-            alt.Facet(f"{panel}:N", sort=names), columns=columns, spacing=22
-        )
+        drawn, facet = alt.layer(*layers, data=part, **size), alt.Facet(f"{panel}:N", sort=names)
+        row = drawn.facet(facet, columns=columns, spacing=22)
         row = row.resolve_axis(x="independent")  # or the place of a panel that is not there would show an axis
         rows.append(row.properties(title=alt.Title(where, fontSize=13, offset=8)) if len(parts) > 1 else row)
     whole = rows[0] if len(rows) == 1 else alt.vconcat(*rows, spacing=34).resolve_scale(xOffset="independent")
