@@ -191,7 +191,7 @@ def test_ranks_stay_and_the_reference_run_too(lab: Lab, page: Any, opened: Calla
 
 START = "from blslib.lab.ranks.cluster import engines\nranks = engines(4)"
 
-CONTROL = "from blslib.lab.experiments import timeline\ntimeline.control(ranks, cores=2)"
+CONTROL = "from blslib.lab import controls\ncontrols.delays_and_bound(ranks, cores=2)"
 
 
 def test_ranks_that_died_and_a_kernel_that_dies(lab: Lab, page: Any, opened: Callable[[str], psutil.Process]) -> None:
@@ -239,12 +239,12 @@ def test_an_interrupt_while_ranks_start(lab: Lab, page: Any, opened: Callable[[s
 
 
 BARS = """
-from blslib.lab.experiments.delayed import DelayedConfig, run
+from blslib.lab.experiments.delayed import Config, run
 from blslib.lab.ranks.cluster import engines, experiment
 
 ranks = engines(2)
 for law, names in (("rotating", ("bls",)), ("exponential", ("mpi", "bls"))):
-    experiment(ranks, run, DelayedConfig(law, bounds=(0,), names=names, iterations=100, base_s=0.03, repeats=1))
+    experiment(ranks, run, Config(law, bounds=(0,), names=names, iterations=100, base_s=0.03, repeats=1))
 """
 
 

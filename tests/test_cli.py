@@ -14,7 +14,7 @@ import pytest
 from mpi4py import MPI
 
 from blslib.lab import cli
-from blslib.lab.compare.measure import Contender, exchanges
+from blslib.lab.compare.contest import Contender, exchanges
 from tests.conftest import LONG_S, ROOT, alive, until
 from tests.test_setup import RUN_CSV
 
@@ -153,10 +153,12 @@ def test_more_than_this_machine_has_is_refused_in_words(tmp_path: Path, options:
 
 def test_a_window_that_does_not_fit_is_refused_before_it_is_touched() -> None:
     """Nothing is taken until it is written to, so nobody else would notice in time."""
+    touched: list[Any] = []
     eighth = [psutil.virtual_memory().available // 8 // 4]
     with pytest.raises(MemoryError, match=r"the exchanges of a host need .* GiB, .* are free: ask for smaller blocks"):
-        with exchanges(MPI.COMM_SELF, [Contender("window", 10)], eighth, eighth, 4):
+        with exchanges(MPI.COMM_SELF, [Contender("window", 10)], eighth, eighth, 4, touched.append):
             pass
+    assert not touched
 
 
 def test_without_a_launcher_or_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -16,9 +16,8 @@ import psutil
 import pytest
 
 from blslib.charts import runs as charts
-from blslib.lab.experiments import timeline
-from blslib.lab.experiments.dlrm import RecommendConfig
-from blslib.lab.experiments.serving import ServingConfig
+from blslib.lab import controls, figures
+from blslib.lab.experiments import dlrm, serving, timeline
 from blslib.lab.ranks import cluster, progress
 from blslib.lab.ranks.cluster import CLUSTER_VARIABLE, Engines, GoneError, RankError, engines, experiment
 from blslib.lab.ranks.launch import Guard, end_trees, mpi_environment, mpiexec, run_guarded, run_ranks
@@ -130,26 +129,26 @@ def test_a_bar_is_named_after_its_case() -> None:
     def label_of(config: object, size: int | None = None) -> object:
         return experiment(Asked(), timeline.run, config, size=size)  # type: ignore[arg-type]
 
-    assert label_of(timeline.TimelineConfig(law="rotating")) == "timeline rotating on 4 ranks"
-    assert label_of(RecommendConfig("wandering"), 2) == "timeline wandering on 2 ranks"
-    assert label_of(RecommendConfig("balanced", "rotating")) == "timeline balanced rotating on 4 ranks"
-    assert label_of(ServingConfig(rate_per_s=40)) == "timeline balanced bernoulli 40/s on 4 ranks"
+    assert label_of(timeline.Config(law="rotating")) == "timeline rotating on 4 ranks"
+    assert label_of(dlrm.Config("wandering"), 2) == "timeline wandering on 2 ranks"
+    assert label_of(dlrm.Config("balanced", "rotating")) == "timeline balanced rotating on 4 ranks"
+    assert label_of(serving.Config(rate_per_s=40)) == "timeline balanced bernoulli 40/s on 4 ranks"
 
 
 def test_the_control_draws_delays_as_long_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a single rank, of those whom the law hits; of exponential delays on average."""
-    asked: list[timeline.TimelineConfig] = []
+    asked: list[timeline.Config] = []
 
     class Asked:
         size = 4
 
-        def run(self, _: object, __: object, config: timeline.TimelineConfig, *___: object, label: str) -> list[object]:
+        def run(self, _: object, __: object, config: timeline.Config, *___: object, label: str) -> list[object]:
             asked.append(config)
             return [[]]
 
     monkeypatch.setattr(charts, "timeline", lambda rows, cores: None)
-    monkeypatch.setattr(charts, "show", lambda chart: None)
-    control = timeline.control(Asked(), cores=2)
+    monkeypatch.setattr(figures, "show", lambda chart: None)
+    control = controls.delays_and_bound(Asked(), cores=2)
     _, slider, menu, _ = control.children
     assert slider.description == "one delay (ms)"
     drawn_s = {}
@@ -169,7 +168,7 @@ def test_a_control_without_ranks_says_so_in_a_sentence(capsys: pytest.CaptureFix
         def run(self, *_: object, label: str) -> list[object]:
             raise GoneError("rank 1 died: the next call starts a new cluster\n[mpiexec] BAD TERMINATION")
 
-    control = timeline.control(Gone(), cores=2)
+    control = controls.delays_and_bound(Gone(), cores=2)
     capsys.readouterr()  # it draws once by itself
     control.f(bound=2, delay_ms=48, law="rotating")
     assert capsys.readouterr().out == "rank 1 died: the next call starts a new cluster\n"

@@ -13,8 +13,8 @@ from blslib.theory.delays import Constant, Exponential, Law, Permanent, Rotating
 from blslib.theory.maxplus import limit, makespan
 
 
-def config(name: str, law: Law, **changes: Any) -> limits.LimitsConfig:
-    return limits.LimitsConfig(name, law, **{"ranks": (2, 5), "bounds": (0, 1, 4, 16), "iterations": 60, **changes})
+def config(name: str, law: Law, **changes: Any) -> limits.Config:
+    return limits.Config(name, law, **{"ranks": (2, 5), "bounds": (0, 1, 4, 16), "iterations": 60, **changes})
 
 
 EXPONENTIAL = config("exponential", Exponential(1e-3))
@@ -35,7 +35,8 @@ def calls() -> list[dict[str, Any]]:
     """Of micro.run: the larger the bound, the dearer a call."""
     common = {"ranks": 4, "bytes_per_block": 16384, "repeats": 3}
     return [
-        {**common, "bound": k, "time_us": 10.0 + k, "time_us_min": 9.0 + k, "time_us_max": 12.0 + k} for k in (0, 2, 64)
+        {**common, "bound": k, "time_us": 10.0 + k, "time_us_low": 9.0 + k, "time_us_high": 12.0 + k}
+        for k in (0, 2, 64)
     ]
 
 
@@ -74,7 +75,7 @@ def test_the_needed_bound_and_its_memory() -> None:
 
 
 def test_the_balance_adds_what_a_call_costs() -> None:
-    fast = limits.LimitsConfig("exponential", Exponential(5e-5), work_s=2e-4, iterations=200)
+    fast = limits.Config("exponential", Exponential(5e-5), work_s=2e-4, iterations=200)
     found = pd.DataFrame(limits.balance(calls(), fast)).set_index("bound")
     assert found["free_us"].is_monotonic_decreasing
     assert found["free_us"][64] >= 250 * 0.95
@@ -86,15 +87,13 @@ def test_the_balance_adds_what_a_call_costs() -> None:
 def test_charts_say_what_they_show() -> None:
     many = limits.run(config("exponential", Exponential(1e-3), ranks=(2, 4, 1000), iterations=20))
     needed = [*limits.needed(many), {"law": "never", "ranks": 4, "within": 0.05, "bound": None, "memory_bytes": None}]
-    fast = limits.LimitsConfig("exponential", Exponential(5e-5), work_s=2e-4, iterations=20)
-    costs = pd.DataFrame(limits.balance(calls(), fast))
-    costs = costs.rename(columns=lambda name: name.replace("_min", "_low").replace("_max", "_high"))
+    fast = limits.Config("exponential", Exponential(5e-5), work_s=2e-4, iterations=20)
     drawn = {
         "4 ranks, measured": model_charts.gain_by_ranks(live(), live(), cores=2),
         "up to 1,000 ranks, which nobody ran": model_charts.gain_by_ranks(many, live(), cores=2),
         "2 ranks, max-plus model": model_charts.saved_time(limits.saved(EXPONENTIAL)),
         "within 5%": model_charts.needed_bounds(needed, most=16),
-        "4 ranks on 2 cores": model_charts.balance(costs, cores=2),
+        "4 ranks on 2 cores": model_charts.balance(limits.balance(calls(), fast), cores=2),
     }
     for words, chart in drawn.items():
         spec = chart.to_dict()

@@ -191,14 +191,14 @@ def test_the_driver_alone_writes_the_reference_run(tmp_path: Path) -> None:
 
 
 BARS = """
-from blslib.lab.experiments.delayed import DelayedConfig, run
+from blslib.lab.experiments.delayed import Config, run
 from blslib.lab.ranks import progress
 from blslib.lab.ranks.cluster import engines, experiment
 
 progress.SHOW_AFTER_S = 0.0
 once = {"bounds": (0,), "names": ("bls",), "iterations": 25, "base_s": 0.02, "repeats": 1}
 ranks = engines(2)
-experiment(ranks, run, DelayedConfig("rotating", **once))
+experiment(ranks, run, Config("rotating", **once))
 """
 
 FAIL = """

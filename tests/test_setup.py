@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,10 @@ INSTALLED_AS = {
 }
 # Not imported anywhere, yet needed: the launcher, the kernel, the linters, the browser's side, what installs us.
 TOOLS = {"mpich", "ipykernel", "jupyterlab", "ruff", "mypy", "pytest-rerunfailures", "anywidget", "setuptools"}
+
+DEVELOPMENT = {"hypothesis", "jupyterlab", "mpich", "mypy", "nbformat", "packaging", "pytest", "pytest-rerunfailures"}
+DEVELOPMENT |= {"pyyaml", "ruff", "setuptools"}
+"""What no extra brings: the launcher, the browser's side, and what tests and linters need."""
 
 
 def conda() -> dict[str, str]:
@@ -153,6 +158,30 @@ def test_extras_say_what_the_environment_files_say() -> None:
         assert everywhere[{"torch": "pytorch-cpu"}.get(name, name)] == wanted, name
 
 
+def test_all_three_files_name_the_same_packages() -> None:
+    """Whoever comes by conda, by pip's pins or by an extra gets the same; beside it there are tools, and no more."""
+    from packaging.requirements import Requirement
+
+    pip_names = {conda_name: pip_name.lower() for conda_name, pip_name in INSTALLED_AS.values()}
+    named = {pip_names.get(name, name) for name in conda()} - {"python", "pip"}
+    assert named - set(declared("lab")) == DEVELOPMENT
+    assert named <= set(pins())
+    # The pins hold what these ask for as well, and nothing for which nobody has asked.
+    asked: set[tuple[str, str]] = set()
+    new = {(name, "") for name in named}
+    while new:
+        asked |= new
+        needs = [
+            (Requirement(line), extra)
+            for name, extra in new
+            if name in pins()
+            for line in metadata.requires(name) or ()
+        ]
+        needs = [each for each, extra in needs if not each.marker or each.marker.evaluate({"extra": extra})]
+        new = {(each.name.lower().replace("_", "-"), extra) for each in needs for extra in ("", *each.extras)} - asked
+    assert set(pins()) <= {name for name, _ in asked}
+
+
 # Stands before the program, and hides packages from it.
 WITHOUT = """
 import runpy, sys
@@ -215,7 +244,7 @@ def test_diagnose_needs_neither_mpi_nor_torch(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out.json").read_text())
 
 
-@pytest.mark.parametrize("module", ["alltoallv", "baselines", "process_group"])
+@pytest.mark.parametrize("module", ["alltoallv", "baselines", "torch.process_group"])
 def test_without_an_mpi_library_it_says_what_brings_one(module: str) -> None:
     environment = {**os.environ, "MPI4PY_LIBMPI": "no such library"}
     command = [sys.executable, "-c", f"import blslib.collective.{module}"]
