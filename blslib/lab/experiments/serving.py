@@ -32,7 +32,6 @@ HEAD_START_S = 10e-3
 """From the ranks' meeting to time 0, so that every rank is ready for the first arrival."""
 
 PERCENTILES = (50, 95, 99)
-KEYS = ["contender", "bound", "idle", "law", "mean_delay_s", "batch_size", "rate_per_s", "ranks"]
 
 
 @dataclass(frozen=True)
@@ -212,9 +211,13 @@ def pooled(rows: "Rows") -> "pd.DataFrame":
     """
     import pandas as pd
 
+    from blslib.lab.rows import settings_of
+
     lines = []
-    for key, group in pd.DataFrame(rows).groupby(KEYS, sort=False):
-        line = dict(zip(KEYS, key, strict=True)) | {"draws": group["repeat"].nunique(), "batches": len(group)}
+    table = pd.DataFrame(rows)
+    keys = settings_of(table)
+    for key, group in table.groupby(keys, sort=False):
+        line = dict(zip(keys, key, strict=True)) | {"draws": group["repeat"].nunique(), "batches": len(group)}
         for percent in PERCENTILES:
             found = _percentiles(group, percent)
             ends = np.percentile(found[1:], [2.5, 97.5])
