@@ -10,6 +10,8 @@ import pandas as pd
 import pytest
 import vl_convert
 
+from blslib.charts import look
+from blslib.charts import models as model_charts
 from blslib.charts import runs as charts
 from blslib.lab import figures
 
@@ -17,34 +19,58 @@ BOUNDS = (0, 1, 4)
 PANELS = ("rotating", "static")
 
 
-def rows() -> list[dict[str, Any]]:
-    """Of recommend.run and delayed.run at once."""
+def summed(row: dict[str, Any], **measured: float) -> dict[str, Any]:
+    """A line of rows.summary: medians, and the ends of their intervals."""
+    ends = {f"{name}_{end}": x * by for name, x in measured.items() for end, by in (("low", 0.9), ("high", 1.1))}
+    return row | measured | ends
+
+
+def rows(ranks: tuple[int, ...] = (4,), names: tuple[str, ...] = ("bls", "window")) -> pd.DataFrame:
+    """The summary of dlrm.run and delayed.run at once."""
     made = []
-    for scenario in PANELS:
-        for contender, bound in [("mpi", 0), *((name, bound) for name in ("bls", "window") for bound in BOUNDS)]:
-            speedup = 1 + 0.1 * bound * (scenario == "rotating")
-            measured = {"speedup_over_mpi": speedup, "measured_s": 2 / speedup, "predicted_s": 1.9 / speedup}
-            measured |= {"limit_s": 1.0, "ratio": 2 / 1.9, "batches_per_s": 50 * speedup, "waiting_s": 0.5}
-            spread = {
-                f"{name}_{end}": value * by
-                for name, value in measured.items()
-                for end, by in (("min", 0.9), ("max", 1.1))
-            }
-            row = {
-                "contender": contender,
-                "scenario": scenario,
-                "law": scenario,
-                "source": f"generated: {scenario} ids",
-            }
-            row |= {"bound": bound, "ranks": 4, "batch_size": 512, "iterations": 100, "repeats": 5}
-            row |= {
-                "response_p50_s": 0.01,
-                "response_p95_s": 0.02,
-                "response_p99_s": None,
-                "waiting_by_rank_s": "0.1 0.2 0.3 0.4",
-            }
-            made.append(row | measured | spread)
-    return made
+    for count in ranks:
+        for panel in PANELS:
+            for contender, bound in [("mpi", 0), *((name, bound) for name in names for bound in BOUNDS)]:
+                gain = 1 + 0.1 * bound * (panel == "rotating")
+                row = {"contender": contender, "bound": bound, "scenario": panel, "law": panel, "pattern": panel}
+                row |= {"source": f"generated: {panel} ids", "ranks": count, "batch_size": 512, "iterations": 100}
+                made.append(
+                    summed(
+                        row | {"repeats": 7 + bound},
+                        speedup=1.1 * gain if bound else 1.1,
+                        lag_effect=gain,
+                        expected_low=0.98 * gain,
+                        expected_high=1.03 * gain,
+                        measured_s=2 / gain,
+                        predicted_s=1.9 / gain,
+                        limit_s=1.0,
+                        ratio=2 / 1.9,
+                        response_p50_s=0.01,
+                        response_p95_s=0.02,
+                        **{f"waiting_rank{rank}_s": 0.1 * (rank + 1) for rank in range(count)},
+                    )
+                )
+    return pd.DataFrame(made)
+
+
+def calls() -> pd.DataFrame:
+    """The summary of alltoallv.run."""
+    shares = {
+        ("floor", 0): 0.3,
+        ("raw", 0): 0.98,
+        ("mpi", 0): 1.0,
+        ("bls", 0): 0.9,
+        ("bls", 4): 0.8,
+        ("window", 4): 1.1,
+    }
+    return pd.DataFrame(
+        summed(
+            {"contender": contender, "bound": bound, "ranks": 4, "bytes_per_block": size, "repeats": 7},
+            share_of_mpi=share,
+        )
+        for size in (256, 65536)
+        for (contender, bound), share in shares.items()
+    )
 
 
 def stretches() -> list[dict[str, Any]]:
@@ -65,39 +91,57 @@ def stretches() -> list[dict[str, Any]]:
 ALL = [
     (charts.timeline, stretches),
     (charts.speedup_by_bound, rows),
+    (charts.exchange_and_lag, rows),
     (charts.measured_and_predicted, rows),
     (charts.response_times, rows),
     (charts.waiting, rows),
+    (charts.arrivals, rows),
+    (charts.alltoallv_by_size, calls),
 ]
 each_chart = pytest.mark.parametrize(("draw", "table"), ALL, ids=[draw.__name__ for draw, _ in ALL])
 
 
 @each_chart
 def test_said_in_words(draw: Any, table: Any) -> None:
-    """The caption names ranks and cores, the description says what is to be seen."""
+    """The picture names ranks and cores, the description says what is to be seen."""
     spec = draw(pd.DataFrame(table()), cores=2).to_dict()
-    caption = " ".join(spec["title"]["subtitle"])
-    assert "4 ranks on 2 cores" in caption
+    assert "4 ranks on 2 cores" in vl_convert.vegalite_to_svg(spec)
     assert len(spec["description"]) > 60
-    if draw is not charts.timeline:
-        assert "rotating: generated: rotating ids" in caption
+    if table is rows:
+        assert "rotating: generated: rotating ids" in " ".join(spec["title"]["subtitle"])
         assert all(panel in spec["description"] for panel in PANELS)
 
 
 @each_chart
 def test_axes_have_units(draw: Any, table: Any) -> None:
     text = draw(table(), cores=2).to_json()
-    assert "(iterations)" in text or "(ms)" in text
     assert any(unit in text for unit in ("(ms", "(s)", "(×)"))
+    if draw is not charts.timeline:
+        assert "(iterations)" in text or draw in (charts.arrivals, charts.alltoallv_by_size)
 
 
 @each_chart
 def test_the_legend_names_what_is_drawn(draw: Any, table: Any) -> None:
     """In the picture itself, since charts whose layers share a legend lose it if one layer gives it up."""
     svg = vl_convert.vegalite_to_svg(draw(table(), cores=2).to_dict())
-    legends = {charts.timeline: charts.PHASES, charts.waiting: ["waiting in the exchange (s)"]}
-    for name in legends.get(draw, [charts.BLS, charts.WINDOW]):
+    legends = {
+        charts.timeline: charts.PHASES,
+        charts.waiting: ["waiting in an iteration (ms)"],
+        charts.exchange_and_lag: [charts.EXCHANGE, charts.LAG, charts.EXPECTED],
+        charts.measured_and_predicted: [look.MPI, look.BLS, look.WINDOW, look.PREDICTED, look.LIMIT],
+        charts.arrivals: [look.MPI, "bounded lag, bound 0", "bounded lag, bound 4"],
+        charts.alltoallv_by_size: ["bounded lag, bound 0", "bounded lag, bound 4", look.LABELS["floor"]],
+    }
+    for name in legends.get(draw, [look.BLS, look.WINDOW]):
         assert f">{name}</text>" in svg
+
+
+@each_chart
+def test_every_column_needed_is_drawn(draw: Any, table: Any) -> None:
+    """No mark stands at a place that is no number, as it would if a column were missing."""
+    svg = vl_convert.vegalite_to_svg(draw(table(), cores=2).to_dict())
+    assert "NaN" not in svg
+    assert "undefined" not in svg
 
 
 @each_chart
@@ -127,28 +171,105 @@ def assert_png(png: bytes) -> None:
     assert len(zlib.decompress(packed)) == height * (1 + 4 * width)
 
 
-def test_the_rows_are_left_alone() -> None:
-    table = pd.DataFrame(rows())
-    before = table.copy()
-    charts.waiting(table, cores=2)
-    pd.testing.assert_frame_equal(table, before)
+@each_chart
+def test_the_rows_are_left_alone(draw: Any, table: Any) -> None:
+    given = pd.DataFrame(table())
+    before = given.copy()
+    draw(given, cores=2)
+    pd.testing.assert_frame_equal(given, before)
 
 
 def test_contenders_differ_without_colour() -> None:
-    looks = [charts.LOOKS[label] for label in charts.LABELS.values()]
-    assert len({shape for _, shape, _ in looks}) == len(looks)
-    assert len({colour for colour, _, _ in charts.LOOKS.values()}) == len(charts.LOOKS)
+    assert len({look.LOOKS[name][1] for name in look.LABELS.values()}) >= len(look.LABELS) - 2  # bars are squares
+    assert len(set(look.LOOKS.values())) == len(look.LOOKS)
 
 
-def test_a_percentile_of_too_few_is_not_drawn() -> None:
-    text = charts.response_times(rows(), cores=2).to_json()
-    assert "p95" in text
-    assert "p99" not in text
+def test_one_colour_has_one_meaning() -> None:
+    """Bounds as series are shades of bounded lag's own colour; phases borrow from no contender."""
+    colors = {color for color, _ in look.LOOKS.values()}
+    assert not colors & {*look.BLUES, *charts.PHASES.values()}
+    assert len(set(look.BLUES)) == len(set(look.SHAPES)) == len(look.BLUES)
+    darkness = [sum(bytes.fromhex(color[1:])) for color in look.BLUES]
+    assert darkness == sorted(darkness, reverse=True)
+    assert look.bound_look(0)[0] == look.BLUES[0]
+    assert look.bound_look(128) == look.bound_look(4096) == (look.BLUES[-1], look.SHAPES[-1])
 
 
 def test_a_waiting_rank_lends_its_core_only_where_cores_are_few() -> None:
     told = [" ".join(charts.waiting(rows(), cores=cores).to_dict()["title"]["subtitle"]) for cores in (2, 4)]
     assert ["lends its core" in each for each in told] == [True, False]
+    assert ["each has its own" in each for each in told] == [False, True]
+
+
+@pytest.mark.parametrize("draw", [draw for draw, table in ALL if table is rows])
+def test_ranks_with_a_core_each_come_first_and_largest(draw: Any) -> None:
+    spec = draw(rows((4, 2)), cores=2).to_dict()
+    own, shared = spec["vconcat"]
+    assert own["title"]["text"] == "2 ranks on 2 cores: each has its own"
+    assert shared["title"]["text"] == "4 ranks on 2 cores: a waiting rank lends its core to a working one"
+    if draw is not charts.waiting:  # its rows are as high as there are ranks
+        assert own["spec"]["height"] > shared["spec"]["height"]
+    (values,) = (spec["datasets"][row["data"]["name"]] for row in [own])
+    assert {value["ranks"] for value in values} == {2}
+
+
+def test_sleeping_ranks_need_no_cores() -> None:
+    slept = rows().rename(columns={"batch_size": "bytes_per_block"})
+    caption = " ".join(charts.measured_and_predicted(slept, cores=2).to_dict()["title"]["subtitle"])
+    assert "4 ranks on 2 cores. Blocks of 512 bytes, 7 to 11 interleaved repeats of 100 iterations." in caption
+    assert "lends" not in caption
+
+
+def test_exchange_and_lag_are_told_apart() -> None:
+    spec = charts.exchange_and_lag(rows(), cores=2).to_dict()
+    assert "rotating 1.10 to 1.40; static 1.00 to 1.00" in spec["description"]
+    (values,) = spec["datasets"].values()
+    assert {value["contender"] for value in values} == {"bls"}
+
+
+def test_waiting_is_told_in_milliseconds_of_an_iteration() -> None:
+    (values,) = charts.waiting(rows(), cores=2).to_dict()["datasets"].values()
+    assert {value["contender"] for value in values} == {"mpi", "bls"}
+    for value in values:
+        assert value["ms"] == pytest.approx(1000 * 0.1 * (value["rank"] + 1) / 100)
+
+
+def test_gloo_and_torch_stand_beside_bounded_lag() -> None:
+    chart = charts.speedup_by_bound(rows(names=("bls", "gloo", "torch")), cores=2, panel="law").to_dict()
+    assert "gloo keeps k requests in flight." in chart["title"]["subtitle"]
+    assert all(f">{look.LABELS[name]}</text>" in vl_convert.vegalite_to_svg(chart) for name in ("bls", "gloo", "torch"))
+
+
+def pooled(idle: tuple[str, ...]) -> pd.DataFrame:
+    """Of serving.pooled."""
+    what = {"law": "bernoulli", "mean_delay_s": 2e-3, "ranks": 4, "batch_size": 128, "draws": 7, "batches": 1120}
+    return pd.DataFrame(
+        summed(
+            what | {"contender": contender, "bound": bound, "idle": way, "rate_per_s": rate},
+            **{f"{kind}_p{n}_s": 0.01 * n / 50 for kind in ("latency", "predicted") for n in (50, 95, 99)},
+        )
+        for rate in (20.0, 40.0)[: 3 - len(idle)]
+        for contender, bound in (("mpi", 0), ("bls", 0), ("bls", 4))
+        for way in idle
+    )
+
+
+def test_latencies_under_load_and_alone() -> None:
+    for chart, name in (
+        (model_charts.latency_by_rate(pooled(("polls",)), cores=2, limit_s=0.1), "bounded lag, bound 4"),
+        (model_charts.lone_batches(pooled(("polls", "sleeps")), cores=2), "an idle rank sleeps"),
+    ):
+        spec = chart.to_dict()
+        caption = " ".join(spec["title"]["subtitle"])
+        assert "4 ranks on 2 cores" in caption
+        assert "Delays are sleeps (bernoulli) of 2 ms in the mean" in caption
+        assert "Open loop" in caption
+        assert "Percentiles of 1,120 batches from 7 draws" in caption
+        assert "bound 4" in spec["description"]
+        svg = vl_convert.vegalite_to_svg(spec)
+        assert "latency (ms, logarithmic)" in svg
+        assert "NaN" not in svg
+        assert f">{name}</text>" in svg
 
 
 def test_shown_as_a_picture_with_its_description(monkeypatch: pytest.MonkeyPatch) -> None:

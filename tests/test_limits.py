@@ -1,6 +1,5 @@
 """Limits: runs of the model whose outcome is known, the bounds they need, and their charts."""
 
-import math
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,6 @@ import vl_convert
 
 from blslib.charts import models as model_charts
 from blslib.lab.experiments import limits
-from blslib.lab.rows import summary
 from blslib.theory.delays import Constant, Exponential, Law, Permanent, Rotating
 from blslib.theory.maxplus import limit, makespan
 
@@ -22,17 +20,15 @@ def config(name: str, law: Law, **changes: Any) -> limits.Config:
 EXPONENTIAL = config("exponential", Exponential(1e-3))
 
 
-def live() -> pd.DataFrame:
-    """Of delayed.run, summed up: two repeats in which the run takes 2 % longer than predicted."""
-    rows = [
-        {"contender": "bls", "bound": bound, "law": "exponential", "ranks": ranks, "iterations": 40, "repeat": repeat}
-        | {"measured_s": 1.02 / (1 + bound / 8), "predicted_s": 1 / (1 + bound / 8), "synchronous_s": 1.0}
-        | {"limit_s": 0.5, "useful_s": 0.4}
+def live() -> list[dict[str, Any]]:
+    """The summary of delayed.run."""
+    return [
+        {"law": "exponential", "ranks": ranks, "bound": bound, "iterations": 40, "repeats": 7}
+        | {"predicted_s": 1 / (1 + bound / 8)}
+        | {f"lag_effect{end}": by * (1 + bound / 8) for end, by in (("", 1.0), ("_low", 0.98), ("_high", 1.02))}
         for ranks in (2, 4)
         for bound in (0, 1, 4)
-        for repeat in (0, 1)
     ]
-    return summary(rows)
 
 
 def calls() -> list[dict[str, Any]]:
@@ -103,18 +99,40 @@ def test_charts_say_what_they_show() -> None:
         spec = chart.to_dict()
         caption = " ".join(spec["title"]["subtitle"])
         if "measured" in words:
-            assert "live runs at 2 and 4 ranks on 2 cores" in caption
+            assert "live runs at 2 to 4 ranks on 2 cores" in caption
         else:
             assert words in caption
         assert len(spec["description"]) > 60
         assert "nan" not in spec["description"]
-        assert len(vl_convert.vegalite_to_svg(spec)) > 5000
+        svg = vl_convert.vegalite_to_svg(spec)
+        assert len(svg) > 5000
+        assert "NaN" not in svg
+
+
+def test_where_no_bound_comes_close_the_chart_says_so() -> None:
+    rows = [
+        {"law": law, "ranks": ranks, "within": 0.05, "bound": bound, "memory_bytes": memory}
+        for law, bound, memory in (("near", 4, 5e6), ("never", None, None))
+        for ranks in (2, 1000)
+    ]
+    chart = model_charts.needed_bounds(rows, most=16)
+    svg = vl_convert.vegalite_to_svg(chart.to_dict())
+    assert svg.count("&gt; 16</text>") == 2
+    assert svg.count(">5MB</text>") == 2
+    assert "never > 16" in chart.to_dict()["description"]
 
 
 def test_speed_ups_are_over_bound_0_of_the_same_ranks() -> None:
     spec = model_charts.gain_by_ranks(live(), live(), cores=2).to_dict()
+    assert "on the realised work of the same runs" in " ".join(spec["title"]["subtitle"])
     (values,) = spec["datasets"].values()
     assert {value["bound"] for value in values} == {1, 4}
-    assert {value["kind"] for value in values} == {model_charts.MEASURED, model_charts.MODEL}
-    for value in values:
-        assert math.isclose(value["gain"], 1 + value["bound"] / 8)
+    drawn = [value[column] for value in values for column in ("predicted", "lag_effect") if value[column] is not None]
+    assert len(drawn) == 8
+    assert drawn == pytest.approx([1 + value["bound"] / 8 for value in values])
+
+
+def test_draws_of_the_models_own_are_named() -> None:
+    many = limits.run(config("exponential", Exponential(1e-3), ranks=(2, 4), bounds=(0, 1, 4), iterations=20))
+    caption = " ".join(model_charts.gain_by_ranks(many, live(), cores=2).to_dict()["title"]["subtitle"])
+    assert "on draws of its own, 20 iterations." in caption

@@ -70,7 +70,7 @@ def bounds(rows: Table, measured: Table = (), lines: tuple[str, ...] = ()) -> al
     model, color = base.transform_filter("isValid(datum.predicted)"), LOOKS[PREDICTED][0]
     layers = [
         model.mark_area(color=color, opacity=0.25).encode(y=y, y2="travelling:Q"),
-        model.mark_line(color=LOOKS[LIMIT][0], strokeDash=LOOKS[LIMIT][2]).encode(y="limit:Q"),
+        model.mark_line(color=LOOKS[LIMIT][0], strokeDash=[2, 3]).encode(y="limit:Q"),
         model.mark_line(color=color).encode(y=y),
         model.transform_filter("datum.chosen")
         .mark_point(shape="diamond", size=110, color=color)

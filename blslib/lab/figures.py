@@ -1,6 +1,5 @@
 """Figures: where charts go, as files and on the screen of a notebook."""
 
-import io
 import os
 import zlib
 from pathlib import Path
@@ -21,9 +20,7 @@ def save(chart: alt.TopLevelMixin, stem: str, suffix: str = "") -> Path:
     folder = root() / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{stem}{suffix}.png"
-    svg = io.StringIO()
-    chart.save(svg, format="svg")
-    files.write({path.with_suffix(".svg"): svg.getvalue(), path: _png(chart)})
+    files.write({path.with_suffix(".svg"): vl_convert.vegalite_to_svg(chart.to_dict()), path: _png(chart)})
     return path
 
 

@@ -46,7 +46,7 @@ def over(rows: "Rows", column: str, bound: int | None = None, **who: Any) -> "pd
 
     table = pd.DataFrame(rows)
     other = who if bound is None else {**who, "bound": bound}
-    keys = [name for name in _settings(table) if name not in other] + ["repeat"]
+    keys = [name for name in settings_of(table) if name not in other] + ["repeat"]
     here = table[np.logical_and.reduce([table[name] == value for name, value in other.items()])]
     return table[keys].merge(here[[*keys, column]], "left", on=keys)[column].set_axis(table.index)
 
@@ -100,7 +100,7 @@ def summary(rows: "Rows") -> "pd.DataFrame":
     import pandas as pd
 
     table = derived(rows)
-    keys = _settings(table)
+    keys = settings_of(table)
     lines = []
     for setting, group in table.groupby(keys, sort=False, dropna=False):
         line: Row = dict(zip(keys, setting, strict=True)) | {"repeats": len(group)}
@@ -113,7 +113,8 @@ def summary(rows: "Rows") -> "pd.DataFrame":
     return pd.DataFrame(lines)
 
 
-def _settings(table: "pd.DataFrame") -> list[str]:
+def settings_of(table: "pd.DataFrame") -> list[str]:
+    """The columns that say what was run."""
     return list(table.columns[: list(table.columns).index("repeat")])
 
 

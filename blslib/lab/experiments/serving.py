@@ -32,7 +32,6 @@ HEAD_START_S = 10e-3
 """From the ranks' meeting to time 0, so that every rank is ready for the first arrival."""
 
 PERCENTILES = (50, 95, 99)
-KEYS = ["contender", "bound", "idle", "rate_per_s", "ranks"]
 
 
 @dataclass(frozen=True)
@@ -149,7 +148,9 @@ def run(comm: "MPI.Intracomm", config: Config) -> "list[Row]":
     for (item, idle), found in served.items():
         for repeat, each in enumerate(found):
             same = comm.allreduce(np.array_equal(each.scores, reference), op=MPI.LAND)
-            setting = dict(zip(KEYS, (item.name, item.bound, idle, config.rate_per_s, comm.size), strict=True))
+            setting = {"contender": item.name, "bound": item.bound, "idle": idle, "law": config.law}
+            setting |= {"mean_delay_s": config.mean_delay_s, "batch_size": config.batch_size}
+            setting |= {"rate_per_s": config.rate_per_s, "ranks": comm.size}
             latencies = zip(
                 each.latency_s.tolist(), each.predicted_s(item.bound, idle == "polls").tolist(), strict=True
             )
@@ -210,9 +211,13 @@ def pooled(rows: "Rows") -> "pd.DataFrame":
     """
     import pandas as pd
 
+    from blslib.lab.rows import settings_of
+
     lines = []
-    for key, group in pd.DataFrame(rows).groupby(KEYS, sort=False):
-        line = dict(zip(KEYS, key, strict=True)) | {"draws": group["repeat"].nunique(), "batches": len(group)}
+    table = pd.DataFrame(rows)
+    keys = settings_of(table)
+    for key, group in table.groupby(keys, sort=False):
+        line = dict(zip(keys, key, strict=True)) | {"draws": group["repeat"].nunique(), "batches": len(group)}
         for percent in PERCENTILES:
             found = _percentiles(group, percent)
             ends = np.percentile(found[1:], [2.5, 97.5])
