@@ -31,7 +31,8 @@ def rows(idle: tuple[str, ...] = ("polls",)) -> list[dict[str, Any]]:
         ]:
             slow_s = 0.05 * rate / 40
             p99_s = slow_s if bound == 0 else (slow_s + 0.05) / 2
-            row = {"contender": contender, "bound": bound, "idle": way, "rate_per_s": rate, "ranks": 4}
+            row = {"contender": contender, "bound": bound, "idle": way, "law": "bernoulli", "mean_delay_s": 2e-3}
+            row |= {"batch_size": 128, "rate_per_s": rate, "ranks": 4}
             for repeat, factor in enumerate(DRAWS):
                 for i in range(BATCHES):
                     predicted_s = p99_s * (1.0 if i % 2 else 0.2)
@@ -160,6 +161,7 @@ def test_charts_say_what_they_show() -> None:
         spec = chart.to_dict()
         caption = " ".join(spec["title"]["subtitle"])
         assert "4 ranks on 2 cores" in caption
+        assert "Delays are sleeps (bernoulli) of 2 ms in the mean" in caption
         assert "Open loop" in caption
         assert "280 batches from 7 draws" in caption
         assert "bound 4" in spec["description"]
