@@ -176,8 +176,7 @@ class MpiAlltoallv(Baseline):
             self._sent_from = blocks if blocks is self._known and buffer is not self._rooms[0] else _NOTHING
             self._send_spec = self._spec(buffer, self._send_sizes)
         self._call(self._send_spec, self._recv_spec)
-        iteration = self._posted
-        self._posted = iteration + 1
+        self._posted = (iteration := self._posted) + 1
         return [_bare(Arrival, (iteration, self._blocks))]
 
     def close(self) -> None:
@@ -232,9 +231,9 @@ class IalltoallvWindow(Baseline):
 
 
 def _spec(buffer: np.ndarray, sizes: Sequence[int]) -> list[Any]:
-    """Buffer, sizes and displacements in bytes, as ``Alltoallv`` takes them."""
-    counts = np.asarray(sizes, np.int64)
-    return [buffer, (counts, np.cumsum(counts) - counts), MPI.BYTE]
+    """Buffer and sizes in bytes, one behind the other, as ``Alltoallv`` takes them: from lists half a microsecond sooner
+    than from arrays."""
+    return [buffer, (list(sizes), None), MPI.BYTE]
 
 
 def _adjacent(views: list[memoryview]) -> np.ndarray | None:
