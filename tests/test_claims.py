@@ -78,7 +78,7 @@ def test_lag_is_judged_and_the_exchange_stands_beside_it(lag: float, work: float
     assert found["expected_low"] == pytest.approx(1 + 0.98 * (work - 1))
     assert (found["ranks"], found["cores"], found["own_cores"], found["repeats"]) == (2, 2, True, 9)
     assert "bound 4, 9 repeats; 1.05 × the busiest rank's work" in found["reason"]
-    assert "ranks worked 1.00 × as long as at bound 0" in found["reason"]
+    assert ", which was 1.00 × that at bound 0" in found["reason"]
 
 
 def test_each_scenario_is_judged_by_itself() -> None:

@@ -80,7 +80,7 @@ def exchange_and_lag(rows: Table, *, cores: int, panel: str = "scenario") -> Any
     ]
     lines = [
         setting(table),
-        f"Speed-up over MPI_Alltoallv = exchange × lag; 1 is no gain. {INTERVALS}",
+        f"Speed-up over MPI_Alltoallv = exchange × lag, for the same work; 1 is no gain. {INTERVALS}",
         "Theory, from each run's own work: lower end if lag hides imbalance alone, upper end if the exchange too.",
     ]
     ranges = look.ranges(table[table["bound"] > 0], panel, "lag_effect")

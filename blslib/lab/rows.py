@@ -56,7 +56,8 @@ def derived(rows: "Rows") -> "pd.DataFrame":
 
     ==================================  ===========================================================================
     speedup                             MPI_Alltoallv's time over this one's: exchange and lag together
-    lag_effect                          time of the same contender at bound 0 over this one's
+    lag_effect                          time of the same contender at bound 0 over this one's, each over the work of
+                                        its busiest rank: lag does not change what there is to do, noise does
     expected_low, expected_high         what the theory expects of lag_effect from the run's own work: if the
                                         exchange stays as exposed as it is, and if lag hides all that bound 0 exposes
     ratio                               measured time over predicted time
@@ -68,22 +69,24 @@ def derived(rows: "Rows") -> "pd.DataFrame":
     """
     import pandas as pd
 
-    table = pd.DataFrame(rows).copy()
+    table = pd.DataFrame(rows)
     if "synchronous_s" in table:
-        alone_s = over(table, "measured_s", bound=0)
-        exposed_s = alone_s - over(table, "predicted_s", bound=0)
-        measured_s, predicted_s, synchronous_s = (
-            table[f"{name}_s"] for name in ("measured", "predicted", "synchronous")
-        )
+        names = ("measured_s", "predicted_s", "synchronous_s", "limit_s")
+        measured_s, predicted_s, synchronous_s, limit_s = (table[name] for name in names)
+        shares = table.assign(measured_s=measured_s / limit_s, predicted_s=predicted_s / limit_s)
+        alone = over(shares, "measured_s", bound=0)
+        exposed_s = limit_s * (alone - over(shares, "predicted_s", bound=0))
+        table = table.copy()
         table["speedup"] = over(table, "measured_s", contender="mpi", bound=0) / measured_s
-        table["lag_effect"] = alone_s / measured_s
+        table["lag_effect"] = alone / shares["measured_s"]
         table["expected_low"] = (measured_s - predicted_s + synchronous_s) / measured_s
         table["expected_high"] = np.maximum((synchronous_s + exposed_s) / predicted_s, table["expected_low"])
         table["ratio"] = measured_s / predicted_s
-        table["load_balance"] = table["useful_s"] / table["limit_s"]
-        table["serialisation"] = table["limit_s"] / predicted_s
+        table["load_balance"] = table["useful_s"] / limit_s
+        table["serialisation"] = limit_s / predicted_s
         table["transfer"] = predicted_s / measured_s
     if "time_us" in table:
+        table = table.copy()
         for name in ("mpi", "raw"):
             table[f"share_of_{name}"] = table["time_us"] / over(table, "time_us", contender=name, bound=0)
         for name in ("raw", "floor"):

@@ -121,7 +121,7 @@ def interleaved(
             return results
 
 
-def lag_known(seconds: Callable[[Any], float]) -> Callable[[dict[Contender, list[Any]]], bool]:
+def lag_known(time: Callable[[Any], float]) -> Callable[[dict[Contender, list[Any]]], bool]:
     """For ``interleaved``: whether the effect of lag is known to within ``NARROW``.
 
     That is bounded lag's time at bound 0 over that at ``JUDGED``; where one is not measured there is nothing to know.
@@ -129,7 +129,7 @@ def lag_known(seconds: Callable[[Any], float]) -> Callable[[dict[Contender, list
 
     def known(results: dict[Contender, list[Any]]) -> bool:
         pair = [results.get(Contender("bls", bound)) for bound in (0, JUDGED)]
-        without, with_lag = ([seconds(each) for each in runs or ()] for runs in pair)
+        without, with_lag = ([time(each) for each in runs or ()] for runs in pair)
         if not without or not with_lag:
             return True
         effect = interval(np.log(np.divide(without, with_lag)))  # gain and loss are as wide as each other

@@ -50,6 +50,11 @@ class Run(NamedTuple):
         return self.entered_s - np.column_stack([self.started_s, self.returned_s[:, :-1]]) - self.collected_s[:, :-1]
 
     @property
+    def over_limit(self) -> float:
+        """``measured_s`` over the work of the busiest rank: 1 if nobody ever waits, and noise in the work cancels."""
+        return self.measured_s / limit(self.work_s)
+
+    @property
     def waiting_s(self) -> np.ndarray:
         """(P,) seconds inside the calls of the exchange, transfer included."""
         drains_s = self.drained_s[:, 1] - self.drained_s[:, 0]

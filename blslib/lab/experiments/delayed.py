@@ -105,6 +105,6 @@ def measure(comm: "MPI.Intracomm", config: Config) -> "tuple[dict[Contender, Any
             loop.check(config.iterations)
             return run
 
-        known = lag_known(lambda run: run.measured_s)
+        known = lag_known(lambda run: run.over_limit)
         how: dict[str, Any] = {"repeats": config.repeats, "budget_s": config.budget_s, "seed": config.seed}
         return made, interleaved(comm, items, once, known=known, **how)

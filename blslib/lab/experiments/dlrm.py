@@ -149,7 +149,7 @@ def measure(
             response_s = np.array([one.response_s for one in scored])
             return Measured(run, response_s, np.array([one.scores for one in scored]))
 
-        known = lag_known(lambda each: each.run.measured_s)
+        known = lag_known(lambda each: each.run.over_limit)
         how: dict[str, Any] = {"repeats": config.repeats, "budget_s": config.budget_s, "seed": config.seed}
         return here.source, made, interleaved(comm, items, once, known=known, **how)
 
