@@ -66,7 +66,7 @@ def calls() -> pd.DataFrame:
     return pd.DataFrame(
         summed(
             {"contender": contender, "bound": bound, "ranks": 4, "bytes_per_block": size, "repeats": 7},
-            share_of_mpi=share,
+            share_of_raw=share,
         )
         for size in (256, 65536)
         for (contender, bound), share in shares.items()

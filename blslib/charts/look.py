@@ -25,6 +25,7 @@ SERIES = {
     "mpi": (MPI, "#000000", "square"),
     "raw": ("MPI_Alltoallv, bare loop", "#000000", "cross"),
     "mpi-barrier": ("MPI_Alltoallv after a barrier", "#000000", "triangle-left"),
+    "mpi-equal": ("MPI_Alltoall (equal counts)", "#000000", "triangle-right"),
     "bls": (BLS, "#0072B2", "circle"),
     "window": (WINDOW, "#D55E00", "triangle-up"),
     "gloo": ("torch.distributed: gloo", "#CC79A7", "triangle-down"),
