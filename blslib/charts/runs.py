@@ -159,7 +159,7 @@ def waiting(rows: Table, *, cores: int, panel: str = "scenario") -> Any:
 
 
 def alltoallv_by_size(rows: Table, *, cores: int) -> Any:
-    """Time of a call over a bare loop of MPI against the size of blocks; takes ``share_of_raw`` of ``alltoallv.run``."""
+    """Time of a call over a bare loop of MPI against the size of blocks; ``share_of_raw`` of ``alltoallv.run``."""
     table = look.told(rows, cores)
     looks, shown = look.by_bound(table), table[table["contender"] != "raw"]
     words = "datum.value < 1024 ? datum.value + ' B' : format(datum.value / 1024, ',') + ' KiB'"

@@ -17,7 +17,7 @@ from blslib.lab.ranks.progress import report
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-NARROW = 0.025
+NARROW = 0.02
 """Half the width of the lag effect's interval, as a share of the effect, at which that is known well enough."""
 
 

@@ -48,8 +48,8 @@ class Config:
     iterations: int = 64
     batch_size: int = 512
     max_rows: int = 200_000
-    repeats: int = 7
-    budget_s: float = 50.0
+    repeats: int = 15
+    budget_s: float = 60.0
     seed: int = 1
 
 
