@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 
 from blslib.theory.delays import delays
 from blslib.theory.maxplus import Cost, Recurrence, Times, limit, makespan, makespans, times
-from blslib.theory.simulate import simulate
+from tests.simulate import simulate
 
 WORK = hnp.arrays(
     np.float64, hnp.array_shapes(min_dims=2, max_dims=2, max_side=12), elements=st.floats(0, 10, width=32)
