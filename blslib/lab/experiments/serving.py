@@ -53,10 +53,10 @@ class Config:
     mean_delay_s: float = 2e-3
     names: tuple[str, ...] = ("mpi", "bls")
     bounds: tuple[int, ...] = (0, 1, 4, 16)
-    iterations: int = 150
+    iterations: int = 100
     batch_size: int = 128
     max_rows: int = 20_000
-    repeats: int = 7
+    repeats: int = 15
     budget_s: float = 0.0
     rate_per_s: float = 100.0
     idle: tuple[str, ...] = ("polls",)
