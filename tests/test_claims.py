@@ -23,7 +23,7 @@ def rows(
     for contender, bound, seconds in (("mpi", 0, 1.2 * lag), ("bls", 0, lag), ("bls", 4, 1.0)):
         for repeat in range(repeats):
             noise = 1 + spread * (2 * repeat / max(repeats - 1, 1) - 1) * (bound == 0)
-            own_s = {"predicted_s": 0.98 if bound else 0.98 * work, "synchronous_s": 0.98 * work}
+            own_s = {"predicted_s": 0.98 if bound else 0.98 * work, "foreseen_s": 0.98 if bound else 0.98 * work}
             measured = {"measured_s": seconds * noise, **own_s, "limit_s": 0.95, "useful_s": 0.9}
             key = {"contender": contender, "bound": bound, **setting, "repeat": repeat}
             made.append(key | measured | {"identical": True})
@@ -75,7 +75,7 @@ def test_lag_is_judged_and_the_exchange_stands_beside_it(lag: float, work: float
     assert found["lag"] == pytest.approx(lag, rel=0.01) and found["lag_low"] < found["lag"] < found["lag_high"]
     assert found["exchange"] == pytest.approx(1.2)
     assert found["whole"] == pytest.approx(found["exchange"] * found["lag"], rel=0.01)
-    assert found["expected_low"] == pytest.approx(1 + 0.98 * (work - 1))
+    assert found["expected_low"] == pytest.approx(lag / (lag - 0.98 * (work - 1)), rel=0.01)
     assert (found["ranks"], found["cores"], found["own_cores"], found["repeats"]) == (2, 2, True, 9)
     assert "bound 4, 9 repeats; 1.05 × the busiest rank's work" in found["reason"]
     assert ", which was 1.00 × that at bound 0" in found["reason"]
@@ -125,7 +125,7 @@ def delayed(ranks: int, bounds: tuple[int, ...]) -> list[dict[str, Any]]:
             over = (1.01 if bound >= ranks else ranks) + 0.001 * repeat
             own_s = {
                 "predicted_s": 1.0 if bound >= ranks else ranks,
-                "synchronous_s": ranks,
+                "foreseen_s": 1.0 if bound >= ranks else ranks,
                 "limit_s": 1.0,
                 "useful_s": 1.0,
             }

@@ -298,11 +298,11 @@ def test_lag_and_work_of_a_run() -> None:
     np.testing.assert_allclose(run.waiting_s, [1.6, 1.6])
     # By hand, synchronous: 0.5, then 2.0, then 2.5, then 0.4 after the drain on rank 0.
     assert run.predicted_s(0) == pytest.approx(2.9)
-    row = run.measures(4)
+    row = run.measures(4, run)
     assert row == {
         "measured_s": 3.5,
         "predicted_s": run.predicted_s(4),
-        "synchronous_s": run.predicted_s(0),
+        "foreseen_s": run.predicted_s(4),
         "limit_s": pytest.approx(1.6),
         "useful_s": pytest.approx(1.55),
         "waiting_s": pytest.approx(1.6),

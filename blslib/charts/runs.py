@@ -81,7 +81,7 @@ def exchange_and_lag(rows: Table, *, cores: int, panel: str = "scenario") -> Any
     lines = [
         setting(table),
         f"Speed-up over MPI_Alltoallv = exchange × lag, for the same work; 1 is no gain. {INTERVALS}",
-        "Theory, from each run's own work: lower end if lag hides imbalance alone, upper end if the exchange too.",
+        "Theory, from the work at bound 0: lower end if lag hides imbalance alone, upper end if the exchange too.",
     ]
     ranges = look.ranges(table[table["bound"] > 0], panel, "lag_effect")
     said = f"exchange and lag as factors of the speed-up against the bound; lag: {ranges}"

@@ -6,8 +6,8 @@ times of lag are taken over the busiest rank's work: noise in the work itself, w
 is judged, and the other two stand beside it. k is ``JUDGED``, fixed in advance: the best of several bounds would
 mistake luck for gain.
 
-*Expected* is what follows from the run's own work (``rows.derived``): from ``expected_low``, if the exchange stays as
-exposed as it is, to ``expected_high``, if lag hides all that bound 0 exposes. The verdict is that of the first rule
+*Expected* is what follows from the work of the run at bound 0 (``rows.derived``): from ``expected_low``, if the
+exchange stays as exposed as there, to ``expected_high``, if lag hides all of it. The verdict is that of the first rule
 that applies, whatever the claim hopes for:
 
 1. There are fewer than ``LEAST`` repeats: *inconclusive*.

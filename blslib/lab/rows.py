@@ -58,8 +58,8 @@ def derived(rows: "Rows") -> "pd.DataFrame":
     speedup                             MPI_Alltoallv's time over this one's: exchange and lag together
     lag_effect                          time of the same contender at bound 0 over this one's, each over the work of
                                         its busiest rank: lag does not change what there is to do, noise does
-    expected_low, expected_high         what the theory expects of lag_effect from the run's own work: if the
-                                        exchange stays as exposed as it is, and if lag hides all that bound 0 exposes
+    expected_low, expected_high         what the theory expects of lag_effect from the work of the run at bound 0: if
+                                        the exchange stays as exposed as there, and if lag hides all of it
     ratio                               measured time over predicted time
     load_balance, serialisation,        POP's efficiencies: the mean over the busiest rank's work, that over the time
     transfer                            with a free exchange, and that over the time measured
@@ -70,17 +70,15 @@ def derived(rows: "Rows") -> "pd.DataFrame":
     import pandas as pd
 
     table = pd.DataFrame(rows)
-    if "synchronous_s" in table:
-        names = ("measured_s", "predicted_s", "synchronous_s", "limit_s")
-        measured_s, predicted_s, synchronous_s, limit_s = (table[name] for name in names)
-        shares = table.assign(measured_s=measured_s / limit_s, predicted_s=predicted_s / limit_s)
-        alone = over(shares, "measured_s", bound=0)
-        exposed_s = limit_s * (alone - over(shares, "predicted_s", bound=0))
+    if "foreseen_s" in table:
         table = table.copy()
+        measured_s, predicted_s, limit_s = (table[name] for name in ("measured_s", "predicted_s", "limit_s"))
+        alone_s = over(table, "measured_s", bound=0)
+        masked_s = over(table, "predicted_s", bound=0) - table["foreseen_s"]
         table["speedup"] = over(table, "measured_s", contender="mpi", bound=0) / measured_s
-        table["lag_effect"] = alone / shares["measured_s"]
-        table["expected_low"] = (measured_s - predicted_s + synchronous_s) / measured_s
-        table["expected_high"] = np.maximum((synchronous_s + exposed_s) / predicted_s, table["expected_low"])
+        table["lag_effect"] = alone_s / over(table, "limit_s", bound=0) / (measured_s / limit_s)
+        table["expected_low"] = alone_s / (alone_s - masked_s)
+        table["expected_high"] = np.maximum(alone_s / table["foreseen_s"], table["expected_low"])
         table["ratio"] = measured_s / predicted_s
         table["load_balance"] = table["useful_s"] / limit_s
         table["serialisation"] = limit_s / predicted_s

@@ -77,16 +77,17 @@ class Run(NamedTuple):
         after_s = self.ended_s - self.drained_s[:, 1]
         return makespan(self.work_s, bound, cost=cost, before_drain_s=before_s, after_drain_s=after_s)
 
-    def measures(self, bound: int) -> Row:
+    def measures(self, bound: int, alone: "Run | None" = None) -> Row:
         """What a row says of a run at this bound.
 
-        Seconds measured; predicted for this work and bound; for this work without lag (``synchronous_s``); of the
-        busiest rank's work, and of the mean; in the exchange, on the mean of the ranks; and the greatest lag.
+        Seconds measured; predicted for its own work; foreseen at this bound from the work of ``alone``, the run of the
+        same contender at bound 0 in the same repeat; of the busiest rank's work, and of the mean; in the exchange, on
+        the mean of the ranks; and the greatest lag.
         """
         return {
             "measured_s": self.measured_s,
             "predicted_s": self.predicted_s(bound),
-            "synchronous_s": self.predicted_s(0),
+            "foreseen_s": (alone or self).predicted_s(bound),
             "limit_s": limit(self.work_s),
             "useful_s": float(self.work_s.sum(axis=1).mean()),
             "waiting_s": float(self.waiting_s.mean()),

@@ -74,7 +74,7 @@ def run(comm: "MPI.Intracomm", config: Config) -> "list[Row]":
             "bytes_per_block": config.bytes_per_block,
             "iterations": config.iterations,
             "repeat": repeat,
-            **each.measures(item.bound),
+            **each.measures(item.bound, runs.get(item._replace(bound=0), found)[repeat]),
             "memory_bytes": made[item].memory_bytes,
         }
         for item, found in runs.items()

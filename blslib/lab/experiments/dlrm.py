@@ -85,6 +85,7 @@ def run(comm: "MPI.Intracomm", config: Config) -> "list[Row]":
     reference = next(iter(measured.values()))[0].scores
     rows = []
     for item, found in measured.items():
+        alone = measured.get(item._replace(bound=0), found)
         for repeat, each in enumerate(found):
             comm.Allreduce(MPI.IN_PLACE, each.response_s, op=MPI.MAX)
             p50_s, p95_s = np.percentile(each.response_s, [50, 95]).tolist()
@@ -101,7 +102,7 @@ def run(comm: "MPI.Intracomm", config: Config) -> "list[Row]":
                     "batch_size": config.batch_size,
                     "iterations": config.iterations,
                     "repeat": repeat,
-                    **each.run.measures(item.bound),
+                    **each.run.measures(item.bound, alone[repeat].run),
                     **{f"waiting_rank{r}_s": float(waited_s) for r, waited_s in enumerate(each.run.waiting_s)},
                     "response_p50_s": p50_s,
                     "response_p95_s": p95_s,
