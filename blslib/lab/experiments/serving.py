@@ -56,7 +56,7 @@ class Config:
     iterations: int = 100
     batch_size: int = 128
     max_rows: int = 20_000
-    repeats: int = 15
+    repeats: int = 12
     budget_s: float = 0.0
     rate_per_s: float = 100.0
     idle: tuple[str, ...] = ("polls",)
