@@ -49,7 +49,7 @@ class Config:
     batch_size: int = 512
     max_rows: int = 200_000
     repeats: int = 15
-    budget_s: float = 45.0
+    budget_s: float = 60.0
     seed: int = 1
 
 
