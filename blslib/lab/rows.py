@@ -69,9 +69,8 @@ def derived(rows: "Rows") -> "pd.DataFrame":
     """
     import pandas as pd
 
-    table = pd.DataFrame(rows)
+    table = pd.DataFrame(rows).copy()
     if "foreseen_s" in table:
-        table = table.copy()
         measured_s, predicted_s, limit_s = (table[name] for name in ("measured_s", "predicted_s", "limit_s"))
         alone_s = over(table, "measured_s", bound=0)
         masked_s = over(table, "predicted_s", bound=0) - table["foreseen_s"]
@@ -84,7 +83,6 @@ def derived(rows: "Rows") -> "pd.DataFrame":
         table["serialisation"] = limit_s / predicted_s
         table["transfer"] = predicted_s / measured_s
     if "time_us" in table:
-        table = table.copy()
         for name in ("mpi", "raw"):
             table[f"share_of_{name}"] = table["time_us"] / over(table, "time_us", contender=name, bound=0)
         for name in ("raw", "floor"):

@@ -2,16 +2,15 @@
 
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from mpi4py import MPI
 
 from blslib.collective.clock import Clock
+from blslib.lab.options import Row
 from blslib.theory.delays import delays
 from blslib.theory.maxplus import Cost, limit, makespan
-
-Row = dict[str, Any]
 
 
 class Run(NamedTuple):

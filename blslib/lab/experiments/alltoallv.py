@@ -50,22 +50,32 @@ def run(comm: "MPI.Intracomm", config: Config) -> "list[Row]":
     return measure(comm, config, [config.bytes_per_block // 4] * comm.size, config.bytes_per_block)
 
 
-def measure(comm: "MPI.Intracomm", config: Any, counts: list[int], slot_bytes: int) -> "list[Row]":
+def measure(comm: "MPI.Intracomm", config: Config, counts: list[int], slot_bytes: int) -> "list[Row]":
     """The same for these numbers of float32 items, to each rank and from each; the largest block has ``slot_bytes``."""
     from blslib.lab.compare.contest import Contender, contenders, exchanges, interleaved, lag_known
     from blslib.lab.compare.loop import LEAST_CALLS, Loop
 
     items = contenders(config.names, config.bounds)
     loop = Loop(comm, counts, counts)
-    warm_up = lambda exchange: loop.run(exchange, 2 * exchange.bound + LEAST_CALLS)  # noqa: E731
+
+    def warm_up(exchange: Any) -> None:
+        loop.run(exchange, 2 * exchange.bound + LEAST_CALLS)
+
     with exchanges(comm, items, counts, counts, slot_bytes, warm_up) as made:
         calls = {item: loop.calls(made[item]) for item in items}
 
         def once(item: Contender) -> float:
             return loop.time_us(made[item], calls[item])
 
-        how: dict[str, Any] = {"repeats": config.repeats, "budget_s": config.budget_s, "seed": config.seed}
-        found = interleaved(comm, items, once, known=lag_known(float), **how)
+        found = interleaved(
+            comm,
+            items,
+            once,
+            known=lag_known(float),
+            repeats=config.repeats,
+            budget_s=config.budget_s,
+            seed=config.seed,
+        )
     return [
         {
             "contender": item.name,

@@ -94,7 +94,10 @@ def measure(comm: "MPI.Intracomm", config: Config) -> "tuple[dict[Contender, Any
     receive = [count if not config.to_first or comm.rank == 0 else 0] * comm.size
     delay = delaying(comm, config.law, config.iterations, config.mean_delay_s, config.seed, config.base_s)
     items, loop = contenders(config.names, config.bounds), Loop(comm, send, receive)
-    warm_up = lambda exchange: loop.run(exchange, 2 * (exchange.bound + 1))  # noqa: E731
+
+    def warm_up(exchange: Any) -> None:
+        loop.run(exchange, 2 * (exchange.bound + 1))
+
     with exchanges(comm, items, send, receive, config.bytes_per_block, warm_up) as made:
 
         def once(item: Contender) -> Run:
@@ -106,5 +109,7 @@ def measure(comm: "MPI.Intracomm", config: Config) -> "tuple[dict[Contender, Any
             return run
 
         known = lag_known(lambda run: run.over_limit)
-        how: dict[str, Any] = {"repeats": config.repeats, "budget_s": config.budget_s, "seed": config.seed}
-        return made, interleaved(comm, items, once, known=known, **how)
+        found = interleaved(
+            comm, items, once, known=known, repeats=config.repeats, budget_s=config.budget_s, seed=config.seed
+        )
+        return made, found

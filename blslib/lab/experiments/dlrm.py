@@ -151,12 +151,14 @@ def measure(
             return Measured(run, response_s, np.array([one.scores for one in scored]))
 
         known = lag_known(lambda each: each.run.over_limit)
-        how: dict[str, Any] = {"repeats": config.repeats, "budget_s": config.budget_s, "seed": config.seed}
-        return here.source, made, interleaved(comm, items, once, known=known, **how)
+        found = interleaved(
+            comm, items, once, known=known, repeats=config.repeats, budget_s=config.budget_s, seed=config.seed
+        )
+        return here.source, made, found
 
 
 @contextmanager
-def prepared(comm: "MPI.Intracomm", config: Any) -> "Iterator[tuple[Scenario, DLRM, dict[Contender, Any]]]":
+def prepared(comm: "MPI.Intracomm", config: Config) -> "Iterator[tuple[Scenario, DLRM, dict[Contender, Any]]]":
     """This rank's view of the scenario, its part of the model, and each contender's exchange, warmed up. Collective."""
     from blslib.dlrm.inference import Inference
     from blslib.dlrm.model import DLRM

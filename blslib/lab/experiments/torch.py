@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from blslib.lab.options import BYTES, Given, settings
+from blslib.lab.experiments import alltoallv
+from blslib.lab.options import Given, settings
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -11,11 +12,11 @@ if TYPE_CHECKING:
     from blslib.lab.rows import Row
 
 COLUMNS = "contender bound ranks bytes_per_block even time_us speedup_over_gloo memory_bytes repeats"
-OPTIONS = {"bytes": BYTES}
+OPTIONS = alltoallv.OPTIONS
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(alltoallv.Config):
     """One size of block, at every bound; with torch also where the first call was a small one.
 
     Attributes:
@@ -23,20 +24,17 @@ class Config:
         even: every block of this size; otherwise every other one is half as large again, and its neighbour half.
     """
 
-    bytes_per_block: int = 16384
     even: bool = True
     names: tuple[str, ...] = ("gloo", "torch", "torch-probed", "bls")
     bounds: tuple[int, ...] = (0, 1, 4)
     repeats: int = 7
-    budget_s: float = 20.0
-    seed: int = 1
 
 
 def plan(given: Given) -> list[Config]:
     """One configuration for each size, even and uneven."""
     sizes = given.bytes or ((256, 16384, 262144) if given.quick else (256, 4096, 16384, 65536, 262144, 1048576))
     chosen = settings(given, {"repeats": 3})
-    return [Config(size, even, **chosen) for even in (True, False) for size in sizes]
+    return [Config(size, even=even, **chosen) for even in (True, False) for size in sizes]
 
 
 def run(comm: "MPI.Intracomm", config: Config) -> "list[Row]":
@@ -45,12 +43,10 @@ def run(comm: "MPI.Intracomm", config: Config) -> "list[Row]":
     Raises:
         RuntimeError: a block arrived with wrong contents.
     """
-    from blslib.lab.experiments.alltoallv import measure
-
     mean = config.bytes_per_block // 4
     more = 0 if config.even else mean // 2
     counts = [mean + (more if (comm.rank + peer) % 2 else -more) for peer in range(comm.size)]
-    rows = measure(comm, config, counts, 4 * (mean + more))
+    rows = alltoallv.measure(comm, config, counts, 4 * (mean + more))
     gloo_us = {row["repeat"]: row["time_us"] for row in rows if (row["contender"], row["bound"]) == ("gloo", 0)}
     for row in rows if gloo_us else ():
         row["speedup_over_gloo"] = gloo_us[row["repeat"]] / row["time_us"]
