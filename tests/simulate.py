@@ -30,6 +30,7 @@ def simulate(
     travel_s: float = 0.0,
     release_s: np.ndarray | float = 0.0,
     arrival_s: np.ndarray | float = 0.0,
+    after_s: np.ndarray | float = 0.0,
     polls: bool = False,
 ) -> Times:
     """One run, event by event.
@@ -41,13 +42,14 @@ def simulate(
         travel_s: seconds that a message is on its way.
         release_s: () or (N,) seconds before which no rank starts on that iteration.
         arrival_s: () or (P, N) seconds of work on each arrival.
+        after_s: () or (P, N) seconds of work that follow each call, before the rank turns to arrivals.
         polls: an idle rank turns to what comes, rather than to what is there after a call.
 
     Cost: P messages for each rank and iteration, a few microseconds each.
     """
     ranks, iterations = work_s.shape
     start_s = [*np.broadcast_to(release_s, iterations).tolist(), _NEVER]
-    on_arrival_s = np.broadcast_to(arrival_s, work_s.shape).tolist()
+    on_arrival_s, follows_s = (np.broadcast_to(each, work_s.shape).tolist() for each in (arrival_s, after_s))
     entered_s, returned_s, delivered_s = np.full((3, ranks, iterations), np.nan)
     ended_s = np.zeros(ranks)
     received = [[0] * ranks for _ in range(ranks)]  # messages at r from s
@@ -66,6 +68,7 @@ def simulate(
                 for destination in range(ranks):
                     heapq.heappush(queue, (now + travel_s, i, _ARRIVE, destination, r))
                 returned_s[r, i] = now = yield _NEVER, i, _TURN, i + 1 - bound
+                now = yield now + follows_s[r][i], i, _TURN, _NEVER
             there = min(received[r])
             while delivered < there or (polls and delivered < iterations and now < start_s[i + 1]):
                 if delivered < there:

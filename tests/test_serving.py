@@ -96,6 +96,15 @@ def test_the_model_by_hand() -> None:
         np.testing.assert_allclose(found.predicted_s(bound, polls), latency_s)
 
 
+def test_what_has_come_when_a_step_looks_again_is_scored_then() -> None:
+    """Rank 1 takes 3 s for batch 0, everything else takes 1 s; rank 0's step looks again, sooner or later."""
+    entered = np.array([[1.0, 11.0], [3.0, 11.0]])
+    for looked_s, latency_s in ((2.5, 12.5), (4.0, 4)):
+        looked = np.array([[looked_s, 12.5], [3, 11]])
+        found = served([0, 10], entered, entered, entered, freed_s=looked, looked_s=looked)
+        np.testing.assert_allclose(found.predicted_s(1, polls=False), [latency_s, 2.5])
+
+
 def test_waking_late_is_work() -> None:
     """A rank that starts on a batch half a second after it came is charged with that, and so is its latency."""
     late = served([0, 10], [[1.5, 11]], [[1.5, 11]], [[1.5, 11]])
@@ -150,6 +159,19 @@ def test_the_highest_rate_is_interpolated() -> None:
     assert set(found["limit_s"]) == {0.1}
     assert set(serving.highest_rates(rows(), 0.01)["rate_per_s"]) == {0}
     assert set(serving.highest_rates(rows(), 10.0)["rate_per_s"]) == {160}
+
+
+def test_one_slow_draw_at_a_low_rate_does_not_count_at_all_higher_ones() -> None:
+    """The least rate has 0.11 s by chance, the next 0.0909 s, so that both stand at 0.1 s; then it climbs."""
+    p99_s = dict(zip(RATES, (0.11, 1 / 11, 1.0), strict=True))
+    chance = [
+        {**row, "latency_s": p99_s[row["rate_per_s"]], "predicted_s": 0.01}
+        for row in rows()
+        if row["contender"] == "mpi"
+    ]
+    (line,) = serving.highest_rates(chance, 0.1001).to_dict("records")
+    assert line["rate_per_s"] == pytest.approx(80, abs=0.1)
+    assert serving.highest_rates(chance, 0.0999)["rate_per_s"].item() == 0
 
 
 def test_charts_say_what_they_show() -> None:

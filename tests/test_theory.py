@@ -109,10 +109,10 @@ def test_so_it_is_with_costs_clocks_and_work_on_arrivals(data):
 
     cost = Cost(call_s=data.draw(EIGHTHS), alpha_s=data.draw(EIGHTHS))
     work_s, arrival_s = drawn(ranks, iterations), drawn(ranks, iterations)
-    release_s = np.cumsum(drawn(iterations))
-    found = times(work_s, bound, cost=cost, release_s=release_s, arrival_s=arrival_s, polls=polls)
-    about = {"call_s": cost.call_s, "travel_s": cost.alpha_s}
-    same(found, simulate(work_s, bound, release_s=release_s, arrival_s=arrival_s, polls=polls, **about))
+    about = {"release_s": np.cumsum(drawn(iterations)), "after_s": drawn(ranks, iterations)}
+    about |= {"arrival_s": arrival_s, "polls": polls}
+    found = times(work_s, bound, cost=cost, **about)
+    same(found, simulate(work_s, bound, call_s=cost.call_s, travel_s=cost.alpha_s, **about))
     assert (found.returned_s[:, bound:] >= found.entered_s.max(axis=0)[: max(0, iterations - bound)]).all()
     assert (found.delivered_s >= found.entered_s.max(axis=0)).all()
 
@@ -155,6 +155,12 @@ def test_a_lone_batch_waits_for_the_next_unless_its_rank_polls():
     polled = times(work_s, 4, release_s=release_s, polls=True)
     assert polled.delivered_s.tolist() == [[2, 12], [2, 12]]
     assert polled.entered_s.tolist() == [[1, 11], [2, 12]]
+
+
+def test_what_comes_during_the_work_after_a_call_need_not_wait_for_the_next():
+    work_s, release_s = np.array([[1.0, 1], [2, 2]]), np.array([0.0, 10])
+    for after_s, delivered_s in ((0.5, 11.5), (1.0, 2), (1.5, 2.5)):
+        assert times(work_s, 4, release_s=release_s, after_s=after_s).delivered_s[0, 0] == delivered_s
 
 
 def test_memory_does_not_grow_with_the_run():

@@ -49,9 +49,9 @@ class Recurrence:
         ranks: P.
         bounds: k >= 0 of each lane.
         cost: what the exchange costs.
-        watch: charge the work on arrivals, too: a call hands out what is complete when it returns. Called as
-            ``watch(j, turned, turn_s)``: on the ranks and lanes where ``turned`` (P, L) is true, iteration j's arrival
-            had its turn at ``turn_s`` (P, L).
+        watch: charge the work on arrivals, too: a call hands out what is complete when it returns, or after the work
+            that follows it (``after_s``). Called as ``watch(j, turned, turn_s)``: on the ranks and lanes where
+            ``turned`` (P, L) is true, iteration j's arrival had its turn at ``turn_s`` (P, L).
         polls: with ``watch``, an idle rank hands out (``collect``) what comes until its next batch is there.
 
     Attributes:
@@ -81,6 +81,7 @@ class Recurrence:
         # When an iteration is complete, which is one instant for all ranks, and what its arrival makes to do.
         self._complete_s = np.full((self._slots, len(bounds)), -np.inf)
         self._arrival_s: list[Seconds] = [0.0] * self._slots
+        self._after_s: Seconds = 0.0
         self._next = np.zeros((ranks, len(bounds)), np.int64)
 
     def step(
@@ -89,6 +90,7 @@ class Recurrence:
         *,
         release_s: float = -np.inf,
         arrival_s: Seconds = 0.0,
+        after_s: Seconds = 0.0,
         meets: np.ndarray | None = None,
     ) -> None:
         """One iteration on all ranks.
@@ -97,6 +99,7 @@ class Recurrence:
             work_s: (P,) or (P, L) seconds of own work before the call.
             release_s: no rank starts on it earlier.
             arrival_s: () or (P,) seconds of own work on this iteration's arrival, wherever it is handed out.
+            after_s: () or (P,) seconds of own work that follow the call before arrivals are looked at.
             meets: (L,) bool, the lanes in which all ranks wait for each other before that work.
         """
         slot = self.iteration % self._slots
@@ -108,7 +111,7 @@ class Recurrence:
         self.entered_s = free_s + (work_s[:, None] if work_s.ndim == 1 else work_s)
         published_s = self.entered_s + self._cost.call_s
         self._complete_s[slot] = published_s.max(axis=0) + self._cost.alpha_s
-        self._arrival_s[slot] = np.reshape(arrival_s, (-1, 1))
+        self._arrival_s[slot], self._after_s = np.reshape(arrival_s, (-1, 1)), np.reshape(after_s, (-1, 1))
         awaited_s = self._complete_s[(self.iteration - self._bounds) % self._slots, self._lanes]
         self.returned_s = np.maximum(published_s, awaited_s)
         self.iteration += 1
@@ -121,13 +124,13 @@ class Recurrence:
             after_s: () or (P,) seconds of own work after the drain, besides that on arrivals.
         """
         free_s = self._hand_out(np.inf)
-        last_s = self._complete_s[(self.iteration - 1) % self._slots]
+        self._after_s, last_s = 0.0, self._complete_s[(self.iteration - 1) % self._slots]
         self.returned_s = np.maximum(free_s + np.reshape(before_s, (-1, 1)), last_s)
         return (self._hand_out(-np.inf) + np.reshape(after_s, (-1, 1))).max(axis=0)
 
     def _hand_out(self, release_s: float) -> np.ndarray:
         """(P, L) when every rank is done with what it was handed after its last call, in the order of iterations."""
-        free_s = until_s = self.returned_s
+        free_s = until_s = self.returned_s + self._after_s
         if self._watch is None:
             return free_s
         for j in range(int(self._next.min()), self.iteration):
@@ -217,6 +220,7 @@ def times(
     cost: Cost | None = None,
     release_s: np.ndarray | None = None,
     arrival_s: Seconds = 0.0,
+    after_s: Seconds = 0.0,
     polls: bool = False,
     meets: np.ndarray | None = None,
 ) -> Times:
@@ -228,6 +232,7 @@ def times(
         cost: what the exchange costs.
         release_s: (N,) seconds at which the batches come; no rank starts on one earlier. Default: all are there.
         arrival_s: () or (P, N) seconds of work on each arrival: its end is ``delivered_s + arrival_s``.
+        after_s: () or (P, N) seconds of work after each call, before what has arrived is handed out.
         polls: an idle rank hands out what comes (``collect``) rather than what is there after a call.
         meets: (N,) bool, the iterations before whose work all ranks wait for each other. Default: none.
 
@@ -239,7 +244,7 @@ def times(
     release_s = np.full(iterations, -np.inf) if release_s is None else np.asarray(release_s, np.float64)
     if release_s.shape != (iterations,):
         raise ValueError(f"release_s has one time for each of the {iterations} iterations, got shape {release_s.shape}")
-    arrival_s = np.broadcast_to(arrival_s, work_s.shape)
+    arrival_s, after_s = np.broadcast_to(arrival_s, work_s.shape), np.broadcast_to(after_s, work_s.shape)
     meets = np.zeros(iterations, bool) if meets is None else meets
     entered_s, returned_s, delivered_s = np.full((3, ranks, iterations), np.nan)
 
@@ -248,7 +253,8 @@ def times(
 
     run = Recurrence(ranks, [min(bound, iterations)], cost=cost, watch=watch, polls=polls)
     for i in range(iterations):
-        run.step(work_s[:, i], release_s=release_s[i], arrival_s=arrival_s[:, i], meets=meets[i : i + 1])
+        what_follows = {"arrival_s": arrival_s[:, i], "after_s": after_s[:, i]}
+        run.step(work_s[:, i], release_s=release_s[i], meets=meets[i : i + 1], **what_follows)
         entered_s[:, i], returned_s[:, i] = run.entered_s[:, 0], run.returned_s[:, 0]
     return Times(entered_s, returned_s, delivered_s, float(run.finish()[0]))
 

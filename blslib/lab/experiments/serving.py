@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from blslib.lab.experiments import dlrm
 from blslib.lab.options import Given, positive, settings, several
 from blslib.theory.maxplus import times
 
@@ -35,8 +36,8 @@ PERCENTILES = (50, 95, 99)
 
 
 @dataclass(frozen=True)
-class Config:
-    """One rate of arrivals, every contender at every bound; what is not told here is as of ``dlrm.Config``.
+class Config(dlrm.Config):
+    """One rate of arrivals, every contender at every bound; else as ``dlrm.Config``.
 
     Attributes:
         iterations: N batches of each draw.
@@ -52,7 +53,6 @@ class Config:
     law: str = "bernoulli"
     mean_delay_s: float = 2e-3
     names: tuple[str, ...] = ("mpi", "bls")
-    bounds: tuple[int, ...] = (0, 1, 4, 16)
     iterations: int = 100
     batch_size: int = 128
     max_rows: int = 20_000
@@ -60,7 +60,6 @@ class Config:
     budget_s: float = 0.0
     rate_per_s: float = 100.0
     idle: tuple[str, ...] = ("polls",)
-    seed: int = 1
 
     def __post_init__(self) -> None:
         if self.rate_per_s <= 0:
@@ -86,6 +85,7 @@ class Served(NamedTuple):
         run: the calls of the exchange.
         scores: (N, rows) float32, of the samples of this rank.
         collected_s: (P, N) seconds that each step spent in ``collect``.
+        looked_s: (P, N) when each step did so, to see what has come in since its call; 0 if nothing was out.
     """
 
     due_s: np.ndarray
@@ -94,6 +94,7 @@ class Served(NamedTuple):
     run: "Run"
     scores: np.ndarray
     collected_s: np.ndarray = np.zeros((1, 1))  # none, for any P and N
+    looked_s: np.ndarray = np.zeros((1, 1))
 
     @property
     def latency_s(self) -> np.ndarray:
@@ -105,12 +106,14 @@ class Served(NamedTuple):
 
         Work on a batch runs from the moment when it is there and the rank is free until the call; what the rank does
         from the return of the call to the end of the step, ``collect`` apart, counts as work on that batch's arrival.
+        One that does not poll sees arrivals only when a step looks for them; what it does until then is work before.
         """
         free_s = np.column_stack([np.zeros(len(self.freed_s)), self.freed_s[:, :-1]])
         work_s = self.run.entered_s - np.maximum(free_s, self.due_s)
-        arrival_s = self.freed_s - self.run.returned_s - self.collected_s
-        found = times(work_s, bound, release_s=self.due_s, arrival_s=arrival_s, polls=polls)
-        return (found.delivered_s + arrival_s).max(axis=0) - self.due_s
+        follows_s = self.freed_s - self.run.returned_s - self.collected_s
+        after_s = np.zeros(1) if polls else np.maximum(self.looked_s - self.run.returned_s, 0)
+        about = {"release_s": self.due_s, "arrival_s": follows_s - after_s, "after_s": after_s, "polls": polls}
+        return (times(work_s, bound, **about).delivered_s + follows_s - after_s).max(axis=0) - self.due_s
 
 
 def plan(given: Given) -> list[Config]:
@@ -133,11 +136,10 @@ def run(comm: "MPI.Intracomm", config: Config) -> "list[Row]":
     from mpi4py import MPI
 
     from blslib.lab.compare.contest import contenders, interleaved
-    from blslib.lab.experiments.dlrm import prepared
 
     servers = [Server(item, idle) for item in contenders(config.names, config.bounds) for idle in config.idle]
     draws = dict.fromkeys(servers, config.seed - 1)
-    with prepared(comm, config) as (here, model, made):
+    with dlrm.prepared(comm, config) as (here, model, made):
 
         def once(server: Server) -> Served:
             draws[server] += 1
@@ -193,14 +195,15 @@ def _serve(
         freed_s[i] = time.perf_counter() - start_s
     keep(loop.finish())
     run = gathered(comm, clock, start_s)
-    collected_s = np.zeros(config.iterations)
+    collected_s, looked_s = np.zeros((2, config.iterations))
     for call in clock.calls:
         began = call.iteration - 1
         # Those of a poll, before the next batch is begun, belong to no step.
         if call.kind == "collect" and call.entered_s - start_s < freed_s[began]:
             collected_s[began] += call.returned_s - call.entered_s
-    freed, scored, collected = np.stack(comm.allgather([freed_s, scored_s, collected_s]), axis=1)
-    return Served(due_s, freed, scored, run, np.array(scores), collected)
+            looked_s[began] = call.entered_s - start_s
+    freed, scored, collected, looked = np.stack(comm.allgather([freed_s, scored_s, collected_s, looked_s]), axis=1)
+    return Served(due_s, freed, scored, run, np.array(scores), collected, looked)
 
 
 def pooled(rows: "Rows") -> "pd.DataFrame":
@@ -257,7 +260,8 @@ def highest_rates(rows: "Rows", limit_s: float) -> "pd.DataFrame":
     """Up to which rate the 99th percentile of latency keeps a limit, measured and predicted, server by server.
 
     Interpolated between the rates that were measured, linearly in the logarithm of latency; 0 where not even the lowest
-    keeps it, and the highest where all do.
+    keeps it, and the highest where all do. A latency that falls as the rate grows is chance: there the curve is taken
+    half-way between the greatest before and the least after, so that one slow draw does not count at all higher rates.
 
     Args:
         rows: of ``run``, at two rates or more.
@@ -269,7 +273,9 @@ def highest_rates(rows: "Rows", limit_s: float) -> "pd.DataFrame":
     import pandas as pd
 
     def rate(p99_s: np.ndarray, rates: list[float]) -> float:
-        return float(np.interp(np.log(limit_s), np.log(np.maximum.accumulate(p99_s)), rates, left=0.0))
+        log_s = np.log(p99_s)
+        rising = (np.maximum.accumulate(log_s) + np.minimum.accumulate(log_s[::-1])[::-1]) / 2
+        return float(np.interp(np.log(limit_s), rising, rates, left=0.0))
 
     lines = []
     for key, group in pd.DataFrame(rows).groupby(["contender", "bound", "idle", "ranks"], sort=False):
