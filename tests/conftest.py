@@ -35,12 +35,24 @@ def pytest_configure() -> None:
     settings.load_profile("any machine")
 
 
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """What tests want to be read in every run, whichever process they ran in."""
+    for report in terminalreporter.getreports("passed") + terminalreporter.getreports("xfailed"):
+        for name, said in report.user_properties if report.when == "call" else ():
+            terminalreporter.write_line(f"{name}: {said}")
+
+
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
     """Tests of several ranks run under mpiexec alone; tests/test_mpi.py starts them."""
     return True if collection_path == ROOT / "tests" / "mpi" and "BLS_MPI_TESTS" not in os.environ else None
 
 
+SLOWEST = ("test_notebooks.py", "test_mpi.py", "test_cluster.py", "test_faults.py", "test_torch_suite.py")
+"""Files that take longest, which begin first: those of a whole run are shared out among two processes."""
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: SLOWEST.index(item.path.name) if item.path.name in SLOWEST else len(SLOWEST))
     if not config.getoption("--long"):
         for item in items:
             if item.get_closest_marker("long"):
@@ -73,9 +85,11 @@ def no_memory_of_killed_jobs() -> Iterator[None]:
     yield
     if left := set(Path("/dev/shm").glob("mpich_shm_*")) - before:
         used = ""
-        for maps in Path("/proc").glob("[0-9]*/maps"):
+        for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):  # it has ended, or is somebody else's
-                used += maps.read_text()
+                # Descriptors first: a job that begins in this moment closes a file only when it has mapped it.
+                used += " ".join(os.readlink(each) for each in (process / "fd").iterdir())
+                used += (process / "maps").read_text()
         for path in left:
             if str(path) not in used:
                 with contextlib.suppress(OSError):

@@ -24,9 +24,29 @@ INSTALLED_AS = {
     "yaml": ("pyyaml", "PyYAML"),
 }
 # Not imported anywhere, yet needed: the launcher, the kernel, the linters, the browser's side, what installs us.
-TOOLS = {"mpich", "ipykernel", "jupyterlab", "ruff", "mypy", "pytest-rerunfailures", "anywidget", "setuptools"}
+TOOLS = {
+    "mpich",
+    "ipykernel",
+    "jupyterlab",
+    "ruff",
+    "mypy",
+    "pytest-rerunfailures",
+    "pytest-xdist",
+    "anywidget",
+    "setuptools",
+}
 
-DEVELOPMENT = {"hypothesis", "jupyterlab", "mpich", "mypy", "nbformat", "packaging", "pytest", "pytest-rerunfailures"}
+DEVELOPMENT = {
+    "hypothesis",
+    "jupyterlab",
+    "mpich",
+    "mypy",
+    "nbformat",
+    "packaging",
+    "pytest",
+    "pytest-rerunfailures",
+    "pytest-xdist",
+}
 DEVELOPMENT |= {"pyyaml", "ruff", "setuptools"}
 """What no extra brings: the launcher, the browser's side, and what tests and linters need."""
 
