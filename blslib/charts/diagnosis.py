@@ -16,7 +16,7 @@ COLORS = {
     "useful work": "#DBD6CA",
     "static imbalance": "#882255",
     "dynamic imbalance": "#E69F00",
-    "exposed exchange": "#6E5D4E",
+    "exposed exchange": "#55636F",
 }
 MOST_ROWS = 5000
 """As many as Altair draws."""
@@ -72,10 +72,8 @@ def bounds(rows: Table, measured: Table = (), lines: tuple[str, ...] = ()) -> al
         model.mark_area(color=color, opacity=0.25).encode(y=y, y2="travelling:Q"),
         model.mark_line(color=LOOKS[LIMIT][0], strokeDash=[2, 3]).encode(y="limit:Q"),
         model.mark_line(color=color).encode(y=y),
-        model.transform_filter("datum.chosen")
-        .mark_point(shape="diamond", size=110, color=color)
-        .encode(y=y, tooltip=["bound", "predicted_s", "limit_s"]),
     ]
+    chosen = model.transform_filter("datum.chosen").mark_point(shape="diamond", size=190, filled=False, color="black")
     told = (
         "Line: predicted from the record, the exchange taking its ranks' own time; diamond: the recommended bound. "
         "Dotted: the busiest rank's work and that exchange, as low as the line can come. Shade: what a bound hides of "
@@ -85,9 +83,10 @@ def bounds(rows: Table, measured: Table = (), lines: tuple[str, ...] = ()) -> al
         table = pd.concat([table, pd.DataFrame(measured)], ignore_index=True)
         dots = base.transform_filter("isValid(datum.over_synchronous)").encode(color=alt.value(LOOKS[BLS][0]))
         layers += medians(dots, "over_synchronous", alt.Y("over_synchronous:Q"))
-        told += " Dots: bounded lag, measured, over its own time at bound 0."
-    chosen = table[table["chosen"].eq(True)].set_index("case")
-    said = "; ".join(f"{case} bound {row['bound']} to {row['predicted']:.0%}" for case, row in chosen.iterrows())
+        told += " Dots: bounded lag, measured, over its own time at bound 0, for the same work."
+    layers.append(chosen.encode(y=y, tooltip=["bound", "predicted_s", "limit_s"]))
+    take = table[table["chosen"].eq(True)].set_index("case")
+    said = "; ".join(f"{case} bound {row['bound']} to {row['predicted']:.0%}" for case, row in take.iterrows())
     said = f"time over that at bound 0 against the bound; recommended: {said}"
     return panels(layers, table, "case", "What would a bound make of it?", [*lines, told], said, height=150)
 

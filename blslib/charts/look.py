@@ -37,8 +37,9 @@ SERIES = {
 LABELS = {key: name for key, (name, _, _) in SERIES.items()}
 LOOKS: Looks = {name: (color, shape) for name, color, shape in SERIES.values()}
 
-# Of bounded lag where bounds are series: its blue, the darker the larger the bound; for 0, 1, 2, 4, 8 and so on.
-BLUES = ("#93C4E4", "#6FAEDA", "#4C98CD", "#2582BF", "#006BA6", "#00588A", "#00456D", "#003250", "#001F33")
+# Of bounded lag where bounds are series: the darker the larger the bound, for 0, 1, 2, 4, 8 and so on; and nearer to
+# violet than the model's light blue, or the first ones could be taken for it.
+BLUES = ("#AAB8DC", "#8199CE", "#5B7CBF", "#3A63AF", "#204F9C", "#113F85", "#0A316A", "#06244F", "#031733")
 SHAPES = ("circle", "triangle-up", "square", "diamond", "triangle-down", "cross", "triangle-right", "wedge", "arrow")
 
 # Bounds double from 1 on and start at 0, which no logarithm shows: they stand side by side. Contenders at the same

@@ -18,13 +18,17 @@ def latency_by_rate(rows: Table, *, cores: int, limit_s: float) -> Any:
     looks = look.by_bound(table)
     long = _percentiles(table, {50: "half of the batches wait less (p50)", 99: "one batch of 100 waits longer (p99)"})
     color, _ = apart(long["series"], looks)
-    x = alt.X("rate_per_s:Q", title="batches that arrive per second", scale=alt.Scale(nice=False, padding=12))
+    # Side by side, as their bars would hide each other.
+    rates, step = sorted(long["rate_per_s"].unique()), 0.008 * long["rate_per_s"].max()
+    long["place"] = long["rate_per_s"] + step * (long["series"].map(list(looks).index) - (len(looks) - 1) / 2)
+    axis = alt.Axis(values=rates, format="~f")
+    x = alt.X("place:Q", title="batches that arrive per second", scale=alt.Scale(nice=False, padding=12), axis=axis)
     y = alt.Y("latency_ms:Q", title="latency (ms, logarithmic)", **log())
     model = alt.Chart().encode(x=x, y="predicted_ms:Q", color=color)
     limit = alt.Chart().transform_aggregate(once="count()").encode(y=alt.datum(1000 * limit_s))
     layers = [
         limit.mark_rule(color=LOOKS[look.LIMIT][0], strokeWidth=2),
-        limit.mark_text(align="left", baseline="bottom", dx=4, x=0, text=f"limit {1000 * limit_s:g} ms"),
+        limit.mark_text(align="right", baseline="bottom", dx=-4, x="width", text=f"limit {1000 * limit_s:g} ms"),
         model.mark_line(strokeDash=[3, 3], strokeWidth=1.2),
         *look.curves(long["series"], x, y, looks),
     ]
@@ -65,8 +69,8 @@ def gain_by_ranks(model: Table, live: Table, *, cores: int) -> Any:
         cores: of the machine that ran them.
     """
     points, lines = pd.DataFrame(live), pd.DataFrame(model).sort_values("bound", kind="stable")
-    alone_s = lines.groupby(["law", "ranks"])["predicted_s"].transform("first")
-    lines["predicted"] = alone_s / lines["predicted_s"]
+    over_work = lines["predicted_s"] / lines["limit_s"]
+    lines["predicted"] = over_work.groupby([lines["law"], lines["ranks"]]).transform("first") / over_work
     shown = lines[lines["bound"].isin(points["bound"])].drop(columns="lag_effect", errors="ignore")
     shown = pd.concat([shown, points], ignore_index=True).query("bound > 0").assign(contender="bls", series="")
     shown["delay"], looks = shown["law"], look.by_bound(shown)
@@ -74,7 +78,7 @@ def gain_by_ranks(model: Table, live: Table, *, cores: int) -> Any:
     far, ran = lines["ranks"].max(), points["ranks"].max()
     ticks = TENS if far > ran else sorted(points["ranks"].unique().tolist())
     x = alt.X("ranks:Q", title="ranks P (logarithmic)", **log(ticks))
-    y = alt.Y("predicted:Q", title="speed-up over bound 0 (×, log.)", **log((1, 1.5, 2, 3, 5, 10)))
+    y = alt.Y("predicted:Q", title="lag's speed-up (×, log.)", **log((1, 1.5, 2, 3, 5, 10)))
     base = alt.Chart().encode(x=x, color=color)
     line = base.transform_filter("isValid(datum.predicted)").mark_line().encode(y=y)
     dots = base.transform_filter("isValid(datum.lag_effect)")
@@ -83,7 +87,8 @@ def gain_by_ranks(model: Table, live: Table, *, cores: int) -> Any:
     draws = "the realised work of the same runs" if "lag_effect" in lines else own
     text = [
         f"Points: live runs at {span(points['ranks'])} ranks on {cores} cores; work and delays are sleeps.",
-        f"Medians of {span(points['repeats'])} repeats of {span(points['iterations'])} iterations, 95 % intervals.",
+        f"{span(points['repeats'])} repeats of {span(points['iterations'])} iterations, over bound 0 for equal work.",
+        look.INTERVALS,
         f"Lines: the max-plus model on {draws}{f', up to {far:,} ranks, which nobody ran' if far > ran else ''}.",
     ]
     top = shown[shown["ranks"] == far].groupby("delay", sort=False)["predicted"].max()
@@ -157,7 +162,7 @@ def balance(rows: Table, *, cores: int) -> Any:
     lines = [
         f"Left: the bare exchange, {span(table['ranks'])} ranks on {cores} cores, {span(table['repeats'])} repeats.",
         f"Blocks of {span(table['bytes_per_block'])} bytes. {look.INTERVALS}",
-        f"Right: the max-plus model with delays ({table['law'].iloc[0]}), alone and with a call as measured.",
+        f"Right: the model with delays ({table['law'].iloc[0]}), alone (light blue) and with a measured call (dark).",
     ]
     costly = ", ".join(f"bound {row.bound} {row.call_us:.0f} µs" for row in table.itertuples())
     best = table.loc[table["iteration_us"].idxmin(), "bound"]

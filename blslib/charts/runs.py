@@ -13,8 +13,10 @@ import pandas as pd
 from blslib.charts import look
 from blslib.charts.look import BOUND_AXIS, INTERVALS, LOOKS, LOOSE, QUIET, Table, apart, by, medians, panels, setting
 
-PHASES = {"work": "#B8C9D9", "delay": "#E69F00", "waiting": "#EDEDED"}
+PHASES = {"work": "#B8C9D9", "delay": "#F0E442", "waiting": "#EDEDED"}
 EXCHANGE, LAG, EXPECTED = "exchange: bound 0 over MPI", "lag: bound k over bound 0", "lag as theory expects it"
+PALE = "#BBE1F6"
+"""The model's blue, for areas."""
 MPI_LINE = alt.Chart().mark_rule(color=LOOKS[look.MPI][0]).encode(y=alt.datum(1.0))
 
 
@@ -64,12 +66,13 @@ def exchange_and_lag(rows: Table, *, cores: int, panel: str = "scenario") -> Any
     table = look.told(rows, cores)
     table = table[table["contender"] == "bls"]
     blue, light = LOOKS[look.BLS][0], LOOKS[look.PREDICTED][0]
-    fill = by(alt.Fill, "series", (EXCHANGE, LAG, EXPECTED), ("white", blue, light))
+    fill = by(alt.Fill, "series", (EXCHANGE, LAG, EXPECTED), ("white", blue, PALE))
+    fill.legend = alt.Legend(symbolStrokeColor=blue)
     shape = by(alt.Shape, "series", (EXCHANGE, LAG, EXPECTED), ("diamond", "circle", "square"))
     base = alt.Chart().encode(x=BOUND_AXIS, color=alt.value(blue))
     kinds = ((EXCHANGE, alt.datum.bound == 0), (LAG, alt.datum.bound > 0), (EXPECTED, alt.datum.bound > 0))
     exchange, lag, expected = (base.transform_filter(at).transform_calculate(series=f"'{name}'") for name, at in kinds)
-    band = expected.mark_bar(stroke=light, fillOpacity=0.4)
+    band = expected.mark_bar(stroke=light)
     y = alt.Y("expected_low:Q", title="factor of the speed-up (×)", scale=LOOSE)
     looks = {"fill": fill, "shape": shape, "stroke": alt.value(blue)}
     layers = [
@@ -80,7 +83,8 @@ def exchange_and_lag(rows: Table, *, cores: int, panel: str = "scenario") -> Any
     ]
     lines = [
         setting(table),
-        f"Speed-up over MPI_Alltoallv = exchange × lag, for the same work; 1 is no gain. {INTERVALS}",
+        "Speed-up over MPI_Alltoallv = exchange × lag × noise in the work. Lag: for the same work. 1 is no gain.",
+        INTERVALS,
         "Theory, from the work at bound 0: lower end if lag hides imbalance alone, upper end if the exchange too.",
     ]
     ranges = look.ranges(table[table["bound"] > 0], panel, "lag_effect")
@@ -110,7 +114,8 @@ def measured_and_predicted(rows: Table, *, cores: int, panel: str = "law") -> An
         f"{INTERVALS} Columns are of bounded lag's own runs at that bound.",
         "Grey: the work of the busiest rank, which no lag shortens. Light blue: waits for others, by the max-plus law.",
         "From there to the point: the exchange.",
-        *["Where grey changes with the bound, the work does: ranks share cores and caches."] * ("batch_size" in table),
+        *["Where grey changes with the bound, the work does: ranks share caches, and the machine with others."]
+        * ("batch_size" in table),
     ]
     said = f"time of an iteration against the bound; measured over predicted: {look.ranges(table, panel, 'ratio')}"
     return panels(layers, table, panel, "Time of an iteration, measured and predicted", lines, said)
@@ -186,7 +191,11 @@ def arrivals(rows: Table, *, cores: int) -> Any:
     x = alt.X("ratio:Q", title="time over the max-plus law (×)", scale=LOOSE)
     law = alt.Chart().mark_rule(color=LOOKS[look.PREDICTED][0]).encode(x=alt.datum(1.0))
     bars = base.mark_rule().encode(x="ratio_low:Q", x2="ratio_high:Q")
-    lines = [setting(table), f"{INTERVALS} Light blue line: the law itself, with an exchange that costs nothing."]
+    lines = [
+        f"{setting(table)} Work and delays are sleeps; in wandering they fall on any rank (bernoulli).",
+        f"{INTERVALS} Light blue line: the law itself, with an exchange that costs nothing.",
+        *["In gather-like counts differ, which MPI_Alltoall does not take."] * ("gather-like" in set(table["pattern"])),
+    ]
     said = f"time over the max-plus law by contender; bounded lag: {look.ranges(table, 'pattern', 'ratio')}"
     layers = [law, bars, base.mark_point().encode(x=x, shape=shape.legend(None))]
     return panels(layers, table, "pattern", "What if ranks arrive at different times?", lines, said, 150)

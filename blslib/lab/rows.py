@@ -61,6 +61,8 @@ def derived(rows: "Rows") -> "pd.DataFrame":
     expected_low, expected_high         what the theory expects of lag_effect from the work of the run at bound 0: if
                                         the exchange stays as exposed as there, and if lag hides all of it
     ratio                               measured time over predicted time
+    over_work                           measured time over the work of the busiest rank
+    work_over_alone                     the work of the busiest rank over that of the same contender at bound 0
     load_balance, serialisation,        POP's efficiencies: the mean over the busiest rank's work, that over the time
     transfer                            with a free exchange, and that over the time measured
     share_of_mpi, share_of_raw,         of ``time_us``: beside MPI_Alltoallv through our interface, the same in a bare
@@ -79,6 +81,8 @@ def derived(rows: "Rows") -> "pd.DataFrame":
         table["expected_low"] = alone_s / (alone_s - masked_s)
         table["expected_high"] = np.maximum(alone_s / table["foreseen_s"], table["expected_low"])
         table["ratio"] = measured_s / predicted_s
+        table["over_work"] = measured_s / limit_s
+        table["work_over_alone"] = limit_s / over(table, "limit_s", bound=0)
         table["load_balance"] = table["useful_s"] / limit_s
         table["serialisation"] = limit_s / predicted_s
         table["transfer"] = predicted_s / measured_s
