@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import vl_convert
 
-from blslib.charts import look
+from blslib.charts import diagnosis, look
 from blslib.charts import models as model_charts
 from blslib.charts import runs as charts
 from blslib.lab import figures
@@ -185,9 +185,10 @@ def test_contenders_differ_without_colour() -> None:
 
 
 def test_one_colour_has_one_meaning() -> None:
-    """Bounds as series are shades of bounded lag's own colour; phases borrow from no contender."""
-    colors = {color for color, _ in look.LOOKS.values()}
-    assert not colors & {*look.BLUES, *charts.PHASES.values()}
+    """Of contenders, of bounds as series, of what a rank does when, and of the parts of a run's time."""
+    kinds = [{color for color, _ in look.LOOKS.values()}, look.BLUES, charts.PHASES.values(), diagnosis.COLORS.values()]
+    every = [color.upper() for kind in kinds for color in kind]
+    assert len(every) == len(set(every))
     assert len(set(look.BLUES)) == len(set(look.SHAPES)) == len(look.BLUES)
     darkness = [sum(bytes.fromhex(color[1:])) for color in look.BLUES]
     assert darkness == sorted(darkness, reverse=True)

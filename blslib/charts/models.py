@@ -28,7 +28,7 @@ def latency_by_rate(rows: Table, *, cores: int, limit_s: float) -> Any:
     limit = alt.Chart().transform_aggregate(once="count()").encode(y=alt.datum(1000 * limit_s))
     layers = [
         limit.mark_rule(color=LOOKS[look.LIMIT][0], strokeWidth=2),
-        limit.mark_text(align="right", baseline="bottom", dx=-4, x="width", text=f"limit {1000 * limit_s:g} ms"),
+        limit.mark_text(align="left", baseline="bottom", dx=26, x=0, text=f"limit {1000 * limit_s:g} ms"),
         model.mark_line(strokeDash=[3, 3], strokeWidth=1.2),
         *look.curves(long["series"], x, y, looks),
     ]
