@@ -12,8 +12,8 @@ from types import ModuleType
 
 from blslib import files
 from blslib.lab import experiments, found
-from blslib.lab.options import Given
-from blslib.lab.rows import Row, provenance, summary
+from blslib.lab.options import Given, Row
+from blslib.lab.rows import provenance, summary
 
 TIMEOUT_S = 3600.0
 

@@ -22,11 +22,11 @@ import numpy as np
 
 from blslib import __version__, files
 from blslib.lab.compare.intervals import interval
+from blslib.lab.options import Row
 
 if TYPE_CHECKING:  # benches are listed without it
     import pandas as pd
 
-Row = dict[str, Any]
 Rows: TypeAlias = "Sequence[Row] | pd.DataFrame"
 
 OUT_VARIABLE = "BLS_OUT"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from blslib.lab.options import Given, names, settings
+from blslib.lab.options import Given, Row, names, settings
 from blslib.workloads.scenarios import SCENARIOS
 
 if TYPE_CHECKING:
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from blslib.dlrm.model import DLRM
     from blslib.lab.compare.contest import Contender
     from blslib.lab.compare.run import Run
-    from blslib.lab.rows import Row
     from blslib.lab.scenarios import Scenario
 
 COLUMNS = "contender scenario bound ranks measured_s speedup lag_effect expected_low expected_high load_balance serialisation transfer memory_bytes identical"  # fmt: skip # noqa: E501
@@ -73,7 +72,7 @@ def plan(given: Given) -> list[Config]:
     return [Config(scenario, **settings(given, quick)) for scenario in given.scenarios or ("rotating", "balanced")]
 
 
-def run(comm: "MPI.Intracomm", config: Config) -> "list[Row]":
+def run(comm: "MPI.Intracomm", config: Config) -> list[Row]:
     """Measure. Collective; the rows are on every rank.
 
     A batch's response time runs from the start of its lookup to its scores, on the rank where that takes longest.
@@ -113,7 +112,7 @@ def run(comm: "MPI.Intracomm", config: Config) -> "list[Row]":
     return rows
 
 
-def record(comm: "MPI.Intracomm", config: Config) -> "list[Row]":
+def record(comm: "MPI.Intracomm", config: Config) -> list[Row]:
     """One run at the first bound, call by call, as ``traces.save`` has it. Collective; the rows are on every rank."""
     from blslib.diagnosis.traces import RECORD_COLUMNS
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from blslib.lab.experiments import delayed, dlrm
-from blslib.lab.options import Given, names, settings
+from blslib.lab.options import Given, Row, names, settings
 from blslib.theory import imbalance
 from blslib.theory.delays import LAWS
 from blslib.theory.maxplus import Cost
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from blslib.lab.compare.contest import Contender
     from blslib.lab.compare.run import Run
-    from blslib.lab.rows import Row
 
 COLUMNS = "law ranks bound measured_s predicted_s error over_best recommended repeats"
 OPTIONS = {"laws": names(LAWS, "LAW"), "scenarios": dlrm.OPTIONS["scenarios"]}
@@ -76,7 +75,7 @@ def exchange_cost(balanced: "dict[Contender, list[Run]]") -> Cost:
     return Cost(call_s, alpha_s=max(0.0, exposed_s[0] - call_s))
 
 
-def run(comm: "MPI.Intracomm", config: Config) -> "list[Row]":
+def run(comm: "MPI.Intracomm", config: Config) -> list[Row]:
     """Measure. Collective; the rows are on every rank.
 
     Raises:

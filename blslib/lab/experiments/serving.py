@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from blslib.lab.experiments import dlrm
-from blslib.lab.options import Given, positive, settings, several
+from blslib.lab.options import Given, Row, positive, settings, several
 from blslib.theory.maxplus import times
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from blslib.lab.compare.contest import Contender
     from blslib.lab.compare.intervals import Interval
     from blslib.lab.compare.run import Run
-    from blslib.lab.rows import Row, Rows
+    from blslib.lab.rows import Rows
 
 COLUMNS = "contender bound idle rate_per_s ranks draws batches latency_p50_s latency_p99_s predicted_p99_s"
 OPTIONS = {"rates": {"type": several(positive("batches a second")), "metavar": "R,R,...", "help": "batches a second"}}
@@ -128,7 +128,7 @@ def arrivals(rate_per_s: float, iterations: int, seed: int) -> np.ndarray:
     return np.random.default_rng([seed, 1]).exponential(1 / rate_per_s, iterations).cumsum()
 
 
-def run(comm: "MPI.Intracomm", config: Config) -> "list[Row]":
+def run(comm: "MPI.Intracomm", config: Config) -> list[Row]:
     """Serve the same arrivals with every contender. Collective; the rows, one a batch, are on every rank.
 
     Repeats differ in arrivals and delays, the contenders of one repeat do not.
