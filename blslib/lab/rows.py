@@ -16,24 +16,22 @@ from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
+import pandas as pd
 
 from blslib import __version__, files
 from blslib.lab.compare.intervals import interval
 from blslib.lab.options import Row
 
-if TYPE_CHECKING:  # benches are listed without it
-    import pandas as pd
-
-Rows: TypeAlias = "Sequence[Row] | pd.DataFrame"
+Rows: TypeAlias = Sequence[Row] | pd.DataFrame
 
 OUT_VARIABLE = "BLS_OUT"
 """Environment variable with the folder for ``data/`` and ``figures/``; empty for those of the repository."""
 
 
-def over(rows: "Rows", column: str, bound: int | None = None, **who: Any) -> "pd.Series":
+def over(rows: Rows, column: str, bound: int | None = None, **who: Any) -> pd.Series:
     """A measured column, row by row, of another contender or bound in the same setting and repeat; NaN where none is.
 
     Args:
@@ -42,8 +40,6 @@ def over(rows: "Rows", column: str, bound: int | None = None, **who: Any) -> "pd
         bound: of the other.
         who: what else is different of the other, such as ``contender="mpi"``.
     """
-    import pandas as pd
-
     table = pd.DataFrame(rows)
     other = who if bound is None else {**who, "bound": bound}
     keys = [name for name in settings_of(table) if name not in other] + ["repeat"]
@@ -51,7 +47,7 @@ def over(rows: "Rows", column: str, bound: int | None = None, **who: Any) -> "pd
     return table[keys].merge(here[[*keys, column]], "left", on=keys)[column].set_axis(table.index)
 
 
-def derived(rows: "Rows") -> "pd.DataFrame":
+def derived(rows: Rows) -> pd.DataFrame:
     """Rows with what follows from them, paired within each repeat.
 
     ==================================  ===========================================================================
@@ -67,8 +63,6 @@ def derived(rows: "Rows") -> "pd.DataFrame":
     above_raw_us, above_floor_us        loop, and no exchange at all
     ==================================  ===========================================================================
     """
-    import pandas as pd
-
     table = pd.DataFrame(rows).copy()
     if "foreseen_s" in table:
         measured_s, predicted_s, limit_s = (table[name] for name in ("measured_s", "predicted_s", "limit_s"))
@@ -90,14 +84,12 @@ def derived(rows: "Rows") -> "pd.DataFrame":
     return table
 
 
-def summary(rows: "Rows") -> "pd.DataFrame":
+def summary(rows: Rows) -> pd.DataFrame:
     """One line for each setting, in their order: the medians of what was measured and of what is ``derived``.
 
     ``repeats`` counts them; of a number ``x`` there are the ends ``x_low`` and ``x_high`` of the 95 % interval of the
     median as well, of a truth whether it always held. What is no number, or is missing, is left out.
     """
-    import pandas as pd
-
     table = derived(rows)
     keys = settings_of(table)
     lines = []
@@ -112,7 +104,7 @@ def summary(rows: "Rows") -> "pd.DataFrame":
     return pd.DataFrame(lines)
 
 
-def settings_of(table: "pd.DataFrame") -> list[str]:
+def settings_of(table: pd.DataFrame) -> list[str]:
     """The columns that say what was run."""
     return list(table.columns[: list(table.columns).index("repeat")])
 
