@@ -271,7 +271,7 @@ def test_a_loop_without_an_exchange_and_one_of_bare_mpi(name: str, items: int) -
             loop.check(66)
 
 
-def test_the_floor_hands_out_a_ranks_own_blocks() -> None:
+def test_the_floor_reads_a_ranks_own_blocks() -> None:
     """What it reads is what it has sent, on whichever rank; nothing else may be right in its place."""
     loop = Loop(Rank(2, 3), [5, 6, 7], [9, 9, 9])  # type: ignore[arg-type]
     idle = floor.build(SimpleNamespace(rank=2, size=3), 0)  # type: ignore[arg-type]
