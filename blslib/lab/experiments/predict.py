@@ -94,7 +94,7 @@ def run(comm: "MPI.Intracomm", config: Config) -> list[Row]:
     # What an engineer would record: the synchronous run, often enough that a passing disturbance does not count.
     [recorded] = measure(config.law, (0,), RECORDED).values()
     work_s = np.median([each.work_s for each in recorded], axis=0)
-    advice = imbalance.recommend(work_s, exchange_s=float(cost.call_s), travel_s=cost.alpha_s, replicas=1)
+    advice = imbalance.recommend(work_s, cost=cost, replicas=1)
     found = measure(config.law, sorted({*config.bounds, advice.bound}), config.repeats)
     best = min(found, key=lambda item: float(np.median([each.measured_s for each in found[item]])))
     return [
