@@ -65,15 +65,7 @@ def measure(comm: "MPI.Intracomm", config: Config, counts: list[int], slot_bytes
         def once(item: Contender) -> float:
             return loop.time_us(made[item], calls[item])
 
-        found = interleaved(
-            comm,
-            items,
-            once,
-            known=lag_known(float),
-            repeats=config.repeats,
-            budget_s=config.budget_s,
-            seed=config.seed,
-        )
+        found = interleaved(comm, items, once, config, lag_known(float))
     return [
         {
             "contender": item.name,

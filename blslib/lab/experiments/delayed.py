@@ -107,8 +107,4 @@ def measure(comm: "MPI.Intracomm", config: Config) -> "tuple[dict[Contender, Any
             loop.check(config.iterations)
             return run
 
-        known = lag_known(lambda run: run.over_limit)
-        found = interleaved(
-            comm, items, once, known=known, repeats=config.repeats, budget_s=config.budget_s, seed=config.seed
-        )
-        return made, found
+        return made, interleaved(comm, items, once, config, lag_known(lambda run: run.over_limit))

@@ -133,11 +133,10 @@ def measure(
     """Where the data are from, each contender's exchange, closed by now, and its runs, one per repeat. Collective."""
     from blslib.collective.clock import Clock
     from blslib.dlrm.inference import Inference
-    from blslib.lab.compare.contest import Contender, contenders, interleaved, lag_known
+    from blslib.lab.compare.contest import Contender, interleaved, lag_known
     from blslib.lab.compare.run import delaying, gathered, start
 
     delay = delaying(comm, config.law, config.iterations, config.mean_delay_s, config.seed)
-    items = contenders(config.names, config.bounds)
     with prepared(comm, config) as (here, model, made):
 
         def once(item: Contender) -> Measured:
@@ -149,10 +148,7 @@ def measure(
             response_s = np.array([one.response_s for one in scored])
             return Measured(run, response_s, np.array([one.scores for one in scored]))
 
-        known = lag_known(lambda each: each.run.over_limit)
-        found = interleaved(
-            comm, items, once, known=known, repeats=config.repeats, budget_s=config.budget_s, seed=config.seed
-        )
+        found = interleaved(comm, list(made), once, config, lag_known(lambda each: each.run.over_limit))
         return here.source, made, found
 
 

@@ -145,7 +145,7 @@ def run(comm: "MPI.Intracomm", config: Config) -> list[Row]:
             draws[server] += 1
             return _serve(comm, model, made[server.contender], here, config, server.idle == "polls", draws[server])
 
-        served = interleaved(comm, servers, once, repeats=config.repeats, seed=config.seed)
+        served = interleaved(comm, servers, once, config)
     rows, reference = [], served[servers[0]][0].scores
     for (item, idle), found in served.items():
         for repeat, each in enumerate(found):
