@@ -99,7 +99,7 @@ def summary(rows: Rows) -> pd.DataFrame:
             if pd.api.types.is_bool_dtype(table[name]):
                 line[name] = bool(group[name].all())
             elif pd.api.types.is_numeric_dtype(table[name]) and not (values := group[name].dropna()).empty:
-                line[name], line[f"{name}_low"], line[f"{name}_high"] = interval(values)
+                line |= interval(values).columns(name)
         lines.append(line)
     return pd.DataFrame(lines)
 
