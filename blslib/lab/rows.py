@@ -5,15 +5,12 @@ and repeat. What stands left of the column ``repeat`` says what was run, what st
 carry their units.
 """
 
-import csv
-import io
 import json
 import os
 import platform
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -156,9 +153,10 @@ def columns_of(path: Path) -> list[str]:
         ValueError: it is no CSV file.
     """
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            return next(csv.reader(iter(partial(file.readline, 1 << 16), "")), [])
-    except (UnicodeDecodeError, csv.Error) as error:
+        return list(pd.read_csv(path, nrows=0))
+    except pd.errors.EmptyDataError:
+        return []
+    except ValueError as error:
         raise ValueError(f"{path} is no CSV file ({error}): move it away") from error
 
 
@@ -182,10 +180,8 @@ def write(stem: str, name: str, rows: Sequence[Row], configs: Sequence[Any]) -> 
             raise ValueError(
                 f"{path} has columns {found}, the new rows have {columns}: remove the file if this is meant"
             )
-    table = io.StringIO(newline="")
-    writer = csv.DictWriter(table, columns)
-    writer.writeheader()
-    writer.writerows({k: f"{v:.9g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+    told = [{k: f"{v:.9g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows]
+    table = pd.DataFrame(told, dtype=object).to_csv(index=False, lineterminator="\r\n")
     about = {"configurations": [asdict(config) for config in configs], "provenance": provenance()}
-    files.write({path: table.getvalue(), path.with_suffix(".json"): json.dumps(about, indent=1) + "\n"})
+    files.write({path: table, path.with_suffix(".json"): json.dumps(about, indent=1) + "\n"})
     return path
