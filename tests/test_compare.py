@@ -3,6 +3,7 @@
 import itertools
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,11 +23,14 @@ from tests.conftest import punctual, within
 ALONE: Any = SimpleNamespace(bcast=lambda each: each)
 """All that ``interleaved`` asks of a communicator."""
 
+effort = partial(SimpleNamespace, budget_s=0.0, seed=1)
+"""And of a configuration."""
+
 
 def orders(items: Sequence[Any], repeats: int, seed: int = 1) -> list[list[Any]]:
     """In which order each repeat measured them."""
     seen: list[Any] = []
-    found = interleaved(ALONE, items, lambda item: seen.append(item) or len(seen), repeats=repeats, seed=seed)
+    found = interleaved(ALONE, items, lambda item: seen.append(item) or len(seen), effort(repeats=repeats, seed=seed))
     assert list(found) == list(items)
     assert sorted(itertools.chain.from_iterable(found.values())) == list(range(1, len(seen) + 1))
     return [seen[at : at + len(items)] for at in range(0, len(seen), len(items))]
@@ -62,7 +66,7 @@ def lasting(
         now_s[0] += each_s
         return 0
 
-    found = interleaved(ALONE, ["a", "b"], once, known=known, **how)
+    found = interleaved(ALONE, ["a", "b"], once, effort(**how), known)
     assert len(found["a"]) == len(found["b"])
     return len(found["a"])
 
@@ -83,7 +87,7 @@ def test_the_first_rank_decides() -> None:
     """Whatever the other ranks' clocks say, and what they think that they know."""
     told = iter([False, False, True])
     comm: Any = SimpleNamespace(bcast=lambda _: next(told))
-    assert interleaved(comm, ["a"], lambda _: 0, repeats=1) == {"a": [0, 0, 0]}
+    assert interleaved(comm, ["a"], lambda _: 0, effort(repeats=1)) == {"a": [0, 0, 0]}
 
 
 def made(effect: float, count: int, spread: float) -> dict[Contender, list[float]]:
@@ -271,7 +275,7 @@ def test_a_loop_without_an_exchange_and_one_of_bare_mpi(name: str, items: int) -
             loop.check(66)
 
 
-def test_the_floor_hands_out_a_ranks_own_blocks() -> None:
+def test_the_floor_reads_a_ranks_own_blocks() -> None:
     """What it reads is what it has sent, on whichever rank; nothing else may be right in its place."""
     loop = Loop(Rank(2, 3), [5, 6, 7], [9, 9, 9])  # type: ignore[arg-type]
     idle = floor.build(SimpleNamespace(rank=2, size=3), 0)  # type: ignore[arg-type]

@@ -18,7 +18,7 @@ from blslib.diagnosis.traces import Trace
 from blslib.lab.cli import main
 from blslib.theory.delays import delays
 from blslib.theory.imbalance import split
-from blslib.theory.maxplus import makespan
+from blslib.theory.maxplus import Cost, makespan
 from tests.conftest import ROOT, punctual, within
 from tests.test_traces import document, run_of, traces
 
@@ -31,7 +31,7 @@ SWITCHING_S = 0.01 * (1.0 + (np.arange(800)[None, :] // 200 == np.arange(4)[:, N
 
 def of(work_s: np.ndarray, exchange_s: float = 0.0, **more: object) -> Diagnosis:
     """The diagnosis of a synchronous run of this work, whose every call takes so long by itself."""
-    total_s = makespan(work_s, 0, exchange_s=exchange_s)
+    total_s = makespan(work_s, 0, cost=Cost(exchange_s))
     return diagnose(Trace(work_s, total_s, **more))  # type: ignore[arg-type]
 
 
@@ -191,7 +191,7 @@ def test_efficiencies_at_every_bound() -> None:
     """What the four parts, and POP's numbers, would be: those of a run at that bound."""
     found = of(WANDERING_S + STATIC_S, 1e-3)
     for k in (0, 2, 16):
-        run = split(found.trace.work_s, makespan(found.trace.work_s, k, exchange_s=1e-3), bound=k)
+        run = split(found.trace.work_s, makespan(found.trace.work_s, k, cost=Cost(1e-3)), bound=k)
         assert found.at(k).efficiencies == pytest.approx(run.efficiencies)
     rows = found.rows_of_bounds()
     assert [row["bound"] for row in rows] == list(range(65))

@@ -315,7 +315,7 @@ def test_what_cannot_be_made_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_hosts_leave_nothing_behind(two: hosts.Hosts) -> None:
     made = hosts.Hosts(2)
-    folder, holders = Path(made._folder.name), list(made._holders.values())
+    folder, holders = made._folder, list(made._holders.values())
     made.close()
     assert not folder.exists()
     assert [holder.returncode for holder in holders] == [0] * 3

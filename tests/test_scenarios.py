@@ -45,7 +45,7 @@ def test_every_placement_meets_the_same_batches(name):
                         assert not len(part.ids[table])
             # So the hot tables are the same too: what is looked up, summed over the ranks, is the scenario's load.
             lookups = sum(here.pool[here.order[i]].lookups for here in ranks)
-            assert lookups == pytest.approx(16 * whole.load(i), abs=8)
+            assert lookups == pytest.approx(16 * whole.source.pooling_at(whole.order[i]), abs=8)
 
 
 def test_by_default_a_group_is_a_rank():

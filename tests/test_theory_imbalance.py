@@ -87,7 +87,7 @@ def test_efficiencies_are_those_that_pop_publishes():
 @given(WORK, st.lists(st.integers(0, 12), min_size=1, max_size=5), st.floats(0, 2))
 def test_the_curve_is_the_recurrence(work_s, bounds, exchange_s):
     assert curve(work_s, bounds, Cost(exchange_s)).tolist() == [
-        makespan(work_s, k, exchange_s=exchange_s) for k in bounds
+        makespan(work_s, k, cost=Cost(exchange_s)) for k in bounds
     ]
     travelling = curve(work_s, bounds, Cost(alpha_s=exchange_s))
     assert (travelling <= curve(work_s, bounds, Cost(exchange_s)) * (1 + 1e-9) + 1e-9).all()
@@ -114,8 +114,8 @@ def test_where_all_ranks_meet_nobody_is_ahead(work_s, bounds, data):
     assert found.curve_s == pytest.approx([sum(makespan(part, k) for part in parts) for k in bounds])
     assert found.limit_s == pytest.approx(sum(limit(part) for part in parts))
     assert times(work_s, bounds[0], meets=met).ended_s == pytest.approx(found.curve_s[0])
-    never = recommend(work_s, bounds=bounds, exchange_s=1.0, meets=met | True, replicas=2)
-    assert never.curve_s == pytest.approx(makespan(work_s, 0, exchange_s=1.0))
+    never = recommend(work_s, bounds=bounds, cost=Cost(1.0), meets=met | True, replicas=2)
+    assert never.curve_s == pytest.approx(makespan(work_s, 0, cost=Cost(1.0)))
     assert (never.bound, never.enough) == (bounds[0], True) and never.win == pytest.approx(0)
 
 
@@ -130,9 +130,9 @@ def test_meetings_in_stretches_and_replicas(monkeypatch):
 
 def test_many_ranks_are_taken_in_groups_of_lanes(monkeypatch):
     work_s = made("exponential", iterations=50)
-    whole = recommend(work_s, exchange_s=1e-4)
+    whole = recommend(work_s, cost=Cost(1e-4))
     monkeypatch.setattr(imbalance, "ABREAST", 4 * 7)
-    parts = recommend(work_s, exchange_s=1e-4)
+    parts = recommend(work_s, cost=Cost(1e-4))
     assert parts.curve_s.tolist() == whole.curve_s.tolist() == curve(work_s, range(65), Cost(1e-4)).tolist()
     assert parts.travelling_s.tolist() == curve(work_s, range(65), Cost(alpha_s=1e-4)).tolist()
     assert (parts.low, parts.high) == (whole.low, whole.high)
@@ -150,8 +150,8 @@ def test_short_replicas_tell_the_interval_of_a_long_run(monkeypatch):
 @pytest.mark.parametrize("law", ["rotating", "bernoulli", "exponential", "permanent", "none"])
 def test_the_smallest_bound_within_two_percent(law):
     work_s = made(law)
-    found = recommend(work_s, exchange_s=1e-4, replicas=20)
-    times_s = [makespan(work_s, k, exchange_s=1e-4) for k in range(65)]
+    found = recommend(work_s, cost=Cost(1e-4), replicas=20)
+    times_s = [makespan(work_s, k, cost=Cost(1e-4)) for k in range(65)]
     limit_s = limit(work_s) + 400 * 1e-4
     assert found.enough
     assert found.bound == next(k for k, time_s in enumerate(times_s) if time_s <= 1.02 * limit_s)
@@ -183,10 +183,10 @@ def test_the_interval_is_as_wide_as_other_runs_differ():
 
 def test_the_exchange_that_travels_is_hidden():
     work_s = made("none")
-    found = recommend(work_s, bounds=[1], exchange_s=2e-4, replicas=1)
+    found = recommend(work_s, bounds=[1], cost=Cost(2e-4), replicas=1)
     assert found.win == 0
     assert found.hideable_s == pytest.approx(399 * 2e-4)  # all but the last, which the drain waits for
-    found = recommend(work_s, bounds=[1], travel_s=2e-4, replicas=1)
+    found = recommend(work_s, bounds=[1], cost=Cost(alpha_s=2e-4), replicas=1)
     assert found.curve_s == pytest.approx([makespan(work_s, 1) + 2e-4])
     assert found.win == pytest.approx(1 - found.curve_s[0] / (makespan(work_s, 0) + 400 * 2e-4))
 

@@ -29,7 +29,7 @@ def nothing_at_hand(monkeypatch):
 def hot_groups(name: str) -> list[list[int]]:
     """In each iteration, the groups whose tables are hot."""
     work = make(name)
-    return [np.unique(work.groups[work.load(i) == HEAVY]).tolist() for i in range(12)]
+    return [np.unique(work.groups[work.source.pooling_at(work.order[i]) == HEAVY]).tolist() for i in range(12)]
 
 
 def test_which_groups_are_hot_when():
@@ -42,8 +42,8 @@ def test_which_groups_are_hot_when():
     assert make("wandering", seed=1).order.tolist() != make("wandering", seed=2).order.tolist()
     work = make("rotating")
     assert np.bincount(work.groups).tolist() == [8, 8, 8]
-    assert all(((work.load(i) == HEAVY) == (work.groups == i % 3)).all() for i in range(12))
-    assert set(work.load(0)) == {LIGHT, HEAVY}
+    assert all(((work.source.pooling_at(work.order[i]) == HEAVY) == (work.groups == i % 3)).all() for i in range(12))
+    assert set(work.source.pooling_at(work.order[0])) == {LIGHT, HEAVY}
     assert np.bincount(make("unequal-tables").groups).tolist() == [5, 8, 11]
 
 
@@ -53,11 +53,11 @@ def test_batches_are_what_the_load_says(name):
     pool = work.pool()
     assert len(work.rows) == len(work.groups) == pool[0].tables and max(work.rows) <= 100
     assert len(work.order) == 12 and work.label.startswith("generated: ")
-    for i, which in enumerate(work.order):
+    for which in work.order:
         lookups = pool[which].lookups / pool[which].size
-        assert lookups == pytest.approx(work.load(i), abs=0.5)
+        assert lookups == pytest.approx(work.source.pooling_at(which), abs=0.5)
         if name in ("rotating", "criteo"):
-            assert lookups.tolist() == work.load(i).tolist()
+            assert lookups.tolist() == work.source.pooling_at(which).tolist()
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
@@ -107,7 +107,7 @@ def test_criteo_file(monkeypatch):
     assert [batch.size for batch in many.pool()] == [200] * 16 and many.order.tolist() == [*range(16), *range(9)]
     assert max(ids.max() for batch in few.pool() for ids in batch.ids) < 50 == max(few.rows)
     assert many.pool(range(3))[0].lookups.tolist() == [200] * 3 + [0] * 23
-    assert many.load(20).tolist() == [1] * 26
+    assert many.pool()[many.order[20]].lookups.tolist() == [200] * 26
 
 
 @pytest.mark.parametrize(("name", "form"), [("aliccp-multihot", "multi-hot"), ("aliccp-onehot", "one id per field")])
@@ -116,7 +116,7 @@ def test_aliccp_file(monkeypatch, name, form):
     work = workload(name, 1, iterations=3, batch_size=64)
     assert work.label == f"Ali-CCP, {form}, file aliccp_multihot_small.txt (10 samples, repeated)"
     assert [batch.size for batch in work.pool()] == [64] * 3
-    assert (work.load(0).max() > 100) == (form == "multi-hot")
+    assert (work.pool()[0].lookups.max() > 100 * 64) == (form == "multi-hot")
 
 
 def test_label_tells_what_was_left_out(monkeypatch, tmp_path):

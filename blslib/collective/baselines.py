@@ -17,7 +17,7 @@ from blslib.collective.blocks import as_bytes, is_fixed
 from blslib.collective.errors import ExchangeError
 from blslib.collective.exchange import Arrival, Block, Exchange
 from blslib.collective.mpi import MPI
-from blslib.collective.waiting import Policy, complete, yield_then_sleep
+from blslib.collective.waiting import complete
 
 _NOTHING = object()  # no tuple of blocks that anybody could post
 _bare = tuple.__new__  # a named tuple without the Python function that its class calls, which costs 0.1 us
@@ -206,10 +206,9 @@ class IalltoallvWindow(Baseline):
         recv_counts: Sequence[int],
         dtype: np.typing.DTypeLike = np.float32,
         timeout_s: float = 60.0,
-        waiting: Policy = yield_then_sleep,
     ) -> None:
         super().__init__(comm, bound, send_counts, recv_counts, dtype)
-        self._timeout_s, self._waiting = timeout_s, waiting
+        self._timeout_s = timeout_s
         self._send_specs = [_spec(buffer, self._send_sizes) for buffer in self._rooms]
         self._recv_specs = [_spec(buffer, self._recv_sizes) for buffer in self._buffers]
 
@@ -226,7 +225,7 @@ class IalltoallvWindow(Baseline):
     def _finished(self, request: MPI.Request, iteration: int, wait: bool) -> bool:
         if not wait:
             return request.Test()
-        complete(request, f"iteration {iteration}", self._timeout_s, self._waiting)
+        complete(request, f"iteration {iteration}", self._timeout_s)
         return True
 
 

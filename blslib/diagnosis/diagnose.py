@@ -10,6 +10,7 @@ import numpy as np
 
 from blslib.diagnosis.traces import Trace
 from blslib.theory.imbalance import BOUNDS, Recommendation, Split, recommend, split
+from blslib.theory.maxplus import Cost
 
 STRETCHES = 24
 COLUMNS = 100
@@ -184,7 +185,7 @@ def diagnose(trace: Trace, *, slot_bytes: int | None = None) -> Diagnosis:
     """
     parts = split(trace.work_s, trace.total_s, bound=trace.bound)
     ranks, iterations = trace.work_s.shape
-    advice = recommend(trace.work_s, exchange_s=max(parts.exchange_s, 0) / iterations, meets=trace.meets)
+    advice = recommend(trace.work_s, cost=Cost(max(parts.exchange_s, 0) / iterations), meets=trace.meets)
     slot_bytes = slot_bytes or trace.slot_bytes  # each rank has slots for all of them, recorded or not
     memory_bytes = (trace.world or ranks) * 2 * (advice.bound + 1) * slot_bytes if slot_bytes else None
     return Diagnosis(trace, parts, advice, memory_bytes)

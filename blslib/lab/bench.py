@@ -12,8 +12,7 @@ from types import ModuleType
 
 from blslib import files
 from blslib.lab import experiments, found
-from blslib.lab.options import Given
-from blslib.lab.rows import Row, provenance, summary
+from blslib.lab.options import Given, Row
 
 TIMEOUT_S = 3600.0
 
@@ -82,6 +81,8 @@ def table(name: str, rows: Sequence[Row]) -> str:
     """The printed table: medians, each with its 95 % interval in brackets."""
     import pandas as pd
 
+    from blslib.lab.rows import summary
+
     module = found.load(experiments, name)
     sums = getattr(module, "summarise", summary if "repeat" in rows[0] else pd.DataFrame)
     lines = sums(rows).astype(object).to_dict("records")
@@ -104,6 +105,8 @@ def _cell(line: Row, column: str) -> str:
 
 def heading(name: str, given: Given) -> str:
     """What a reader of the table must know: what, where, with which settings."""
+    from blslib.lab.rows import provenance
+
     machine = provenance()
     ranks = ", ".join(map(str, given.ranks)) if isinstance(given.ranks, tuple) else given.ranks
     settings = " ".join(f"{key}={value}" for key, value in machine["mpi_settings"].items() if key.startswith("MPIR"))

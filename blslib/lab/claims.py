@@ -34,7 +34,8 @@ import pandas as pd
 
 from blslib import files
 from blslib.lab.compare.intervals import JUDGED, LEAST, Interval
-from blslib.lab.rows import Row, Rows, data_folder, summary
+from blslib.lab.options import Row
+from blslib.lab.rows import Rows, data_folder, summary
 
 Claim = dict[str, Any]
 

@@ -21,7 +21,7 @@ import pandas as pd
 import psutil
 
 from blslib import files
-from blslib.lab.claims import headlines, markdown, table
+from blslib.lab.claims import Claim, headlines, markdown, table
 from blslib.lab.ranks.launch import end_trees, rank_environment, survivors
 from blslib.lab.ranks.progress import TERMINAL_VARIABLE
 from blslib.lab.rows import OUT_VARIABLE, root
@@ -121,7 +121,7 @@ def run(notebooks: Sequence[Path], out: Path, quick: bool) -> dict[str, float]:
     return minutes
 
 
-def claims(root: Path, notebooks: Sequence[Path]) -> list[dict[str, Any]]:
+def claims(root: Path, notebooks: Sequence[Path]) -> list[Claim]:
     """What the notebooks found, from the ``claims.json`` each may have written under ``root/data``."""
     files = [root / "data" / notebook.stem / "claims.json" for notebook in notebooks]
     return [claim for file in files if file.exists() for claim in json.loads(file.read_text())]

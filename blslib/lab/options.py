@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 Row = dict[str, Any]
+"""Of a table: a value for each column."""
 Given = argparse.Namespace
 """What a bench was asked: ranks, bounds, repeats, quick, and its own options; None where nothing was said."""
 

@@ -5,35 +5,30 @@ and repeat. What stands left of the column ``repeat`` says what was run, what st
 carry their units.
 """
 
-import csv
-import io
 import json
 import os
 import platform
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
+import pandas as pd
 
 from blslib import __version__, files
 from blslib.lab.compare.intervals import interval
+from blslib.lab.options import Row
 
-if TYPE_CHECKING:  # benches are listed without it
-    import pandas as pd
-
-Row = dict[str, Any]
-Rows: TypeAlias = "Sequence[Row] | pd.DataFrame"
+Rows: TypeAlias = Sequence[Row] | pd.DataFrame
 
 OUT_VARIABLE = "BLS_OUT"
 """Environment variable with the folder for ``data/`` and ``figures/``; empty for those of the repository."""
 
 
-def over(rows: "Rows", column: str, bound: int | None = None, **who: Any) -> "pd.Series":
+def over(rows: Rows, column: str, bound: int | None = None, **who: Any) -> pd.Series:
     """A measured column, row by row, of another contender or bound in the same setting and repeat; NaN where none is.
 
     Args:
@@ -42,8 +37,6 @@ def over(rows: "Rows", column: str, bound: int | None = None, **who: Any) -> "pd
         bound: of the other.
         who: what else is different of the other, such as ``contender="mpi"``.
     """
-    import pandas as pd
-
     table = pd.DataFrame(rows)
     other = who if bound is None else {**who, "bound": bound}
     keys = [name for name in settings_of(table) if name not in other] + ["repeat"]
@@ -51,7 +44,7 @@ def over(rows: "Rows", column: str, bound: int | None = None, **who: Any) -> "pd
     return table[keys].merge(here[[*keys, column]], "left", on=keys)[column].set_axis(table.index)
 
 
-def derived(rows: "Rows") -> "pd.DataFrame":
+def derived(rows: Rows) -> pd.DataFrame:
     """Rows with what follows from them, paired within each repeat.
 
     ==================================  ===========================================================================
@@ -69,8 +62,6 @@ def derived(rows: "Rows") -> "pd.DataFrame":
     above_raw_us, above_floor_us        loop, and no exchange at all
     ==================================  ===========================================================================
     """
-    import pandas as pd
-
     table = pd.DataFrame(rows).copy()
     if "foreseen_s" in table:
         measured_s, predicted_s, limit_s = (table[name] for name in ("measured_s", "predicted_s", "limit_s"))
@@ -94,14 +85,12 @@ def derived(rows: "Rows") -> "pd.DataFrame":
     return table
 
 
-def summary(rows: "Rows") -> "pd.DataFrame":
+def summary(rows: Rows) -> pd.DataFrame:
     """One line for each setting, in their order: the medians of what was measured and of what is ``derived``.
 
     ``repeats`` counts them; of a number ``x`` there are the ends ``x_low`` and ``x_high`` of the 95 % interval of the
     median as well, of a truth whether it always held. What is no number, or is missing, is left out.
     """
-    import pandas as pd
-
     table = derived(rows)
     keys = settings_of(table)
     lines = []
@@ -111,12 +100,12 @@ def summary(rows: "Rows") -> "pd.DataFrame":
             if pd.api.types.is_bool_dtype(table[name]):
                 line[name] = bool(group[name].all())
             elif pd.api.types.is_numeric_dtype(table[name]) and not (values := group[name].dropna()).empty:
-                line[name], line[f"{name}_low"], line[f"{name}_high"] = interval(values)
+                line |= interval(values).columns(name)
         lines.append(line)
     return pd.DataFrame(lines)
 
 
-def settings_of(table: "pd.DataFrame") -> list[str]:
+def settings_of(table: pd.DataFrame) -> list[str]:
     """The columns that say what was run."""
     return list(table.columns[: list(table.columns).index("repeat")])
 
@@ -168,9 +157,10 @@ def columns_of(path: Path) -> list[str]:
         ValueError: it is no CSV file.
     """
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            return next(csv.reader(iter(partial(file.readline, 1 << 16), "")), [])
-    except (UnicodeDecodeError, csv.Error) as error:
+        return list(pd.read_csv(path, nrows=0))
+    except pd.errors.EmptyDataError:
+        return []
+    except ValueError as error:
         raise ValueError(f"{path} is no CSV file ({error}): move it away") from error
 
 
@@ -194,10 +184,8 @@ def write(stem: str, name: str, rows: Sequence[Row], configs: Sequence[Any]) -> 
             raise ValueError(
                 f"{path} has columns {found}, the new rows have {columns}: remove the file if this is meant"
             )
-    table = io.StringIO(newline="")
-    writer = csv.DictWriter(table, columns)
-    writer.writeheader()
-    writer.writerows({k: f"{v:.9g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+    told = [{k: f"{v:.9g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows]
+    table = pd.DataFrame(told, dtype=object).to_csv(index=False, lineterminator="\r\n")
     about = {"configurations": [asdict(config) for config in configs], "provenance": provenance()}
-    files.write({path: table.getvalue(), path.with_suffix(".json"): json.dumps(about, indent=1) + "\n"})
+    files.write({path: table, path.with_suffix(".json"): json.dumps(about, indent=1) + "\n"})
     return path

@@ -145,7 +145,8 @@ class Recommendation:
             this is the smallest within it of the best of them: a greater one may win more.
         limit_s: the busiest rank's work (between any two ``meets``) and the ranks' own time in all calls: no bound wins
             more on imbalance, but a run that hides some of the exchange as well may be quicker.
-        win: share of the time at bound 0 that the bound saves: dynamic imbalance, and what is hidden of ``travel_s``.
+        win: share of the time at bound 0 that the bound saves: dynamic imbalance, and what it hides of the messages'
+            way (``cost.alpha_s``).
         low, high: 95 % interval of ``win``, from a block bootstrap over iterations.
         hideable_s: what the bound would save on top, at most, if the exchange needed none of the ranks' own time.
         latency_s: how much longer a batch takes from the start of its work to its arrival, in the mean, when
@@ -171,8 +172,7 @@ def recommend(
     work_s: np.ndarray,
     *,
     bounds: Sequence[int] = BOUNDS,
-    exchange_s: float = 0.0,
-    travel_s: float = 0.0,
+    cost: Cost | None = None,
     meets: np.ndarray | None = None,
     replicas: int = 200,
 ) -> Recommendation:
@@ -181,8 +181,8 @@ def recommend(
     Args:
         work_s: (P, N) seconds of own work.
         bounds: those to choose from, in ascending order.
-        exchange_s: what each call costs each rank of its own time.
-        travel_s: how long messages are on their way besides, which lag hides.
+        cost: of the exchange: what each call costs each rank of its own time, and how long messages are on their way
+            besides, which lag hides.
         meets: (N,) bool, the iterations in which another operation makes all ranks wait for each other: there nobody is
             ahead of anybody, whatever the bound. They are taken to wait at its beginning. Default: none.
         replicas: of the bootstrap.
@@ -193,11 +193,11 @@ def recommend(
     work_s = _checked(work_s)
     iterations = work_s.shape[1]
     meets = np.zeros(iterations, bool) if meets is None else meets
-    cost = Cost(exchange_s, alpha_s=travel_s)
+    cost = cost or Cost()
     *predicted, synchronous_s = curve(work_s, [*bounds, 0], cost, meets).tolist()
-    curve_s, travelling_s = np.array(predicted), curve(work_s, bounds, Cost(alpha_s=exchange_s + travel_s), meets)
+    curve_s, travelling_s = np.array(predicted), curve(work_s, bounds, Cost(alpha_s=cost.call_s + cost.alpha_s), meets)
     apart = np.flatnonzero(np.r_[True, meets[1:]])
-    limit_s = float(np.add.reduceat(work_s, apart, axis=1).max(axis=0).sum()) + iterations * exchange_s
+    limit_s = float(np.add.reduceat(work_s, apart, axis=1).max(axis=0).sum()) + iterations * cost.call_s
     enough = bool(curve_s.min() <= (1 + TOLERANCE) * limit_s)
     at = int((curve_s <= (1 + TOLERANCE) * (limit_s if enough else curve_s.min())).argmax())
     bound = int(bounds[at])

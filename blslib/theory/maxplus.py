@@ -170,7 +170,6 @@ def makespan(
     work_s: np.ndarray,
     bound: int,
     *,
-    exchange_s: float = 0.0,
     cost: Cost | None = None,
     before_drain_s: Seconds = 0.0,
     after_drain_s: Seconds = 0.0,
@@ -180,8 +179,7 @@ def makespan(
     Args:
         work_s: (P, N) float, seconds of rank r's own work before its call i.
         bound: k >= 0, iterations that the slowest rank may lag.
-        exchange_s: seconds that each call costs by itself.
-        cost: what the exchange costs, where that is more than ``exchange_s`` can tell.
+        cost: what the exchange costs.
         before_drain_s: (P,) float, own work between the last call and the drain.
         after_drain_s: (P,) float, own work after the drain.
 
@@ -191,7 +189,7 @@ def makespan(
     Cost: O(P N) time, O(P + k) memory besides the argument.
     """
     work_s = matrix(work_s)
-    run = Recurrence(len(work_s), [min(bound, work_s.shape[1])], cost=cost or Cost(exchange_s))
+    run = Recurrence(len(work_s), [min(bound, work_s.shape[1])], cost=cost)
     for column in work_s.T:
         run.step(column)
     return float(run.finish(before_drain_s, after_drain_s)[0])

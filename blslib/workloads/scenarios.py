@@ -90,13 +90,6 @@ class Workload:
     source: Source
     label: str
 
-    def load(self, iteration: int) -> np.ndarray:
-        """(T,) mean ids per sample of each table in an iteration."""
-        which = int(self.order[iteration])
-        if isinstance(self.source, Synthetic):
-            return self.source.pooling_at(which)
-        return self.source[which].lookups / self.source[which].size
-
     def pool(self, tables: Collection[int] | None = None) -> list[Batch]:
         """The J batches, with the bags of these tables only, for a rank that holds no others; None fills all."""
         if isinstance(self.source, Synthetic):

@@ -84,7 +84,7 @@ class BLSGroup(MpiGroup):
         self._answer: Work | None = None
         self._calling = threading.Lock()
         self._open = True
-        self._titles = ["", ""]
+        self._name = ""
         atexit.register(self._leave)
 
     @property
@@ -261,16 +261,10 @@ class BLSGroup(MpiGroup):
         return NAME
 
     def setGroupName(self, name: str) -> None:  # noqa: N802
-        self._titles[0] = name
+        self._name = name
 
     def getGroupName(self) -> str:  # noqa: N802
-        return self._titles[0]
-
-    def setGroupDesc(self, description: str) -> None:  # noqa: N802
-        self._titles[1] = description
-
-    def getGroupDesc(self) -> str:  # noqa: N802
-        return self._titles[1]
+        return self._name
 
     def shutdown(self) -> None:
         """Finish what is under way and give everything back. Collective unless something failed before.
@@ -286,7 +280,7 @@ class BLSGroup(MpiGroup):
             except Exception as error:
                 self.fail(error)
                 self._leave_exchange(error)
-                text = f"group {self._titles[0]!r} ended with an error: {self.failure}"
+                text = f"group {self._name!r} ended with an error: {self.failure}"
                 warnings.warn(text, RuntimeWarning, stacklevel=2)
             except BaseException as error:
                 self.abort(error)
@@ -308,7 +302,7 @@ class BLSGroup(MpiGroup):
             self._exchange.close()
         if self._answer is not None:
             self._answer.wait()  # only now, as it may be known only now that a rank posted less often
-        complete(self._comm.Ibarrier(), f"the end of group {self._titles[0]!r}", self._timeout_s)
+        complete(self._comm.Ibarrier(), f"the end of group {self._name!r}", self._timeout_s)
         self._comm.Free()
 
     def abort(self, error: BaseException | None = None) -> None:

@@ -91,11 +91,8 @@ def interleaved(
     comm: MPI.Intracomm,
     items: Sequence[Item],
     once: Callable[[Item], Result],
-    *,
-    repeats: int,
-    budget_s: float = 0.0,
+    config: Any,
     known: Callable[[dict[Item, list[Result]]], bool] = lambda _: True,
-    seed: int = 1,
 ) -> dict[Item, list[Result]]:
     """What ``once`` returns for each item in each repeat, in an order drawn anew for every repeat. Collective.
 
@@ -103,20 +100,19 @@ def interleaved(
         comm: of the ranks that measure.
         items: what to measure.
         once: measures one of them.
-        repeats: at least so many.
-        budget_s: seconds for all repeats together, if it takes more of them until it is ``known``.
+        config: of an experiment, with ``repeats``, at least so many; ``budget_s``, seconds for all repeats together, if
+            it takes more of them until it is ``known``; and ``seed``, of the orders.
         known: whether what was found is enough. It must not ask what the answer is, only how sure that is.
-        seed: of the orders.
     """
-    rng, started_s, done = np.random.default_rng(seed), time.perf_counter(), 0
+    rng, started_s, done = np.random.default_rng(config.seed), time.perf_counter(), 0
     results: dict[Item, list[Result]] = {item: [] for item in items}
     while True:
         for at, place in enumerate(rng.permutation(len(items)).tolist()):
-            report(done * len(items) + at, max(repeats, done + 1) * len(items))
+            report(done * len(items) + at, max(config.repeats, done + 1) * len(items))
             results[items[place]].append(once(items[place]))
         done += 1
         spent_s = time.perf_counter() - started_s
-        enough = done >= repeats and (spent_s * (1 + 1 / done) > budget_s or known(results))
+        enough = done >= config.repeats and (spent_s * (1 + 1 / done) > config.budget_s or known(results))
         if comm.bcast(enough):  # the first rank's clock decides
             return results
 

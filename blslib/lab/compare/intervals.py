@@ -20,6 +20,10 @@ class Interval(NamedTuple):
     low: float
     high: float
 
+    def columns(self, name: str) -> dict[str, float]:
+        """Of a row: what is in the middle by this name, and the ends beside it."""
+        return {name: self.median, f"{name}_low": self.low, f"{name}_high": self.high}
+
 
 def interval(values: Sequence[float] | np.ndarray) -> Interval:
     """The median of independent values and its 95 % interval, from order statistics.

@@ -5,7 +5,6 @@ sides, and make whoever copies less look better or worse than users will find it
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -66,18 +65,14 @@ class Loop:
             exchange.loop(self, calls)
             return
         fill, post, read, blocks = self.fill, exchange.post, self.read, self.blocks
-        if before_post is not None:
-            fill = partial(self._after, before_post)
         for i in range(calls):
+            if before_post is not None:
+                before_post(i)
             fill(i)
             for _, arrived in post(blocks):
                 read(arrived)
         for _, arrived in exchange.drain():
             read(arrived)
-
-    def _after(self, before_post: Callable[[int], None], iteration: int) -> None:
-        before_post(iteration)
-        self.fill(iteration)
 
     def check(self, calls: int) -> None:
         """Judge what arrived in the last run, of so many calls.

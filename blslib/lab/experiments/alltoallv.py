@@ -7,12 +7,10 @@ behind our interface.
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from blslib.lab.options import BYTES, Given, settings
+from blslib.lab.options import BYTES, Given, Row, settings
 
 if TYPE_CHECKING:
     from mpi4py import MPI
-
-    from blslib.lab.rows import Row
 
 COLUMNS = "contender bound ranks bytes_per_block time_us above_floor_us above_raw_us share_of_raw memory_bytes repeats"
 OPTIONS = {"bytes": BYTES}
@@ -41,7 +39,7 @@ def plan(given: Given) -> list[Config]:
     return [Config(size, **settings(given, quick={"bounds": (0, 1, 4), "repeats": 7})) for size in sizes]
 
 
-def run(comm: "MPI.Intracomm", config: Config) -> "list[Row]":
+def run(comm: "MPI.Intracomm", config: Config) -> list[Row]:
     """Measure. Collective; the rows are on every rank. Every block is checked.
 
     Raises:
@@ -50,7 +48,7 @@ def run(comm: "MPI.Intracomm", config: Config) -> "list[Row]":
     return measure(comm, config, [config.bytes_per_block // 4] * comm.size, config.bytes_per_block)
 
 
-def measure(comm: "MPI.Intracomm", config: Config, counts: list[int], slot_bytes: int) -> "list[Row]":
+def measure(comm: "MPI.Intracomm", config: Config, counts: list[int], slot_bytes: int) -> list[Row]:
     """The same for these numbers of float32 items, to each rank and from each; the largest block has ``slot_bytes``."""
     from blslib.lab.compare.contest import Contender, contenders, exchanges, interleaved, lag_known
     from blslib.lab.compare.loop import LEAST_CALLS, Loop
@@ -67,15 +65,7 @@ def measure(comm: "MPI.Intracomm", config: Config, counts: list[int], slot_bytes
         def once(item: Contender) -> float:
             return loop.time_us(made[item], calls[item])
 
-        found = interleaved(
-            comm,
-            items,
-            once,
-            known=lag_known(float),
-            repeats=config.repeats,
-            budget_s=config.budget_s,
-            seed=config.seed,
-        )
+        found = interleaved(comm, items, once, config, lag_known(float))
     return [
         {
             "contender": item.name,

@@ -14,12 +14,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from blslib.lab.experiments import delayed
-from blslib.lab.options import BYTES, Given, names, settings
+from blslib.lab.options import BYTES, Given, Row, names, settings
 
 if TYPE_CHECKING:
     from mpi4py import MPI
-
-    from blslib.lab.rows import Row
 
 PATTERNS = {"balanced": "none", "rotating": "rotating", "wandering": "bernoulli", "permanent": "permanent",
             "gather-like": "none"}  # fmt: skip
@@ -50,7 +48,7 @@ def plan(given: Given) -> list[Config]:
     ]
 
 
-def run(comm: "MPI.Intracomm", config: Config) -> "list[Row]":
+def run(comm: "MPI.Intracomm", config: Config) -> list[Row]:
     """Measure. Collective; the rows are on every rank.
 
     Raises:

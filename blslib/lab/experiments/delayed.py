@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from blslib.lab.options import BYTES, Given, names, settings
+from blslib.lab.options import BYTES, Given, Row, names, settings
 from blslib.theory.delays import LAWS
 
 if TYPE_CHECKING:
@@ -11,7 +11,6 @@ if TYPE_CHECKING:
 
     from blslib.lab.compare.contest import Contender
     from blslib.lab.compare.run import Run
-    from blslib.lab.rows import Row
 
 COLUMNS = "contender law bound ranks bytes_per_block measured_s ratio lag_effect expected_low load_balance serialisation transfer lag"  # fmt: skip # noqa: E501
 OPTIONS = {"bytes": BYTES, "laws": names(LAWS, "LAW")}
@@ -56,7 +55,7 @@ def plan(given: Given) -> list[Config]:
     ]
 
 
-def run(comm: "MPI.Intracomm", config: Config) -> "list[Row]":
+def run(comm: "MPI.Intracomm", config: Config) -> list[Row]:
     """Measure. Collective; the rows are on every rank. Every block is checked.
 
     Raises:
@@ -108,8 +107,4 @@ def measure(comm: "MPI.Intracomm", config: Config) -> "tuple[dict[Contender, Any
             loop.check(config.iterations)
             return run
 
-        known = lag_known(lambda run: run.over_limit)
-        found = interleaved(
-            comm, items, once, known=known, repeats=config.repeats, budget_s=config.budget_s, seed=config.seed
-        )
-        return made, found
+        return made, interleaved(comm, items, once, config, lag_known(lambda run: run.over_limit))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from blslib.lab.options import Given, names, settings
+from blslib.lab.options import Given, Row, names, settings
 from blslib.workloads.scenarios import SCENARIOS
 
 if TYPE_CHECKING:
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from blslib.dlrm.model import DLRM
     from blslib.lab.compare.contest import Contender
     from blslib.lab.compare.run import Run
-    from blslib.lab.rows import Row
     from blslib.lab.scenarios import Scenario
 
 COLUMNS = "contender scenario bound ranks measured_s speedup lag_effect expected_low expected_high load_balance serialisation transfer memory_bytes identical"  # fmt: skip # noqa: E501
@@ -73,7 +72,7 @@ def plan(given: Given) -> list[Config]:
     return [Config(scenario, **settings(given, quick)) for scenario in given.scenarios or ("rotating", "balanced")]
 
 
-def run(comm: "MPI.Intracomm", config: Config) -> "list[Row]":
+def run(comm: "MPI.Intracomm", config: Config) -> list[Row]:
     """Measure. Collective; the rows are on every rank.
 
     A batch's response time runs from the start of its lookup to its scores, on the rank where that takes longest.
@@ -113,7 +112,7 @@ def run(comm: "MPI.Intracomm", config: Config) -> "list[Row]":
     return rows
 
 
-def record(comm: "MPI.Intracomm", config: Config) -> "list[Row]":
+def record(comm: "MPI.Intracomm", config: Config) -> list[Row]:
     """One run at the first bound, call by call, as ``traces.save`` has it. Collective; the rows are on every rank."""
     from blslib.diagnosis.traces import RECORD_COLUMNS
 
@@ -134,11 +133,10 @@ def measure(
     """Where the data are from, each contender's exchange, closed by now, and its runs, one per repeat. Collective."""
     from blslib.collective.clock import Clock
     from blslib.dlrm.inference import Inference
-    from blslib.lab.compare.contest import Contender, contenders, interleaved, lag_known
+    from blslib.lab.compare.contest import Contender, interleaved, lag_known
     from blslib.lab.compare.run import delaying, gathered, start
 
     delay = delaying(comm, config.law, config.iterations, config.mean_delay_s, config.seed)
-    items = contenders(config.names, config.bounds)
     with prepared(comm, config) as (here, model, made):
 
         def once(item: Contender) -> Measured:
@@ -150,10 +148,7 @@ def measure(
             response_s = np.array([one.response_s for one in scored])
             return Measured(run, response_s, np.array([one.scores for one in scored]))
 
-        known = lag_known(lambda each: each.run.over_limit)
-        found = interleaved(
-            comm, items, once, known=known, repeats=config.repeats, budget_s=config.budget_s, seed=config.seed
-        )
+        found = interleaved(comm, list(made), once, config, lag_known(lambda each: each.run.over_limit))
         return here.source, made, found
 
 

@@ -4,12 +4,10 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from blslib.lab.options import BYTES, Given, settings
+from blslib.lab.options import BYTES, Given, Row, settings
 
 if TYPE_CHECKING:
     from mpi4py import MPI
-
-    from blslib.lab.rows import Row
 
 COLUMNS = "hosts contender bound ranks bytes_per_block time_us share_of_mpi delayed_ratio repeats"
 OPTIONS = {"bytes": BYTES}
@@ -45,7 +43,7 @@ def plan(given: Given) -> list[Config]:
     return [Config(given.ranks, size, **chosen) for size in given.bytes or (16384,)]
 
 
-def run(comm: "MPI.Intracomm", config: Config) -> "list[Row]":
+def run(comm: "MPI.Intracomm", config: Config) -> list[Row]:
     """Measure. Collective over P ranks of one host and, behind them, P / 2 of another; the rows are on rank 0.
 
     Raises:
@@ -73,7 +71,7 @@ def run(comm: "MPI.Intracomm", config: Config) -> "list[Row]":
     return rows
 
 
-def _measure(comm: "MPI.Intracomm", config: Config) -> "list[Row]":
+def _measure(comm: "MPI.Intracomm", config: Config) -> list[Row]:
     from blslib.lab.experiments import alltoallv, delayed
 
     shared: dict[str, Any] = {"bytes_per_block": config.bytes_per_block, "names": config.names, "seed": config.seed}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from blslib.collective.layout import Layout
-from blslib.lab.rows import Row
+from blslib.lab.options import Row
 from blslib.theory.delays import Constant, Law
 from blslib.theory.maxplus import makespans, times
 

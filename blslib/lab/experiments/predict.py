@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from blslib.lab.experiments import delayed, dlrm
-from blslib.lab.options import Given, names, settings
+from blslib.lab.options import Given, Row, names, settings
 from blslib.theory import imbalance
 from blslib.theory.delays import LAWS
 from blslib.theory.maxplus import Cost
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from blslib.lab.compare.contest import Contender
     from blslib.lab.compare.run import Run
-    from blslib.lab.rows import Row
 
 COLUMNS = "law ranks bound measured_s predicted_s error over_best recommended repeats"
 OPTIONS = {"laws": names(LAWS, "LAW"), "scenarios": dlrm.OPTIONS["scenarios"]}
@@ -76,7 +75,7 @@ def exchange_cost(balanced: "dict[Contender, list[Run]]") -> Cost:
     return Cost(call_s, alpha_s=max(0.0, exposed_s[0] - call_s))
 
 
-def run(comm: "MPI.Intracomm", config: Config) -> "list[Row]":
+def run(comm: "MPI.Intracomm", config: Config) -> list[Row]:
     """Measure. Collective; the rows are on every rank.
 
     Raises:
@@ -95,7 +94,7 @@ def run(comm: "MPI.Intracomm", config: Config) -> "list[Row]":
     # What an engineer would record: the synchronous run, often enough that a passing disturbance does not count.
     [recorded] = measure(config.law, (0,), RECORDED).values()
     work_s = np.median([each.work_s for each in recorded], axis=0)
-    advice = imbalance.recommend(work_s, exchange_s=float(cost.call_s), travel_s=cost.alpha_s, replicas=1)
+    advice = imbalance.recommend(work_s, cost=cost, replicas=1)
     found = measure(config.law, sorted({*config.bounds, advice.bound}), config.repeats)
     best = min(found, key=lambda item: float(np.median([each.measured_s for each in found[item]])))
     return [

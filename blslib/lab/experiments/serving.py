@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from blslib.lab.compare.intervals import Interval
 from blslib.lab.experiments import dlrm
-from blslib.lab.options import Given, positive, settings, several
+from blslib.lab.options import Given, Row, positive, settings, several
 from blslib.theory.maxplus import times
 
 if TYPE_CHECKING:
@@ -19,9 +20,8 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
     from blslib.lab.compare.contest import Contender
-    from blslib.lab.compare.intervals import Interval
     from blslib.lab.compare.run import Run
-    from blslib.lab.rows import Row, Rows
+    from blslib.lab.rows import Rows
 
 COLUMNS = "contender bound idle rate_per_s ranks draws batches latency_p50_s latency_p99_s predicted_p99_s"
 OPTIONS = {"rates": {"type": several(positive("batches a second")), "metavar": "R,R,...", "help": "batches a second"}}
@@ -128,7 +128,7 @@ def arrivals(rate_per_s: float, iterations: int, seed: int) -> np.ndarray:
     return np.random.default_rng([seed, 1]).exponential(1 / rate_per_s, iterations).cumsum()
 
 
-def run(comm: "MPI.Intracomm", config: Config) -> "list[Row]":
+def run(comm: "MPI.Intracomm", config: Config) -> list[Row]:
     """Serve the same arrivals with every contender. Collective; the rows, one a batch, are on every rank.
 
     Repeats differ in arrivals and delays, the contenders of one repeat do not.
@@ -145,7 +145,7 @@ def run(comm: "MPI.Intracomm", config: Config) -> "list[Row]":
             draws[server] += 1
             return _serve(comm, model, made[server.contender], here, config, server.idle == "polls", draws[server])
 
-        served = interleaved(comm, servers, once, repeats=config.repeats, seed=config.seed)
+        served = interleaved(comm, servers, once, config)
     rows, reference = [], served[servers[0]][0].scores
     for (item, idle), found in served.items():
         for repeat, each in enumerate(found):
@@ -222,11 +222,7 @@ def pooled(rows: "Rows") -> "pd.DataFrame":
     for key, group in table.groupby(keys, sort=False):
         line = dict(zip(keys, key, strict=True)) | {"draws": group["repeat"].nunique(), "batches": len(group)}
         for percent in PERCENTILES:
-            found = _percentiles(group, percent)
-            ends = np.percentile(found[1:], [2.5, 97.5])
-            line |= dict(
-                zip((f"latency_p{percent}_s{end}" for end in ("", "_low", "_high")), (found[0], *ends), strict=True)
-            )
+            line |= _interval(_percentiles(group, percent)).columns(f"latency_p{percent}_s")
             line[f"predicted_p{percent}_s"] = float(np.percentile(group["predicted_s"], percent))
         lines.append(line)
     return pd.DataFrame(lines)
@@ -234,7 +230,7 @@ def pooled(rows: "Rows") -> "pd.DataFrame":
 
 def gains(
     rows: "Rows", percent: int, contender: tuple[str, int] = ("bls", 4), over: tuple[str, int] = ("mpi", 0)
-) -> "Interval":
+) -> Interval:
     """A percentile of latency of one contender over that of another, at one rate; all draws resampled together.
 
     Args:
@@ -247,13 +243,11 @@ def gains(
     """
     import pandas as pd
 
-    from blslib.lab.compare.intervals import Interval
-
     groups = dict(iter(pd.DataFrame(rows).groupby(["contender", "bound"])))
     if missing := {contender, over} - set(groups):
         raise ValueError(f"no rows of {missing}: measure that, too")
     ratios = _percentiles(groups[over], percent) / _percentiles(groups[contender], percent)
-    return Interval(float(ratios[0]), *np.percentile(ratios[1:], [2.5, 97.5]).tolist())
+    return _interval(ratios)
 
 
 def highest_rates(rows: "Rows", limit_s: float) -> "pd.DataFrame":
@@ -282,10 +276,9 @@ def highest_rates(rows: "Rows", limit_s: float) -> "pd.DataFrame":
         by_rate = dict(iter(group.groupby("rate_per_s")))
         measured_s = np.array([_percentiles(each, 99) for each in by_rate.values()])
         predicted_s = np.array([np.percentile(each["predicted_s"], 99) for each in by_rate.values()])
-        found, *resampled = (rate(column, list(by_rate)) for column in measured_s.T)
-        low, high = np.percentile(resampled, [2.5, 97.5]).tolist()
+        found = np.array([rate(column, list(by_rate)) for column in measured_s.T])
         line = dict(zip(("contender", "bound", "idle", "ranks"), key, strict=True)) | {"limit_s": limit_s}
-        line |= {"rate_per_s": found, "rate_per_s_low": low, "rate_per_s_high": high}
+        line |= _interval(found).columns("rate_per_s")
         lines.append(line | {"predicted_per_s": rate(predicted_s, list(by_rate))})
     return pd.DataFrame(lines)
 
@@ -296,6 +289,11 @@ def _percentiles(group: "pd.DataFrame", percent: int, resamples: int = 2000) -> 
     chosen = np.random.default_rng(1).integers(len(by_draw), size=(resamples, len(by_draw)))
     replicas = by_draw[chosen].reshape(resamples, -1)
     return np.r_[np.percentile(by_draw, percent), np.percentile(replicas, percent, axis=1)]
+
+
+def _interval(found: np.ndarray) -> Interval:
+    """What was found first, and the 95 % interval of what resampled draws have in its place."""
+    return Interval(float(found[0]), *np.percentile(found[1:], [2.5, 97.5]).tolist())
 
 
 summarise = pooled

@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from blslib.lab.options import Given
+from blslib.lab.options import Given, Row
 from blslib.theory.delays import Constant, named
 from blslib.theory.maxplus import makespans
 
 if TYPE_CHECKING:
     from mpi4py import MPI
-
-    from blslib.lab.rows import Row
 
 COLUMNS = "ranks iterations bound seconds ns_each peak_bytes repeats"
 OPTIONS: dict = {}
@@ -50,7 +48,7 @@ def plan(given: Given) -> list[tuple[Config, int]]:
     ]
 
 
-def run(comm: "MPI.Intracomm", config: Config) -> "list[Row]":
+def run(comm: "MPI.Intracomm", config: Config) -> list[Row]:
     """Simulate; a row a repeat."""
     law = Constant(BASE_S) + named(config.law, BASE_S, config.ranks)
 

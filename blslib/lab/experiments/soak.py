@@ -12,12 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from blslib.collective.exchange import Arrival
-from blslib.lab.options import Given, positive
+from blslib.lab.options import Given, Row, positive
 
 if TYPE_CHECKING:
     from mpi4py import MPI
-
-    from blslib.lab.rows import Row
 
 COLUMNS = "minutes ranks exchanges blocks bytes wrong rss_slope_bytes_per_s fds_start fds"
 OPTIONS = {"minutes": {"type": positive("minutes"), "metavar": "M", "help": "how long (1)"}}
@@ -42,7 +40,7 @@ def plan(given: Given) -> list[Config]:
     return [Config(given.minutes or (0.1 if given.quick else 1.0), **bounds)]
 
 
-def run(comm: "MPI.Intracomm", config: Config) -> "list[Row]":
+def run(comm: "MPI.Intracomm", config: Config) -> list[Row]:
     """Soak. Collective; a row of running totals per minute and one at the end, the same on every rank.
 
     ``wrong`` counts blocks with other bytes than were sent, and arrivals that were late, missing or out of order;

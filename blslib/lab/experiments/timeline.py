@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from blslib.lab.options import Row
 from blslib.theory.delays import delays
 
 if TYPE_CHECKING:
     from mpi4py import MPI
-
-    from blslib.lab.rows import Row
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class Config:
     seed: int = 1
 
 
-def run(comm: "MPI.Intracomm", config: Config) -> "list[Row]":
+def run(comm: "MPI.Intracomm", config: Config) -> list[Row]:
     """Run once at each bound, with the same delays. Collective; the rows are on every rank.
 
     Returns:
@@ -44,7 +43,7 @@ def run(comm: "MPI.Intracomm", config: Config) -> "list[Row]":
     return [row for bound in config.bounds for row in _once(comm, bound, config.work_s, asked_s.tolist())]
 
 
-def _once(comm: "MPI.Intracomm", bound: int, work_s: float, delays_s: list[float]) -> "list[Row]":
+def _once(comm: "MPI.Intracomm", bound: int, work_s: float, delays_s: list[float]) -> list[Row]:
     from blslib.collective.alltoallv import BoundedLagAlltoallv
     from blslib.collective.clock import Clock
     from blslib.lab.compare.run import gathered, start

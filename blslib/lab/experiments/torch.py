@@ -4,12 +4,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from blslib.lab.experiments import alltoallv
-from blslib.lab.options import Given, settings
+from blslib.lab.options import Given, Row, settings
 
 if TYPE_CHECKING:
     from mpi4py import MPI
-
-    from blslib.lab.rows import Row
 
 COLUMNS = "contender bound ranks bytes_per_block even time_us speedup_over_gloo memory_bytes repeats"
 OPTIONS = alltoallv.OPTIONS
@@ -37,7 +35,7 @@ def plan(given: Given) -> list[Config]:
     return [Config(size, even=even, **chosen) for even in (True, False) for size in sizes]
 
 
-def run(comm: "MPI.Intracomm", config: Config) -> "list[Row]":
+def run(comm: "MPI.Intracomm", config: Config) -> list[Row]:
     """Measure, as ``alltoallv`` does. Collective; the rows are on every rank, beside gloo where it takes part.
 
     Raises:

@@ -31,6 +31,7 @@ import ipyparallel
 import psutil
 from IPython import get_ipython
 
+from blslib.lab.options import Row
 from blslib.lab.ranks.launch import Guard, is_alive, mpiexec, rank_environment
 from blslib.lab.ranks.progress import Bar
 
@@ -308,9 +309,7 @@ class Engines:
         return RankError("\n".join([head, *lines, f"traceback of rank {first}:", trace]))
 
 
-def experiment(
-    ranks: Engines, run: Callable[..., list[dict[str, Any]]], config: Any, *, size: int | None = None
-) -> list[dict[str, Any]]:
+def experiment(ranks: Engines, run: Callable[..., list[Row]], config: Any, *, size: int | None = None) -> list[Row]:
     """Call ``run(comm, config)`` on the first ``size`` ranks, or on all, and return rank 0's rows.
 
     The progress bar is named after the experiment and its case: scenario, law and rate, where it has them.
@@ -325,7 +324,7 @@ _CASE = {"scenario": "", "law": "", "rate_per_s": "/s"}
 """What tells the configurations of one experiment apart, with its unit."""
 
 
-def _experiment(run: Callable[..., list[dict[str, Any]]], config: Any, size: int) -> list[dict[str, Any]]:
+def _experiment(run: Callable[..., list[Row]], config: Any, size: int) -> list[Row]:
     from mpi4py import MPI
 
     comm = MPI.COMM_WORLD.Split(int(MPI.COMM_WORLD.rank < size))

@@ -10,8 +10,9 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from blslib.lab.ranks.launch import mpiexec, run_ranks
 
@@ -40,7 +41,7 @@ def why_not() -> str:
     return f"hosts need leave to make namespaces (root): {done.stderr.strip()}" if done.returncode else ""
 
 
-class Hosts:
+class Hosts(ExitStack):
     """Hosts ``host0``, ``host1``, ... and a launcher's place, from which ranks are started on them.
 
     A context manager:
@@ -53,37 +54,40 @@ class Hosts:
     """
 
     def __init__(self, count: int, *, mbit_per_s: float | None = None) -> None:
-        """Make ``count`` hosts; ``mbit_per_s`` caps what each can send.
+        """Make ``count`` hosts; ``mbit_per_s`` caps what each can send over ``net``.
 
         Raises:
             RuntimeError: they cannot be made here; says why.
         """
+        super().__init__()
         if reason := why_not():
             raise RuntimeError(reason)
         self.names = [f"host{n}" for n in range(count)]
         self._holders: dict[str, subprocess.Popen[str]] = {}
-        self._folder = tempfile.TemporaryDirectory(prefix="bls-hosts-")
+        self._folder = Path(self.enter_context(tempfile.TemporaryDirectory(prefix="bls-hosts-")))
         try:
             self._make()
             if mbit_per_s is not None:
-                self.cap(mbit_per_s)
+                bucket = ("root", "tbf", "rate", f"{mbit_per_s:g}mbit", "burst", "64kb", "latency", "200ms")
+                for name in self.names:
+                    self._on(name, "tc", "qdisc", "replace", "dev", "net", *bucket)
         except BaseException:
             self.close()
             raise
 
     def _make(self) -> None:
-        folder = Path(self._folder.name)
-        enter = folder / "enter"
+        enter = self._folder / "enter"
         enter.write_text(_ENTER)
         enter.chmod(0o755)
         for name in ["launcher", *self.names]:
             command = ["unshare", "--net", "--uts", "--mount", "sh", "-c", _HOLD, name]
             holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
             self._holders[name] = holder
+            self.callback(holder.communicate)
             assert holder.stdout is not None
             if holder.stdout.readline() != "ready\n":
                 raise RuntimeError(f"{name} could not be made: its holder ended with code {holder.wait()}, see above")
-            (folder / name).write_text(str(holder.pid))
+            (self._folder / name).write_text(str(holder.pid))
         for network, kind in ((1, "net"), (2, "ctl")):
             self._on("launcher", "ip", "link", "add", kind, "type", "bridge")
             self._on("launcher", "ip", "link", "set", kind, "up")
@@ -103,12 +107,6 @@ class Hosts:
         done = subprocess.run([*self.inside(name), *command], capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"{name}: {' '.join(command)}: {done.stderr.strip()}")
-
-    def cap(self, mbit_per_s: float) -> None:
-        """Let each host send no more than this over ``net`` (a token bucket of 64 KiB)."""
-        for name in self.names:
-            bucket = ("root", "tbf", "rate", f"{mbit_per_s:g}mbit", "burst", "64kb", "latency", "200ms")
-            self._on(name, "tc", "qdisc", "replace", "dev", "net", *bucket)
 
     def link(self, host: int, up: bool) -> None:
         """Plug the network cable of one host in or out. What was under way waits in TCP for a while."""
@@ -137,26 +135,14 @@ class Hosts:
 
         The ranks of one host share memory through MPI; what UCX may use is for the others, and that is TCP alone.
         """
-        how = {"HYDRA_LAUNCHER": "ssh", "HYDRA_LAUNCHER_EXEC": str(Path(self._folder.name, "enter"))}
+        how = {"HYDRA_LAUNCHER": "ssh", "HYDRA_LAUNCHER_EXEC": str(self._folder / "enter")}
         return {**how, "UCX_TLS": "tcp,self", "UCX_NET_DEVICES": "net", "FI_TCP_IFACE": "net"}
 
     def launcher(self, ranks: Sequence[int]) -> list[str]:
         """The command that starts so many ranks on each host; what is left to say is ``-n`` and the program."""
-        with tempfile.NamedTemporaryFile("w", dir=self._folder.name, prefix="hosts-", delete=False) as hostfile:
+        with tempfile.NamedTemporaryFile("w", dir=self._folder, prefix="hosts-", delete=False) as hostfile:
             hostfile.writelines(f"{name}:{n}\n" for name, n in zip(self.names, ranks, strict=True))
         return [*self.inside("launcher"), mpiexec(), "-f", hostfile.name, "-localhost", LAUNCHER_ADDRESS]
-
-    def close(self) -> None:
-        """Take everything down."""
-        for holder in self._holders.values():
-            holder.communicate()
-        self._folder.cleanup()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def run_on_two(ranks: int, arguments: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:

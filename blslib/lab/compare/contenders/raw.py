@@ -1,6 +1,7 @@
 """MPI_Alltoallv as a bare mpi4py loop, without any interface of ours: MPI in its strongest form."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -9,14 +10,15 @@ from mpi4py import MPI
 BOUNDED = False
 
 
-class Raw:
+class Raw(ExitStack):
     """Fixed buffers, filled where MPI sends from, and a loop of its own for ``compare.loop`` to run."""
 
     bound = 0
 
     def __init__(self, comm: MPI.Intracomm, send_counts: Sequence[int], recv_counts: Sequence[int]) -> None:
+        super().__init__()
         self._comm = comm.Dup()
-        self.rank, self.size = comm.rank, comm.size
+        self.callback(self._comm.Free)
         received = np.empty(sum(recv_counts), np.float32)
         self._blocks = np.split(received, np.cumsum(recv_counts)[:-1])
         self._counts, self._spec = list(send_counts), [received, (list(recv_counts), None), MPI.FLOAT]
@@ -30,12 +32,6 @@ class Raw:
             loop.fill(i)
             call(sent, received)
             loop.read(blocks)
-
-    def __enter__(self) -> "Raw":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._comm.Free()
 
 
 def build(comm: MPI.Intracomm, bound: int, *, send_counts: Sequence[int], recv_counts: Sequence[int], **_: Any) -> Raw:
