@@ -13,6 +13,7 @@ import vl_convert
 
 from blslib.charts import diagnosis as charts
 from blslib.charts.look import BLS, LIMIT, LOOKS, PREDICTED
+from blslib.collective.layout import Layout
 from blslib.diagnosis.diagnose import COLUMNS, PARTS, Diagnosis, _duration, diagnose, text
 from blslib.diagnosis.traces import Trace
 from blslib.lab.cli import main
@@ -275,7 +276,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert found["split"]["total_s"] == pytest.approx(WANDERING_S.max(axis=0).sum() + 0.2)
     assert [row["bound"] for row in found["bounds"]] == list(range(65))
     bound = found["recommendation"]["bound"]
-    assert found["recommendation"]["memory_bytes"] == 4 * 2 * (bound + 1) * 1024
+    assert found["recommendation"]["memory_bytes"] == Layout(4, bound, 1024).ring_bytes
     assert found["work_by_rank_s"] == pytest.approx(WANDERING_S.sum(axis=1).tolist())
     assert len(found["busiest_ranks"]) == 23 and found["stretch_iterations"] == 9
     assert found["efficiencies"]["parallel_efficiency"] == pytest.approx(found["shares"]["useful"])
@@ -329,7 +330,7 @@ def test_the_command_for_a_sampled_run(tmp_path: Path, capsys: pytest.CaptureFix
     found = json.loads(capsys.readouterr().out)
     assert found["recorded_ranks"] == [0, 8, 16, 24]
     advice = found["recommendation"]
-    assert advice["memory_bytes"] == 25 * 2 * (advice["bound"] + 1) * 64
+    assert advice["memory_bytes"] == Layout(25, advice["bound"], 64).ring_bytes
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,8 @@ SHOWN = (0, 1, 2, 4, 8, 16, 32, 64)
 FEW = 50
 """Iterations below which a bootstrap means little."""
 
+HEADER_BYTES = 64
+"""Of a slot, before its block; as in ``collective.layout``, which needs an MPI to be told of."""
 WORTH = 0.02
 """Share of the measured time below which a part is not worth anybody's while."""
 
@@ -187,7 +189,8 @@ def diagnose(trace: Trace, *, slot_bytes: int | None = None) -> Diagnosis:
     ranks, iterations = trace.work_s.shape
     advice = recommend(trace.work_s, cost=Cost(max(parts.exchange_s, 0) / iterations), meets=trace.meets)
     slot_bytes = slot_bytes or trace.slot_bytes  # each rank has slots for all of them, recorded or not
-    memory_bytes = (trace.world or ranks) * 2 * (advice.bound + 1) * slot_bytes if slot_bytes else None
+    slots = (trace.world or ranks) * 2 * (advice.bound + 1)
+    memory_bytes = slots * (HEADER_BYTES + slot_bytes) if slot_bytes else None
     return Diagnosis(trace, parts, advice, memory_bytes)
 
 

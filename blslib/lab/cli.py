@@ -45,7 +45,9 @@ def parser() -> argparse.ArgumentParser:
         one.add_argument("--bounds", type=several(at_least(0)), metavar="K,K,...", help="bounds to try")
         one.add_argument("--repeats", type=at_least(1), metavar="N", help="exactly so many, not until it is known")
         one.add_argument("--quick", action="store_true", help="under a minute: fewer sizes, bounds and repeats")
-        one.add_argument("--json", type=Path, metavar="FILE", help="write the rows there as well")
+        one.add_argument(
+            "--json", metavar="FILE", help="write the rows there as well; - prints them in place of a table"
+        )
         if hasattr(module.Config, "names"):
             loops = set(contenders.BARE) - set(module.Config.names)
             known = [each for each in found.names(contenders) if each not in loops]
@@ -87,19 +89,19 @@ def _bench(given: dict[str, Any]) -> int:
 
     mpiexec()  # without it there is no need to begin
     mpi4py.rc.initialize = False  # this process is no rank
-    name, file, options = given["name"], given["json"], Namespace(**given)
-    print(bench.heading(name, options), flush=True)
+    name, out, options = given["name"], given["json"], Namespace(**given)
+    print(bench.heading(name, options), flush=True, file=sys.stderr if out == "-" else None)
     try:
         with answering(_interrupt):  # from here on there is something to clear away
             rows = bench.bench(name, options)
     except RuntimeError as error:
         print(error, file=sys.stderr)
         return 1
+    text = json.dumps(rows, indent=1) + "\n"
     try:
-        if file is not None:
-            files.write({file: json.dumps(rows, indent=1) + "\n"})
+        files.write({} if out in (None, "-") else {Path(out): text})
     finally:
-        print(bench.table(name, rows))
+        print(text if out == "-" else bench.table(name, rows) + "\n", end="")
     return 0
 
 
