@@ -53,6 +53,13 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Rows]:
     return rows
 
 
+def test_rows_may_be_printed_alone() -> None:
+    done = bench(Path("-"), "alltoallv", *SMALL["alltoallv"])
+    assert done.returncode == 0, done.stderr
+    assert {row["contender"] for row in json.loads(done.stdout)} >= {"floor", "raw", "mpi", "bls"}
+    assert done.stderr.startswith("bench alltoallv: ")
+
+
 @pytest.mark.parametrize("name", [name for name in SMALL if name not in ("serving", "soak")])
 def test_every_setting_has_its_repeats(measured: dict[str, Rows], name: str) -> None:
     lines = summary(measured[name])

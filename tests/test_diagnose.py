@@ -238,9 +238,9 @@ def test_one_colour_one_meaning() -> None:
     assert list(charts.COLORS) == list(PARTS.values())
     rows = [{"case": "x", **row} for row in of(WANDERING_S, 1e-3).rows_of_bounds()]
     point = {"case": "x", "bound": 4, "over_synchronous": 0.9, "over_synchronous_low": 0.8, "over_synchronous_high": 1}
-    *model, bars, dots = charts.bounds(rows, [point]).to_dict()["spec"]["layer"]
+    *model, bars, dots, diamond = charts.bounds(rows, [point]).to_dict()["spec"]["layer"]
     assert bars["encoding"]["color"] == dots["encoding"]["color"] == {"value": LOOKS[BLS][0]}
-    assert {layer["mark"]["color"] for layer in model} == {LOOKS[PREDICTED][0], LOOKS[LIMIT][0]}
+    assert {layer["mark"]["color"] for layer in [*model, diamond]} == {LOOKS[PREDICTED][0], LOOKS[LIMIT][0]}
 
 
 def test_a_map_of_more_ranks_than_can_be_drawn() -> None:

@@ -73,7 +73,9 @@ def bounds(rows: Table, measured: Table = (), lines: tuple[str, ...] = ()) -> al
         model.mark_line(color=LOOKS[LIMIT][0], strokeDash=[2, 3]).encode(y="limit:Q"),
         model.mark_line(color=color).encode(y=y),
     ]
-    chosen = model.transform_filter("datum.chosen").mark_point(shape="diamond", size=190, filled=False, color="black")
+    chosen = model.transform_filter("datum.chosen").mark_point(
+        shape="diamond", size=210, filled=False, strokeWidth=2.5, color=color
+    )
     told = (
         "Line: predicted from the record, the exchange taking its ranks' own time; diamond: the recommended bound. "
         "Dotted: the busiest rank's work and that exchange, as low as the line can come. Shade: what a bound hides of "

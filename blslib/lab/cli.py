@@ -45,9 +45,7 @@ def parser() -> argparse.ArgumentParser:
         one.add_argument("--bounds", type=several(at_least(0)), metavar="K,K,...", help="bounds to try")
         one.add_argument("--repeats", type=at_least(1), metavar="N", help="exactly so many, not until it is known")
         one.add_argument("--quick", action="store_true", help="under a minute: fewer sizes, bounds and repeats")
-        one.add_argument(
-            "--json", metavar="FILE", help="write the rows there as well; - prints them in place of a table"
-        )
+        one.add_argument("--json", metavar="FILE", help="write the rows there as well; - prints them alone")
         if hasattr(module.Config, "names"):
             loops = set(contenders.BARE) - set(module.Config.names)
             known = [each for each in found.names(contenders) if each not in loops]
