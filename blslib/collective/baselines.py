@@ -147,7 +147,7 @@ class MpiAlltoallv(Baseline):
         TypeError: ``comm`` is no intra-communicator.
 
     Cost: one MPI call, and a copy of the blocks unless they lie in one buffer already. With a tuple of blocks that is
-    posted again, 0.4 to 0.5 us beyond that (two ranks, half of it for the named tuple).
+    posted again, about 0.3 us beyond that (two ranks, a third of it for the named tuple).
     """
 
     def __init__(

@@ -69,10 +69,10 @@ class Loop:
             if before_post is not None:
                 before_post(i)
             fill(i)
-            for _, arrived in post(blocks):
-                read(arrived)
-        for _, arrived in exchange.drain():
-            read(arrived)
+            for arrival in post(blocks):
+                read(arrival.blocks)
+        for arrival in exchange.drain():
+            read(arrival.blocks)
 
     def check(self, calls: int) -> None:
         """Judge what arrived in the last run, of so many calls.
