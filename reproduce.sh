@@ -162,7 +162,7 @@ case "${1:-}" in
     setup)
         [ $# -eq 1 ] || fail "setup takes no arguments, got: ${*:2}"
         set_up
-        say "the environment is ready: $python"
+        say "the environment is ready: source ${python%/python}/activate"
         ;;
     test)
         shift
@@ -187,7 +187,7 @@ case "${1:-}" in
         # Served from here and not from notebooks/, or the notebooks could not show the figures. The first variable puts
         # the kernel of this environment before one of the same name in the user's home.
         JUPYTER_PREFER_ENV_PATH=1 exec "$python" -m jupyterlab \
-            --ServerApp.root_dir="$root" --LabApp.default_url=/lab/tree/notebooks "${@:2}"
+            --ServerApp.root_dir="$root" --LabApp.default_url=/lab/tree/notebooks --LabApp.news_url=None "${@:2}"
         ;;
     *)
         # Judged before the set-up, so that a slip of the pen does not cost minutes.

@@ -99,7 +99,8 @@ def load(rows: Table, lines: tuple[str, ...] = ()) -> alt.FacetChart:
     by_rank = table.groupby(["case", "rank"], sort=False)["over_mean"].mean()
     busy = by_rank.groupby("case", sort=False).agg(["idxmax", "max"])
     said = "; ".join(f"{case} rank {row['idxmax'][1]} at {row['max']:.2f}" for case, row in busy.iterrows())
-    told = [*lines, "A row that stays brown is static imbalance; brown that wanders between rows is dynamic."]
+    first = f"The first {table['iteration'].nunique()} iterations."
+    told = [*lines, first, "A row that stays brown is static imbalance; brown that wanders between rows is dynamic."]
     if len(table) > MOST_ROWS:
         most = MOST_ROWS // (table["iteration"].nunique() * len(busy))
         drawn = by_rank[by_rank.groupby("case", sort=False).rank(ascending=False, method="first") <= most]

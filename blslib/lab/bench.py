@@ -97,7 +97,7 @@ def _cell(line: Row, column: str) -> str:
     if f"{column}_low" in line:
         low, high = line[f"{column}_low"], line[f"{column}_high"]
         if low < high:
-            return f"{value:.4g} [{low:.4g}-{high:.4g}]"
+            return f"{value:.4g} [{low:.4g} to {high:.4g}]"
     if isinstance(value, bool | str):
         return str(value)
     return f"{value:,.0f}" if value == int(value) else f"{value:.4g}"

@@ -127,6 +127,8 @@ def _diagnose(given: dict[str, Any]) -> int:
         else:
             print(diagnose.text(found))
             print(f"read {sum(path.stat().st_size for path in paths) / 1e6:,.1f} MB in {read_s:.1f} s")
+    for path in written if out != "-" else ():
+        print(f"wrote {path}")
     return 0
 
 
@@ -171,6 +173,6 @@ def _command(arguments: Sequence[str] | None) -> int:
     try:
         return given["run"](given)
     except ModuleNotFoundError as error:
-        cure = f"pip install 'blslib[{given['extra']}]'"
+        cure = f"pip install '.[{given['extra']}]' in a checkout; after ./reproduce.sh setup, source .venv/bin/activate"
         print(f"{given['command']} needs {error.name}, which is not installed: {cure}", file=sys.stderr)
         return 1

@@ -68,8 +68,11 @@ def execute(notebook: Path, executed: Path, parameters: dict[str, Any]) -> None:
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
-    # Papermill only warns of a parameter that nothing reads.
-    if unknown := set(parameters) - set(papermill.inspect_notebook(str(notebook))):
+    try:
+        known = papermill.inspect_notebook(str(notebook))
+    except ValueError as error:  # it names no kernel, for one
+        raise StopError(f"{notebook.name}: {error}") from None
+    if unknown := set(parameters) - set(known):  # of one that nothing reads papermill only warns
         raise StopError(f"{notebook.name}: its cell tagged 'parameters' has no {', '.join(sorted(unknown))}")
     executed.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -203,6 +206,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         minutes = run(notebooks, out, options.quick)
         if found := claims(results, notebooks):
             print(table(found))
+            if options.quick:
+                print("small parameters: this was a rehearsal, and decides nothing")
         if results == REPOSITORY:
             fill_pages(REPOSITORY, minutes)
         print(f"all done in {(time.monotonic() - started_s) / 60:.1f} minutes", flush=True)

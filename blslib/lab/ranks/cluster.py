@@ -41,8 +41,10 @@ CLUSTER_VARIABLE = "BLS_CLUSTER_FILE"
 START_TIMEOUT_S = 50.0
 """Seconds within which all engines must have reported; a message follows within the minute."""
 
-NEWS_S = 3.0
-"""Seconds after the launcher's end in which it may still be told which rank died."""
+NEWS_S = 2.0
+"""Seconds after the launcher's end, or an interrupt, in which it may still be told which rank died, or came free."""
+
+_DEAF = "cannot be interrupted, it seems inside an MPI call"
 
 STRANDED_S = 15.0
 """Seconds that ranks may go on after another one failed, before they are interrupted: they may wait for it for ever."""
@@ -114,9 +116,11 @@ class Engines:
         """
         self._revive()
         pending = self.view.apply_async(function, *args)
+        assert self._client is not None
+        news = [self._client.metadata[message] for message in pending.msg_ids]
         try:
             with Bar(label or function.__name__) as bar:
-                self._wait(pending, bar)
+                self._wait(pending, news, bar)
                 pending.display_outputs()
                 results = pending.get(return_exceptions=True)
                 failed = {rank: result for rank, result in enumerate(results) if isinstance(result, Exception)}
@@ -124,6 +128,13 @@ class Engines:
                     raise self._failure(failed) from None
         except KeyboardInterrupt:
             self._interrupt()
+            try:
+                pending.wait(NEWS_S)
+            finally:
+                # One inside MPI hears of no interrupt, and whoever is called next would wait for it.
+                self._stuck = {rank for rank, each in enumerate(news) if each["status"] is None}
+                if self._stuck:
+                    print(f"{_listed(sorted(self._stuck))} {_DEAF}: {self._cure()}")
             raise
         return list(results)
 
@@ -259,9 +270,8 @@ class Engines:
             self.close()
             self._start()
 
-    def _wait(self, pending: ipyparallel.AsyncResult, bar: Bar) -> None:
+    def _wait(self, pending: ipyparallel.AsyncResult, news: Sequence[dict[str, Any]], bar: Bar) -> None:
         assert self._client is not None
-        news = [self._client.metadata[message] for message in pending.msg_ids]
         stranded_s = None
         while not pending.wait(0.1):
             bar.update([each["data"] or {} for each in news])
@@ -277,10 +287,7 @@ class Engines:
                     return
                 self._stuck = {rank for rank, each in enumerate(news) if each["status"] is None}
                 causes = {rank: self._client.results[pending.msg_ids[rank]] for rank in failed}
-                raise RankError(
-                    f"{self._failure(causes)}\n{_listed(sorted(self._stuck))} cannot be interrupted, it seems inside "
-                    f"an MPI call: {self._cure()}"
-                )
+                raise RankError(f"{self._failure(causes)}\n{_listed(sorted(self._stuck))} {_DEAF}: {self._cure()}")
 
     def _interrupt(self) -> None:
         """Send the ranks that are at work what Ctrl-C sends, so that none of them computes or waits for nobody."""
