@@ -24,17 +24,17 @@ def write(contents: Mapping[Path, str | bytes]) -> None:
     """
     staged: list[tuple[Path, Path]] = []
     path = Path()
+    data = {path: text.encode() if isinstance(text, str) else text for path, text in contents.items()}
+    devices = [path for path in data if is_device(path)]
     try:
+        for path in devices:  # open to interrupts: one without a reader may wait for ever
+            path.write_bytes(data.pop(path))
         with undisturbed():
             try:
-                for path, content in contents.items():
-                    data = content.encode() if isinstance(content, str) else content
-                    if is_device(path):
-                        path.write_bytes(data)
-                        continue
+                for path, content in data.items():
                     staged.append(_beside(path))
                     beside, target = staged[-1]
-                    beside.write_bytes(data)
+                    beside.write_bytes(content)
                     if target.exists():
                         shutil.copymode(target, beside)
                 for beside, path in staged:

@@ -242,6 +242,32 @@ def test_a_rank_that_fails_takes_the_others_along(extra: Path) -> None:
     assert not (extra / "rows.json").exists()
 
 
+def test_a_rank_alone_without_memory_takes_the_others_along(extra: Path) -> None:
+    """As a shortage of one rank's own, of which the others know nothing."""
+    file = extra / "experiments" / "counting.py"
+    file.write_text(file.read_text().replace("ValueError(", "MemoryError("))
+    done = bench(extra / "rows.json", "counting", "--upto", "-1", extra=extra)
+    assert done.returncode == 1
+    assert "MemoryError: cannot count backwards" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("def (", "bench new is left out: SyntaxError: "),
+        ("import nowhere_at_all", "bench new is left out: ModuleNotFoundError: No module named 'nowhere_at_all'"),
+        ("plan = run = print\nOPTIONS = {'json': {}}\nCOLUMNS = ''", "bench new: argument --json: conflicting option"),
+    ],
+)
+def test_a_faulty_file_of_the_user_s_harms_no_other(extra: Path, text: str, said: str) -> None:
+    (extra / "experiments" / "new.py").write_text(text)
+    command = [sys.executable, "-m", "blslib", "bench", "alltoallv", "--help"]
+    environment = os.environ | {found.EXTRA_VARIABLE: str(extra)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=LONG_S, cwd=ROOT)
+    assert done.returncode == 0 and "--bytes" in done.stdout
+    assert done.stderr.startswith(said) and done.stderr.count("\n") == 1
+
+
 def test_what_takes_no_part_is_told(tmp_path: Path) -> None:
     options = ["--contenders", "mpi-equal", "--patterns", "gather-like", "--quick"]
     done = bench(tmp_path / "rows.json", "arrivals", *options)
@@ -253,8 +279,11 @@ def test_what_takes_no_part_is_told(tmp_path: Path) -> None:
     [
         (["bench", "alltoallv", "--bytes", "6"], "'6': expected whole number >= 4, a multiple of 4, and below"),
         (["bench", "alltoallv", "--bounds", "-1"], "expected"),
-        (["bench", "alltoallv", "--contenders", "smoke"], "choose from bls, floor, gloo"),
-        (["bench", "delayed", "--contenders", "raw"], "choose from bls, gloo, messages"),  # it has no calls to be timed
+        (["bench", "alltoallv", "--contenders", "smoke"], "choose from bls, bls-sleeps, floor, gloo"),
+        (
+            ["bench", "delayed", "--contenders", "raw"],
+            "choose from bls, bls-sleeps, gloo, messages",
+        ),  # it has no calls to be timed
         (["bench", "arrivals", "--patterns", "x"], "choose from balanced, rotating, wandering, permanent, gather-like"),
         (["bench", "delayed", "--laws", "gauss"], "choose from none, bernoulli"),
         (["bench", "dlrm", "--scenarios", "x"], "choose from balanced"),

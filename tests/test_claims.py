@@ -1,6 +1,7 @@
 """Verdicts on made-up rows whose verdict is known, and what the tables say."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,24 @@ def test_masked_is_judged_at_a_bound_of_the_ranks_or_more() -> None:
     assert "bound 8, 7 repeats; 1.01 × the busiest rank's work (mpi 8.00 ×)" in found[1]["reason"]
     with pytest.raises(ValueError, match="on 8 ranks at a bound of that or more"):
         claims.masked(delayed(8, (0, 4)), cores=2)
+
+
+def test_what_has_no_partner_is_no_repeat() -> None:
+    """Nine repeats, of which three can be paired, or four have a time."""
+    lonely = [row for row in rows(1.0) if (row["contender"], row["bound"]) != ("bls", 0) or row["repeat"] < 3]
+    untimed = [row | {"measured_s": math.nan} if row["repeat"] > 3 else row for row in rows(1.0)]
+    for made in (lonely, untimed):
+        (found,) = claims.judge(made, "x", cores=2)
+        assert found["verdict"] == "inconclusive" and found["reason"].startswith("fewer than 7 repeats; ")
+    assert claims.verdict(Interval(1.0, 0.99, 1.01), math.nan, math.nan, 9)[0] == "inconclusive"
+
+
+def test_accuracy_takes_true_alone_for_true() -> None:
+    for identical in (math.nan, "False", "True", None):
+        (found,) = claims.accuracy([row | {"identical": identical} for row in rows(1.0)], "made up")
+        assert found["verdict"] == "fails"
+    with pytest.raises(ValueError, match="no runs to judge"):
+        claims.accuracy([], "made up")
 
 
 def test_accuracy_counts_runs_and_is_all_or_nothing() -> None:

@@ -126,6 +126,20 @@ def test_where_nothing_can_be_written_is_told_before_the_work(tmp_path: Path, pl
         assert done.stderr.startswith(f"cannot write {place}: ") and done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_pipe_that_nobody_reads_can_be_left(tmp_path: Path, number: signal.Signals) -> None:
+    (tmp_path / "run.csv").write_text(RUN_CSV)
+    os.mkfifo(tmp_path / "pipe")
+    command = [*BLSLIB, "diagnose", "run.csv", "--json", "pipe"]
+    how = {"cwd": tmp_path, "env": environment(tmp_path), "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, **how) as process:
+        waits = Path(f"/proc/{process.pid}/wchan")
+        assert until(lambda: "wait_for_partner" in waits.read_text() or process.poll() is not None)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=LONG_S)
+    assert (process.returncode, said) == (128 + number, "interrupted\n")
+
+
 @pytest.mark.parametrize("options", [["--json", "run.csv"], ["--html", "./run.csv"], ["--json", "x", "--html", "x"]])
 def test_what_is_read_is_not_written_over(tmp_path: Path, options: list[str]) -> None:
     (tmp_path / "run.csv").write_text(RUN_CSV)

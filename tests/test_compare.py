@@ -123,7 +123,9 @@ def test_contenders_at_their_bounds() -> None:
     items = [Contender("mpi", 0), Contender("bls", 0), Contender("bls", 4)]
     assert contenders(("mpi", "bls"), (0, 4)) == items
     assert contenders(("mpi", "bls", "mpi"), (0, 4, 0)) == items
-    with pytest.raises(ValueError, match="no 'smoke' in .*contenders: choose from bls, floor, gloo, .*torch-probed"):
+    with pytest.raises(
+        ValueError, match="no 'smoke' in .*contenders: choose from bls, bls-sleeps, floor, gloo, .*torch-probed"
+    ):
         contenders(("mpi", "smoke"), (0,))
 
 

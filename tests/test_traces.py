@@ -18,6 +18,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from blslib.collective.baselines import MpiAlltoallv
+from blslib.collective.clock import Clock
+from blslib.collective.mpi import MPI
 from blslib.diagnosis import chrome
 from blslib.diagnosis.traces import RECORD_COLUMNS, TraceError, read, save
 from blslib.lab.ranks.launch import run_ranks
@@ -149,6 +152,19 @@ def assert_work_is_what_was_slept(work_s: np.ndarray, printed: str) -> None:
     assert work_s.shape == slept_s.shape
     assert (work_s >= slept_s - 1e-3).all()  # torch's clock is not this one
     assert np.median(work_s - slept_s) < 5e-3
+
+
+def test_a_baseline_has_no_slots_and_is_saved(tmp_path: Path) -> None:
+    clock = Clock(MpiAlltoallv(MPI.COMM_SELF, send_counts=[2], recv_counts=[2]))
+    for _ in range(3):
+        clock.post([np.zeros(2, np.float32)])
+    clock.close()
+    save(tmp_path / "run.csv", MPI.COMM_SELF, clock)
+    table = (tmp_path / "run.csv").read_text()
+    other = "".join(f"1{line[1:]}\n" for line in table.splitlines()[1:])
+    (tmp_path / "run.csv").write_text(table + other)
+    trace = read([tmp_path / "run.csv"])
+    assert (trace.work_s.shape, trace.slot_bytes) == ((2, 2), None)
 
 
 def test_nothing_recorded_is_not_saved(tmp_path: Path) -> None:
@@ -344,6 +360,8 @@ TABLES = {
     lines("rank,iteration,entered_s,end_ms"): "and lacks bound, slot_bytes, returned_s: "
     "add bound, add slot_bytes, rename end_ms to returned_s, in seconds",
     lines(rows="0,0,1\n0,1,\n"): r"run, line 3: compute_s is nan, must be a number of seconds from 0 to 1e\+12",
+    lines(rows="0,0,0,25\n0,1,0,5\n"): "run, line 2: more fields than the header has: write decimals with a point",
+    lines(rows="0,0,1,,6,7\n0,1,2\n"): "run, line 2: more fields than the header has",
     lines(rows="0,0,1\n0,1,-2\n"): "run, line 3: compute_s is -2, must be a number of seconds",
     lines(rows="0,0,1\n0,1,inf\n"): "run, line 3: compute_s is inf, must be a number of seconds",
     lines(rows="0,0,1\n0,1,1e308\n"): r"run, line 3: compute_s is 1e\+308, must be a number of seconds",

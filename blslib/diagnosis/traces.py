@@ -10,6 +10,7 @@ Only durations are compared between ranks, so clocks need not agree. What comes 
 trace is not counted, since nothing says when it began. ``docs/diagnose.md`` explains the choices.
 """
 
+import csv
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -80,7 +81,10 @@ def save(path: str | Path, comm: Any, clock: Any) -> None:
         WriteError: on every rank, if the file cannot be written.
     """
     posts = [call for call in clock.calls if call.kind == "post"]
-    mine = [(c.iteration, clock.bound, clock.exchange.slot_bytes, c.entered_s, c.returned_s) for c in posts]
+    mine = [  # of slots a baseline has none
+        (each.iteration, clock.bound, getattr(clock.exchange, "slot_bytes", 0), each.entered_s, each.returned_s)
+        for each in posts
+    ]
     everybody = comm.allgather(mine)
     if not all(everybody):
         raise ValueError(f"rank {everybody.index([])} noted no post: give the clock through which it posts")
@@ -146,6 +150,8 @@ def _table(path: Path, head: str, text: TextIO) -> pd.DataFrame:
         raise TraceError(f"{path} has the columns {told} and lacks {', '.join(missing)}: {', '.join(cures)}")
     if again := {name for name in wanted if columns.count(name) > 1}:
         raise TraceError(f"{path} has the column {min(again)} {columns.count(min(again))} times: leave one")
+    if any(next(csv.reader(head.splitlines()[1:2]), [])[len(columns) :]):  # 0,10 for 0.10: pandas would cut it off
+        raise TraceError(f"{path}, line 2: more fields than the header has: write decimals with a point")
     numbers = [name for name in (*wanted, "exchange_s") if name in columns]
     try:
         about = {"names": columns, "header": 0, "usecols": numbers, "index_col": False}
@@ -207,6 +213,7 @@ def _from_tables(tables: list[tuple[Path, pd.DataFrame]], sampled: bool) -> Trac
             if len(values := np.unique(by_rank[name])) > 1:
                 raise TraceError(f"{where}: {len(values)} values of {name}: give the records of one run at a time")
             some[name] = int(values[0])
+        some["slot_bytes"] = some["slot_bytes"] or None
         some["form"] = "records of the exchange"
     work_s, total_s = by_rank["compute_s"], None
     if "exchange_s" in by_rank:

@@ -4,6 +4,7 @@ import os
 import pickle
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -15,17 +16,24 @@ from blslib.lab import experiments, found
 from blslib.lab.options import Given, Row
 
 TIMEOUT_S = 3600.0
+TOGETHER_S = 5.0
+"""Seconds in which all ranks meet that refuse for want of memory."""
 
 
 def benches() -> dict[str, ModuleType]:
     """The experiments that are benches, by name."""
-    modules = {name: found.load(experiments, name) for name in found.names(experiments)}
+    modules = {}
+    for name in found.names(experiments):
+        try:
+            modules[name] = found.load(experiments, name)
+        except Exception as error:  # in a file of the user's, or none of the commands would work
+            print(f"bench {name} is left out: {type(error).__name__}: {error}", file=sys.stderr)
     return {name: module for name, module in modules.items() if hasattr(module, "plan")}
 
 
 def about(module: ModuleType) -> str:
     """The first line of its docstring."""
-    return (module.__doc__ or "").strip().splitlines()[0].rstrip(".")
+    return (module.__doc__ or "no help").strip().splitlines()[0].rstrip(".")
 
 
 def bench(name: str, given: Given) -> list[Row]:
@@ -100,7 +108,7 @@ def _cell(line: Row, column: str) -> str:
             return f"{value:.4g} [{low:.4g} to {high:.4g}]"
     if isinstance(value, bool | str):
         return str(value)
-    return f"{value:,.0f}" if value == int(value) else f"{value:.4g}"
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:.4g}"
 
 
 def heading(name: str, given: Given) -> str:
@@ -123,7 +131,16 @@ if __name__ == "__main__":
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     try:
         on_ranks(*sys.argv[1:])
-    except (MemoryError, files.WriteError) as told:  # on every rank, or on rank 0 alone
+    except files.WriteError as told:  # when all is done
+        sys.exit(str(told))
+    except MemoryError as told:
+        # Exchanges refuse together, and one line tells it; of one rank's own shortage the others know nothing.
+        together, deadline_s = MPI.COMM_WORLD.Ibarrier(), time.monotonic() + TOGETHER_S
+        while not together.Test():
+            time.sleep(0.01)
+            if time.monotonic() > deadline_s:
+                traceback.print_exc()
+                MPI.COMM_WORLD.Abort(1)
         sys.exit(1 if MPI.COMM_WORLD.rank else str(told))
     except Exception:
         traceback.print_exc()

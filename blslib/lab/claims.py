@@ -30,12 +30,13 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from blslib import files
 from blslib.lab.compare.intervals import JUDGED, LEAST, Interval
 from blslib.lab.options import Row
-from blslib.lab.rows import Rows, data_folder, summary
+from blslib.lab.rows import Rows, data_folder, derived, summary
 
 Claim = dict[str, Any]
 
@@ -55,6 +56,8 @@ def verdict(lag: Interval, expected_low: float, expected_high: float, repeats: i
     """The verdict on an effect of lag, by the rules above, and its reason."""
     if repeats < LEAST:
         return OPEN, f"fewer than {LEAST} repeats"
+    if not np.isfinite([*lag, expected_low, expected_high]).all():
+        return OPEN, "there is no number to judge"
     if lag.high < LESS * expected_low or lag.low > MORE * expected_high:
         return CONTRADICTS, "the interval misses what is expected by more than 5 %"
     if lag.low >= LESS * min(1, expected_low) and lag.high <= MORE:
@@ -85,7 +88,7 @@ def judge(
     Raises:
         ValueError: computing ranks shared cores, MPI was not measured, or not exactly one setting is there to judge.
     """
-    table, found = summary(rows), []
+    table, paired, found = summary(rows), derived(rows).dropna(subset="lag_effect"), []
     for name in dict.fromkeys(table[by]):
         here, needed = table[table[by] == name], (("mpi", 0), ("bls", 0), ("bls", bound))
         lines = [here[(here["contender"] == who) & (here["bound"] == k)] for who, k in needed]
@@ -93,6 +96,8 @@ def judge(
             cure = f"measure mpi, and bls at bounds 0 and {bound}, and judge one setting at a time"
             raise ValueError(f"of {by} {name!r} there is not one run each to judge: {cure}")
         mpi, alone, ours = (line.iloc[0] for line in lines)
+        pairs = paired[(paired[by] == name) & (paired["contender"] == "bls") & (paired["bound"] == bound)]
+        ours["repeats"] = len(pairs)
         parts = {"whole": (ours, "speedup"), "exchange": (alone, "speedup"), "lag": (ours, "lag_effect")}
         effects = {part: Interval(*(line[of + end] for end in ENDS)) for part, (line, of) in parts.items()}
         about = f"bound {bound}, {ours['repeats']} repeats; {ours['over_work']:.2f} × the busiest rank's work"
@@ -163,7 +168,9 @@ def accuracy(rows: Sequence[Row], source: str) -> list[Claim]:
     same: dict[tuple[Any, ...], bool] = {}
     for row in rows:
         run = tuple(row.values())[: list(row).index("repeat") + 1]  # the batches of serving share one
-        same[run] = same.get(run, True) and bool(row["identical"])
+        same[run] = same.get(run, True) and row["identical"] in (True, 1)
+    if not same:
+        raise ValueError("no runs to judge: give the rows of at least one")
     return [_scores(source, len(same), list(same.values()).count(False))]
 
 

@@ -46,12 +46,15 @@ def parser() -> argparse.ArgumentParser:
         one.add_argument("--repeats", type=at_least(1), metavar="N", help="exactly so many, not until it is known")
         one.add_argument("--quick", action="store_true", help="under a minute: fewer sizes, bounds and repeats")
         one.add_argument("--json", metavar="FILE", help="write the rows there as well; - prints them alone")
-        if hasattr(module.Config, "names"):
+        if hasattr(getattr(module, "Config", None), "names"):
             loops = set(contenders.BARE) - set(module.Config.names)
             known = [each for each in found.names(contenders) if each not in loops]
             one.add_argument("--contenders", **names(known, "NAME"))
-        for option, how in module.OPTIONS.items():
-            one.add_argument(f"--{option}", **how)
+        for option, how in getattr(module, "OPTIONS", {}).items():
+            try:
+                one.add_argument(f"--{option}", **how)
+            except argparse.ArgumentError as error:  # of the user's: it is there already
+                print(f"bench {name}: {error}", file=sys.stderr)
     benches.set_defaults(run=_bench, extra="lab")
     one = commands.add_parser(
         "diagnose",
@@ -95,7 +98,7 @@ def _bench(given: dict[str, Any]) -> int:
     except RuntimeError as error:
         print(error, file=sys.stderr)
         return 1
-    text = json.dumps(rows, indent=1) + "\n"
+    text = json.dumps(rows, indent=1, default=lambda scalar: scalar.item()) + "\n"
     try:
         files.write({} if out in (None, "-") else {Path(out): text})
     finally:

@@ -1,5 +1,6 @@
 """The DLRM inference loop in a scenario, every contender at every bound: throughput, response, waiting, prediction."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -59,11 +60,13 @@ class Measured(NamedTuple):
         run: the calls of the exchange.
         response_s: (N,) from the start of a batch's lookup to its scores, on this rank.
         scores: (N, rows) float32, of the samples of this rank.
+        processor_s: seconds of a processor that this rank used.
     """
 
     run: "Run"
     response_s: np.ndarray
     scores: np.ndarray
+    processor_s: float
 
 
 def plan(given: Given) -> list[Config]:
@@ -77,6 +80,7 @@ def run(comm: "MPI.Intracomm", config: Config) -> list[Row]:
 
     A batch's response time runs from the start of its lookup to its scores, on the rank where that takes longest.
     Batches follow each other without a pause (closed loop), so it says nothing about a service under load.
+    ``processor_s`` is of all ranks together, what they use to look whether others have come included.
     """
     from mpi4py import MPI
 
@@ -103,6 +107,7 @@ def run(comm: "MPI.Intracomm", config: Config) -> list[Row]:
                     "repeat": repeat,
                     **each.run.measures(item.bound, alone[repeat].run),
                     **{f"waiting_rank{r}_s": float(waited_s) for r, waited_s in enumerate(each.run.waiting_s)},
+                    "processor_s": comm.allreduce(each.processor_s),
                     "response_p50_s": p50_s,
                     "response_p95_s": p95_s,
                     "memory_bytes": made[item].memory_bytes,
@@ -119,7 +124,7 @@ def record(comm: "MPI.Intracomm", config: Config) -> list[Row]:
     bound = config.bounds[0]
     one = replace(config, names=("bls",), bounds=(bound,), repeats=1, budget_s=0.0)
     _, made, measured = measure(comm, one)
-    [exchange], [[(run, _, _)]] = made.values(), measured.values()
+    [exchange], [[(run, *_)]] = made.values(), measured.values()
     return [
         dict(zip(RECORD_COLUMNS, (rank, i, bound, exchange.slot_bytes, *call_s), strict=True))
         for rank, calls_s in enumerate(np.stack([run.entered_s, run.returned_s], axis=-1).tolist())
@@ -142,11 +147,12 @@ def measure(
         def once(item: Contender) -> Measured:
             clock = Clock(made[item])
             inference = Inference(model, clock, before_post=delay)
-            started_s = start(comm)
+            started_s, used_s = start(comm), time.process_time()
             scored = list(inference.run(here.pool[i] for i in here.order))
+            used_s = time.process_time() - used_s
             run = gathered(comm, clock, started_s)
             response_s = np.array([one.response_s for one in scored])
-            return Measured(run, response_s, np.array([one.scores for one in scored]))
+            return Measured(run, response_s, np.array([one.scores for one in scored]), used_s)
 
         found = interleaved(comm, list(made), once, config, lag_known(lambda each: each.run.over_limit))
         return here.source, made, found

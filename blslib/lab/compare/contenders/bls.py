@@ -11,7 +11,13 @@ BOUNDED = True
 
 
 def build(
-    comm: MPI.Intracomm, bound: int, *, recv_counts: Sequence[int], slot_bytes: int, channel: str = "auto", **_: Any
+    comm: MPI.Intracomm,
+    bound: int,
+    *,
+    send_counts: Sequence[int],
+    recv_counts: Sequence[int],
+    slot_bytes: int,
+    **how: Any,
 ) -> BoundedLagAlltoallv:
     """With slots for the largest block."""
-    return BoundedLagAlltoallv(comm, bound=bound, slot_bytes=slot_bytes, recv_counts=recv_counts, channel=channel)
+    return BoundedLagAlltoallv(comm, bound=bound, slot_bytes=slot_bytes, recv_counts=recv_counts, **how)
