@@ -129,13 +129,14 @@ if __name__ == "__main__":
     from blslib.collective.mpi import MPI
 
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    apart = MPI.COMM_WORLD.Dup()  # no call of an experiment meets one here
     try:
         on_ranks(*sys.argv[1:])
     except files.WriteError as told:  # when all is done
         sys.exit(str(told))
     except MemoryError as told:
         # Exchanges refuse together, and one line tells it; of one rank's own shortage the others know nothing.
-        together, deadline_s = MPI.COMM_WORLD.Ibarrier(), time.monotonic() + TOGETHER_S
+        together, deadline_s = apart.Ibarrier(), time.monotonic() + TOGETHER_S
         while not together.Test():
             time.sleep(0.01)
             if time.monotonic() > deadline_s:
