@@ -142,8 +142,8 @@ run_tests() {
     fi
     # Most tests wait most of the time. Those that hold a promise of time have the machine for themselves.
     local code=0
-    say "running the tests, two files at a time (pytest)"
-    step "$python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not flaky" || code=$?
+    say "running the tests, three files at a time (pytest)"
+    step "$python" -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not flaky" || code=$?
     say "running those that promise a time, one by one"
     step "$python" -m pytest -m flaky || code=$?
     exit "$code"

@@ -48,7 +48,7 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
 
 
 SLOWEST = ("test_notebooks.py", "test_mpi.py", "test_cluster.py", "test_faults.py", "test_torch_suite.py")
-"""Files that take longest, which begin first: those of a whole run are shared out among two processes."""
+"""Files that take longest, which begin first: those of a whole run are shared out among three processes."""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

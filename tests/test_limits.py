@@ -24,7 +24,7 @@ def live() -> list[dict[str, Any]]:
     """The summary of delayed.run."""
     return [
         {"law": "exponential", "ranks": ranks, "bound": bound, "iterations": 40, "repeats": 7}
-        | {"predicted_s": 1 / (1 + bound / 8)}
+        | {"predicted_s": 1 / (1 + bound / 8), "limit_s": 0.5}
         | {f"lag_effect{end}": by * (1 + bound / 8) for end, by in (("", 1.0), ("_low", 0.98), ("_high", 1.02))}
         for ranks in (2, 4)
         for bound in (0, 1, 4)

@@ -181,7 +181,7 @@ def test_a_printed_table_has_medians_with_their_intervals_and_blanks() -> None:
     rows = [row | {"ranks": 2, "bytes_per_block": 16384, "lag": 1} for row in runs() if row["contender"] == "bls"]
     printed = table("delayed", rows).splitlines()
     assert len(printed) == 3
-    assert "14 [7-28]" in printed[1] and "16,384" in printed[1]
+    assert "14 [7 to 28]" in printed[1] and "16,384" in printed[1]
     alone = table("dlrm", [row | {"scenario": "x", "ranks": 2, "memory_bytes": 1, "identical": True} for row in runs()])
     assert alone.splitlines()[1].split()[-1] == "True"
     assert "nan" not in alone

@@ -2,6 +2,7 @@
 
 import os
 import zlib
+from functools import lru_cache
 from pathlib import Path
 
 import altair as alt
@@ -41,8 +42,14 @@ def show(chart: alt.TopLevelMixin) -> None:
 
 
 def _png(chart: alt.TopLevelMixin) -> bytes:
-    """The chart as PNG, packed again: the converter packs for speed, into three times the room."""
-    png = vl_convert.vegalite_to_png(chart.to_dict(), ppi=PPI)
+    """The chart as PNG; one that was saved is shown without being drawn again."""
+    return _drawn(chart.to_json())
+
+
+@lru_cache(maxsize=1)
+def _drawn(spec: str) -> bytes:
+    """A chart as PNG, packed again: the converter packs for speed, into three times the room."""
+    png = vl_convert.vegalite_to_png(spec, ppi=PPI)
     head, packed, place = png[:33], b"", 33  # signature and header; then chunks of length, kind, body, checksum
     while place < len(png):
         length = int.from_bytes(png[place : place + 4], "big")
