@@ -27,7 +27,7 @@ SERIES = {
     "mpi-barrier": ("MPI_Alltoallv after a barrier", "#000000", "triangle-left"),
     "mpi-equal": ("MPI_Alltoall (equal counts)", "#000000", "triangle-right"),
     "bls": (BLS, "#0072B2", "circle"),
-    "bls-sleeps": ("bounded lag, sleeping while it waits", "#004D79", "wedge"),
+    "bls-sleeps": ("bounded lag, sleeping while it waits", "#004D79", "cross"),
     "window": (WINDOW, "#D55E00", "triangle-up"),
     "gloo": ("torch.distributed: gloo", "#CC79A7", "triangle-down"),
     "torch": ("torch.distributed: bls", "#009E73", "diamond"),
