@@ -21,13 +21,14 @@ MPI, BLS, WINDOW = "MPI_Alltoallv", "bounded lag", "MPI_Ialltoallv window"
 PREDICTED, LIMIT = "max-plus prediction", "limit: busiest rank's work"
 # What the contenders of ``lab.compare`` are called in charts, and what else is drawn, with colour and shape. Whatever
 # calls MPI_Alltoallv is black, and grey is what nobody can beat. Contenders missing here are not drawn.
+_PENTAGON = "M0,-1L0.95,-0.31L0.59,0.81L-0.59,0.81L-0.95,-0.31Z"
 SERIES = {
     "mpi": (MPI, "#000000", "square"),
     "raw": ("MPI_Alltoallv, bare loop", "#000000", "cross"),
     "mpi-barrier": ("MPI_Alltoallv after a barrier", "#000000", "triangle-left"),
     "mpi-equal": ("MPI_Alltoall (equal counts)", "#000000", "triangle-right"),
     "bls": (BLS, "#0072B2", "circle"),
-    "bls-sleeps": ("bounded lag, sleeping while it waits", "#004D79", "cross"),
+    "bls-sleeps": ("bounded lag, sleeping while it waits", "#004D79", _PENTAGON),
     "window": (WINDOW, "#D55E00", "triangle-up"),
     "gloo": ("torch.distributed: gloo", "#CC79A7", "triangle-down"),
     "torch": ("torch.distributed: bls", "#009E73", "diamond"),
