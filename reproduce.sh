@@ -140,12 +140,12 @@ run_tests() {
         trap - INT TERM HUP
         exec "$python" -m pytest "$@"
     fi
-    # Most tests wait most of the time. Those that hold a promise of time have the machine for themselves.
+    # Most tests wait most of the time. Those that hold a promise of time come last, when there is less to wait for.
     local code=0
     say "running the tests, three files at a time (pytest)"
     step "$python" -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not flaky" || code=$?
-    say "running those that promise a time, one by one"
-    step "$python" -m pytest -m flaky || code=$?
+    say "running those that promise a time, two files at a time"
+    step "$python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m flaky || code=$?
     exit "$code"
 }
 
