@@ -66,7 +66,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     stamp = subprocess.run("cat requirements.txt pyproject.toml | cksum", shell=True, cwd=root, capture_output=True)
     (root / ".venv" / ".bls-setup").write_text(f"{root} {stamp.stdout.decode()}")
     options = ["--no-browser", "--ip=127.0.0.1", "--port=0", f"--IdentityProvider.token={TOKEN}"]
-    options += ["--LabApp.expose_app_in_browser=True", "--LabApp.news_url=None"]
+    options += ["--LabApp.expose_app_in_browser=True"]
     environment = environment_by_hand(root) | {"HOME": str(root / "home")}
     with (root / "lab.log").open("w") as log:
         server = subprocess.Popen(
