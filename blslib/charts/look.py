@@ -19,9 +19,9 @@ Looks: TypeAlias = dict[str, tuple[str, str]]
 WIDTH = 720
 MPI, BLS, WINDOW = "MPI_Alltoallv", "bounded lag", "MPI_Ialltoallv window"
 PREDICTED, LIMIT = "max-plus prediction", "limit: busiest rank's work"
+_PENTAGON = "M0,-1L0.95,-0.31L0.59,0.81L-0.59,0.81L-0.95,-0.31Z"  # Vega has no name for one
 # What the contenders of ``lab.compare`` are called in charts, and what else is drawn, with colour and shape. Whatever
 # calls MPI_Alltoallv is black, and grey is what nobody can beat. Contenders missing here are not drawn.
-_PENTAGON = "M0,-1L0.95,-0.31L0.59,0.81L-0.59,0.81L-0.95,-0.31Z"
 SERIES = {
     "mpi": (MPI, "#000000", "square"),
     "raw": ("MPI_Alltoallv, bare loop", "#000000", "cross"),
