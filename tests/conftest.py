@@ -51,6 +51,11 @@ SLOWEST = ("test_notebooks.py", "test_mpi.py", "test_cluster.py", "test_faults.p
 """Files that take longest, which begin first: those of a whole run are shared out among three processes."""
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Bytes are named by their argument: gzip writes the time into them, and all workers must find the same names."""
+    return argname if isinstance(val, bytes) else None
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: SLOWEST.index(item.path.name) if item.path.name in SLOWEST else len(SLOWEST))
     if not config.getoption("--long"):
