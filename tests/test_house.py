@@ -24,9 +24,10 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "theory": (set(), {"numpy"}),
     "workloads": (set(), {"numpy", "pandas"}),
     "collective": (set(), {"numpy", "mpi4py"}),
+    "placement": (set(), {"numpy", "scipy"}),
     "charts": (set(), {"numpy", "pandas", "altair"}),
-    "dlrm": ({"collective.exchange", "workloads"}, {"numpy", "torch"}),
-    "diagnosis": ({"theory", "charts"}, {"ijson", "numpy", "pandas", "tqdm"}),
+    "dlrm": ({"collective.exchange", "workloads", "placement"}, {"numpy", "torch"}),
+    "diagnosis": ({"theory", "charts", "placement"}, {"ijson", "numpy", "pandas", "tqdm"}),
 }
 CELLAR = {"files", "signals"}
 """Modules of no room, with the standard library alone, for everybody."""
