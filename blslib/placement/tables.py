@@ -1,4 +1,4 @@
-"""Embedding tables as values: what has to be known of each to place it. Read from CSV or JSON, or from ``models.csv``."""
+"""Embedding tables as values: what has to be known of each to place it. Read from CSV or JSON."""
 
 import csv
 import json
@@ -7,9 +7,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
-
-MODELS = Path(__file__).with_name("models.csv")
-"""Attributes of published models, each line with its source; what was only assumed says so there."""
 
 
 class TableError(ValueError):
@@ -79,8 +76,8 @@ def read(path: Path) -> tuple[Table, ...]:
 
 def made(entries: Sequence[dict[str, Any]], where: str) -> tuple[Table, ...]:
     """Tables of entries with text or numbers in them; ``where`` begins each complaint."""
-    known = {field.name: (int if field.name in ("rows", "dim") else float) for field in fields(Table)}
-    known |= {"name": str, "net": str}  # type: ignore[dict-item]
+    known: dict[str, type] = {field.name: float for field in fields(Table)}
+    known |= {"name": str, "net": str, "rows": int, "dim": int}
     tables = []
     for number, entry in enumerate(entries):
         given = {name: value for name, value in entry.items() if value not in (None, "")}
@@ -89,7 +86,7 @@ def made(entries: Sequence[dict[str, Any]], where: str) -> tuple[Table, ...]:
             raise TableError(f"{told}: no column {', '.join(unknown)}: there are {', '.join(known)}")
         if missing := {"rows", "dim"} - given.keys():
             raise TableError(f"{told}: {' and '.join(sorted(missing))} missing: every table needs its shape")
-        parts = {"name": str(number)}
+        parts: dict[str, Any] = {"name": str(number)}
         for name, value in given.items():
             try:
                 parts[name] = known[name](value)
@@ -99,7 +96,7 @@ def made(entries: Sequence[dict[str, Any]], where: str) -> tuple[Table, ...]:
                 kind = "a whole number" if known[name] is int else "a number"
                 raise TableError(f"{told}: {name} must be {kind} with a decimal point, got {value!r}") from None
         try:
-            tables.append(Table(**parts))  # type: ignore[arg-type]
+            tables.append(Table(**parts))
         except TableError as error:
             raise TableError(f"{where}: {error}") from None
     if not tables:

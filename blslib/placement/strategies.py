@@ -1,0 +1,339 @@
+"""Strategies: from tables and a number of ranks to a placement. All have one signature and stand in ``STRATEGIES``.
+
+The abstract of arXiv 2011.02084 speaks of three mapping strategies; what they are called and do here is our definition.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise, product
+
+import numpy as np
+
+from blslib.placement.loads import Loads, LookupCost, imbalance, of_ranks, of_shards
+from blslib.placement.shards import Placement, Shard, contiguous, whole
+from blslib.placement.tables import Table
+
+LEAST_COLUMNS = 32
+"""Values of a row that a column piece keeps: narrower ones cost nearly as much time as wider ones."""
+FACTORS = (1.0, 0.8, 0.65, 0.5, 0.4, 0.3, 0.25)
+"""Cut factors that are tried: no piece asks for more than so much of a rank's mean share."""
+
+
+class NoneFoundError(ValueError):
+    """A strategy found no placement; another one may."""
+
+
+class ImpossibleError(ValueError):
+    """There is no placement: simple sums, or the optimum, say so."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a strategy may use and has to keep.
+
+    Attributes:
+        cap_bytes: on each rank, replicas included.
+        cost: the time of a shard, its weight.
+        slack: what strategies that cut or replicate tables balance besides time, by names of ``Loads``, and how much
+            above the mean is good enough.
+        sent: how much they may send, in all, as a multiple of what whole tables would.
+        spare_bytes: that each rank may give to replicas of small tables.
+        seed: of what is drawn.
+        loads_us: (T, N) time of each table in N batches that stand for the stream, for ``correlated``; None if unknown.
+    """
+
+    cap_bytes: float = math.inf
+    cost: LookupCost = field(default_factory=LookupCost)
+    slack: Mapping[str, float] = field(default_factory=lambda: {"bytes": 1.25})
+    sent: float = 1.2
+    spare_bytes: float = 256 * 2**20
+    seed: int = 0
+    loads_us: np.ndarray | None = None
+
+
+Strategy = Callable[[Sequence[Table], int, Options], Placement]
+
+
+Score = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""From (P, K) loads and the (K,) weights of a piece to (P,): what is to be small, if that rank gets it."""
+
+
+def worst(load: np.ndarray, more: np.ndarray) -> np.ndarray:
+    """The rank's own load, by its worst criterion."""
+    return (load + more).max(axis=1)
+
+
+def together(load: np.ndarray, more: np.ndarray) -> np.ndarray:
+    """What all ranks need that wait for each other in each of K batches."""
+    return np.maximum(load + more, load.max(axis=0)).sum(axis=1)
+
+
+def assign(
+    weights: np.ndarray, sizes: np.ndarray, ranks: int, cap: float = math.inf, score: Score = worst
+) -> np.ndarray:
+    """Greedy, heaviest first, each to the rank with the best score that has room for it (LPT).
+
+    Args:
+        weights: (n, K) of each piece, by K criteria of like units, or in K batches.
+        sizes: (n,) bytes.
+        ranks: P.
+        cap: bytes of a rank.
+        score: of a rank that would get a piece.
+
+    Returns:
+        (n,) the rank of each. Ties go to the fewer bytes, then to the lower number; pieces of equal weight go by more
+        bytes, then by the lower number. O(n P K).
+
+    Raises:
+        NoneFoundError: no rank had room for a piece; its ``args[1]`` is the piece.
+    """
+    load, held = np.zeros((ranks, weights.shape[1])), np.zeros(ranks)
+    owners = np.zeros(len(sizes), dtype=int)
+    for piece in np.lexsort((-sizes, -weights.max(axis=1, initial=0))):
+        scores = score(load, weights[piece])
+        if cap < math.inf:
+            scores[held + sizes[piece] > cap] = math.inf
+        least = scores.min()
+        if least == math.inf:
+            raise NoneFoundError(f"no rank has room for {sizes[piece]:,.0f} bytes more", int(piece))
+        ties = np.flatnonzero(scores == least)
+        owners[piece] = rank = ties[held[ties].argmin()]
+        load[rank] += weights[piece]
+        held[rank] += sizes[piece]
+    return owners
+
+
+def possible(tables: Sequence[Table], pieces: Sequence[Shard], sizes: np.ndarray, ranks: int, cap: float) -> None:
+    """Refuse what simple sums rule out.
+
+    Raises:
+        ImpossibleError: one piece is larger than the cap, or all are larger than all caps.
+    """
+    if len(sizes) and (largest := int(sizes.argmax()), sizes.max())[1] > cap:
+        name = tables[pieces[largest].table].name
+        raise ImpossibleError(
+            f"impossible: table {name} needs {sizes[largest]:,.0f} bytes in one piece, a rank has {cap:,.0f}: "
+            "cut tables (row-split, column-split), or raise the cap"
+        )
+    if sizes.sum() > ranks * cap:
+        raise ImpossibleError(
+            f"impossible: the tables have {sizes.sum():,.0f} bytes, {ranks} ranks of {cap:,.0f} have {ranks * cap:,.0f}"
+        )
+
+
+def _shapes(tables: Sequence[Table]) -> list[tuple[int, int]]:
+    return [(table.rows, table.dim) for table in tables]
+
+
+def _pieces(tables: Sequence[Table], counts: Iterable[tuple[int, int]]) -> list[Shard]:
+    """Tables cut into (row blocks, column strips) each: every n-th row, and neighbouring columns of like width.
+
+    They wait for a rank on rank 0.
+    """
+    found = []
+    for number, (table, (blocks, strips)) in enumerate(zip(tables, counts, strict=True)):
+        cuts = [table.dim * k // strips for k in range(strips + 1)]
+        found += [
+            Shard(number, range(k, table.rows, blocks), range(a, b), 0)
+            for a, b in pairwise(cuts)
+            for k in range(blocks)
+        ]
+    return found
+
+
+def _placed(tables: Sequence[Table], pieces: Sequence[Shard], weights: np.ndarray, ranks: int, options: Options,
+            kept: Sequence[Shard] = (), score: Score = worst) -> Placement:  # fmt: skip
+    """The pieces by ``assign``, with ``kept`` on every rank."""
+    sizes = of_shards(pieces, tables, options.cost).bytes
+    room = options.cap_bytes - of_shards(kept, tables, options.cost).bytes.sum()
+    possible(tables, pieces, sizes, ranks, room)
+    try:
+        owners = assign(weights, sizes, ranks, room, score)
+    except NoneFoundError as error:
+        name = tables[pieces[error.args[1]].table].name
+        raise NoneFoundError(
+            f"found none: {error.args[0]} of table {name}; another strategy or the optimum may find a placement"
+        ) from None
+    placed = [piece._replace(rank=int(rank)) for piece, rank in zip(pieces, owners, strict=True)]
+    return Placement((*placed, *kept), ranks)
+
+
+def _uncut(tables: Sequence[Table]) -> list[Shard]:
+    return _pieces(tables, [(1, 1)] * len(tables))
+
+
+def _whole(weigh: Callable[[Loads, Sequence[Table]], np.ndarray]) -> Strategy:
+    """Whole tables, by a weight alone; if that finds no room under the cap, by weight and bytes together."""
+
+    def strategy(tables: Sequence[Table], ranks: int, options: Options = Options()) -> Placement:
+        pieces = _uncut(tables)
+        loads = of_shards(pieces, tables, options.cost)
+        weights = weigh(loads, tables)
+        try:
+            return _placed(tables, pieces, weights[:, None], ranks, options)
+        except NoneFoundError:
+            both = np.stack([weights / max(weights.sum(), 1e-300), loads.bytes / loads.bytes.sum()], axis=1)
+            return _placed(tables, pieces, both, ranks, options)
+
+    return strategy
+
+
+def _within(placement: Placement, tables: Sequence[Table], options: Options) -> Placement:
+    """A placement that was made without a look at the cap, if it keeps it."""
+    held = of_ranks(placement, tables, options.cost).bytes
+    if held.max() > options.cap_bytes:
+        raise NoneFoundError(
+            f"found none: rank {held.argmax()} would hold {held.max():,.0f} bytes of {options.cap_bytes:,.0f}; this "
+            "strategy does not look at the cap, another one may find a placement"
+        )
+    return placement
+
+
+def singular(tables: Sequence[Table], ranks: int, options: Options = Options()) -> Placement:
+    """Everything everywhere: each process has the whole model, and nothing is sent."""
+    return _within(whole(_shapes(tables), [None] * len(tables), ranks), tables, options)
+
+
+def one_shard(tables: Sequence[Table], ranks: int, options: Options = Options()) -> Placement:
+    """Everything on rank 0: what sending costs, and nothing gained by it."""
+    return _within(whole(_shapes(tables), [0] * len(tables), ranks), tables, options)
+
+
+def _of(tables: Sequence[Table], weigh: Callable[[Table], float]) -> np.ndarray:
+    return np.array([weigh(table) for table in tables], dtype=float)
+
+
+def by_number(tables: Sequence[Table], ranks: int, options: Options = Options()) -> Placement:
+    """Neighbours together, equal in number: the reference DLRM's."""
+    return _within(contiguous(_shapes(tables), ranks), tables, options)
+
+
+def at_random(tables: Sequence[Table], ranks: int, options: Options = Options()) -> Placement:
+    """Each table on a rank that is drawn."""
+    owners = np.random.default_rng(options.seed).integers(ranks, size=len(tables)).tolist()
+    return _within(whole(_shapes(tables), owners, ranks), tables, options)
+
+
+def net_specific(tables: Sequence[Table], ranks: int, options: Options = Options()) -> Placement:
+    """Ranks are given to nets by their bytes, one at least; no rank holds tables of two. Within a net LPT over bytes.
+
+    Raises:
+        NoneFoundError: there are fewer ranks than nets.
+    """
+    size: dict[str, int] = {}
+    for table in tables:
+        size[table.net] = size.get(table.net, 0) + table.bytes
+    if ranks < len(size):
+        raise NoneFoundError(f"found none: {len(size)} nets need as many ranks at least, there are {ranks}")
+    total = sum(size.values())
+    given = {net: max(1, ranks * mine // total) for net, mine in size.items()}
+    while (count := sum(given.values())) != ranks:
+        if count < ranks:
+            given[max(given, key=lambda net: size[net] / given[net])] += 1
+        else:
+            given[max(given, key=lambda net: given[net])] -= 1
+    shards: list[Shard] = []
+    first = 0
+    for net, many in given.items():
+        pieces = [piece for piece in _uncut(tables) if tables[piece.table].net == net]
+        sizes = of_shards(pieces, tables, options.cost).bytes
+        placed = _placed(tables, pieces, sizes[:, None], many, options)
+        shards += [shard._replace(rank=first + (shard.rank or 0)) for shard in placed.shards]
+        first += many
+    return Placement(tuple(shards), ranks)
+
+
+def _cuts(tables: Sequence[Table], wanted: np.ndarray, rows: bool, columns: bool) -> list[tuple[int, int]]:
+    """(row blocks, column strips) of each table for so many pieces: strips first, since they cost no bytes to send."""
+    counts = []
+    for table, pieces in zip(tables, np.ceil(wanted).astype(int).tolist(), strict=True):
+        strips = min(pieces, max(1, table.dim // LEAST_COLUMNS)) if columns else 1
+        counts.append((min(-(-pieces // strips), table.rows) if rows else 1, strips))
+    return counts
+
+
+def _searched(ways: Sequence[tuple[bool, bool]], replicas: bool = False) -> Strategy:
+    """The best of all cut factors, of ways to cut (rows, columns), and of sizes up to which tables are replicated.
+
+    That is the one with the least time, within 1 % the one which sends least, of those that keep ``Options.slack`` and
+    ``Options.sent``, or come closest to that.
+    """
+
+    def strategy(tables: Sequence[Table], ranks: int, options: Options = Options()) -> Placement:
+        uncut = _uncut(tables)
+        each = of_shards(uncut, tables, options.cost)
+        tried = []
+        failed: ValueError = NoneFoundError("found none")
+        limits = _limits(each.bytes, options) if replicas else [0.0]
+        for limit, factor, (rows, columns) in product(limits, FACTORS, ways):
+            small = each.bytes <= limit
+            wanted = np.where(small, 1, _shares(each, options, ~small).max(axis=1) * ranks / factor)
+            cut = _pieces(tables, _cuts(tables, wanted, rows, columns))
+            pieces, kept = (
+                [p for p in cut if not small[p.table]],
+                [p._replace(rank=None) for p in uncut if small[p.table]],
+            )
+            weights = _shares(of_shards(pieces, tables, options.cost), options)
+            try:
+                placement = _placed(tables, pieces, weights, ranks, options, kept)
+            except (NoneFoundError, ImpossibleError) as error:
+                failed = error
+                continue
+            got = of_ranks(placement, tables, options.cost)
+            over = [imbalance(getattr(got, what)) / far for what, far in options.slack.items()]
+            over.append(got.sent_bytes.sum() / each.sent_bytes.sum() / options.sent)
+            tried.append((max(1.0, *over), got.time_us.max(), got.sent_bytes.max(), placement))
+        if not tried:
+            raise failed
+        good = [each for each in tried if each[0] <= min(each[0] for each in tried)]
+        quick = [each for each in good if each[1] <= 1.01 * min(each[1] for each in good)]
+        return min(quick, key=lambda each: each[2])[3]
+
+    return strategy
+
+
+def _shares(loads: Loads, options: Options, of: np.ndarray | slice = slice(None)) -> np.ndarray:
+    """(n, K) time and what has a slack, each as a share of the sum over some, so that 1 / P is good enough."""
+    parts = [(getattr(loads, what), far) for what, far in {"time_us": 1.0, **options.slack}.items()]
+    return np.stack([part / (max(part[of].sum(), 1e-300) * far) for part, far in parts], axis=1)
+
+
+def _limits(sizes: np.ndarray, options: Options) -> list[float]:
+    """Sizes up to which all tables are replicated: none, and those that take up all, half ... of what is spare."""
+    sizes = np.sort(sizes)
+    spare = min(options.spare_bytes, options.cap_bytes) / 2.0 ** np.arange(8)
+    fit = np.searchsorted(sizes.cumsum(), spare, side="right")
+    return sorted({0.0, *(float(sizes[count - 1]) for count in fit if count)})
+
+
+def correlated(tables: Sequence[Table], ranks: int, options: Options = Options()) -> Placement:
+    """Whole tables, so that those which are hot in the same batches lie apart: packing of loads batch by batch.
+
+    Without ``loads_us`` it is LPT over time.
+    """
+    pieces = _uncut(tables)
+    each_us = of_shards(pieces, tables, options.cost).time_us[:, None]
+    loads_us = each_us if options.loads_us is None else np.asarray(options.loads_us, dtype=float)
+    return _placed(tables, pieces, loads_us, ranks, options, score=together)
+
+
+STRATEGIES: dict[str, Strategy] = {
+    "singular": singular,
+    "one-shard": one_shard,
+    "contiguous": by_number,
+    "random": at_random,
+    "capacity-balanced": _whole(lambda loads, tables: loads.bytes),
+    "load-balanced": _whole(lambda loads, tables: loads.time_us),
+    "net-specific": net_specific,
+    "size-greedy": _whole(lambda loads, tables: _of(tables, lambda t: t.rows * t.dim)),
+    "lookup-greedy": _whole(lambda loads, tables: _of(tables, lambda t: t.dim * t.pooling)),
+    "dim-greedy": _whole(lambda loads, tables: _of(tables, lambda t: t.dim)),
+    "size-lookup-greedy": _whole(lambda loads, tables: _of(tables, lambda t: t.dim * t.pooling * math.log10(t.rows))),
+    "correlated": correlated,
+    "row-split": _searched([(True, False)]),
+    "column-split": _searched([(False, True)]),
+    "replicated": _searched([(False, False)], replicas=True),
+    "searched": _searched([(True, False), (False, True), (True, True)], replicas=True),
+}
+"""By name. The four greedy ones with "size", "lookup" and "dim" are the baselines of DreamShard's code (2210.02023)."""
