@@ -167,7 +167,7 @@ def test_leaving_with_an_error_ends_a_thread_in_a_call(comm, build):
         try:
             while True:
                 exchange.post(one(0, comm.size))
-        except ExchangeError as error:
+        except (ExchangeError, RuntimeError) as error:  # the second if its call meets the one that leaves the block
             ended.append(str(error))
 
     with pytest.raises(ZeroDivisionError), build(1) as exchange:  # noqa: PT012
@@ -177,7 +177,7 @@ def test_leaving_with_an_error_ends_a_thread_in_a_call(comm, build):
         1 / 0  # noqa: B018
     thread.join()
     assert len(ended) == 1
-    assert "failed" in ended[0] or ended[0] == "exchange is closed"
+    assert "failed" in ended[0] or "under way" in ended[0] or ended[0] == "exchange is closed"
 
 
 class Mute(Exception):
