@@ -48,7 +48,7 @@ DEVELOPMENT = {
     "pytest-rerunfailures",
     "pytest-xdist",
 }
-DEVELOPMENT |= {"pyyaml", "ruff", "setuptools", "simpy"}
+DEVELOPMENT |= {"ruff", "setuptools", "simpy"}
 """What no extra brings: the launcher, the browser's side, and what tests and linters need."""
 
 

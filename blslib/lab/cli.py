@@ -15,7 +15,7 @@ from blslib import __version__, files
 from blslib.diagnosis.tracefile import TraceError
 from blslib.lab import bench, found
 from blslib.lab.compare import contenders
-from blslib.lab.options import at_least, names, several
+from blslib.lab.options import at_least, names, several, size
 from blslib.signals import answering
 
 _PLAIN = argparse.RawDescriptionHelpFormatter
@@ -76,6 +76,24 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--json", metavar="FILE", help="write all numbers there as well; - prints them and nothing else")
     one.add_argument("--html", type=Path, metavar="FILE", help="write a page with figures, which needs no network")
     one.set_defaults(run=_diagnose, extra="diagnose")
+    one = commands.add_parser(
+        "place",
+        help="which shards of which tables on which ranks",
+        description="Place embedding tables by every strategy, and say how even each is, and how far from the optimum.",
+        epilog="docs/placement.md tells what the columns of TABLES and of the output mean, and what a plan is.",
+    )
+    one.add_argument("tables", metavar="TABLES", help="CSV, JSON or YAML with rows,dim and more, or a model's name")
+    one.add_argument("--shards", type=at_least(1), default=8, metavar="P", help="ranks to place them on (8)")
+    one.add_argument("--cap", type=size, metavar="SIZE", help="most bytes on a rank, such as 64GiB")
+    one.add_argument("--spare", type=size, metavar="SIZE", help="of each rank, for copies of small tables (256MiB)")
+    one.add_argument("--batch", type=at_least(1), default=512, metavar="B", help="samples of a batch (512)")
+    one.add_argument("--plan", type=Path, metavar="FILE", help="audit this plan beside the strategies")
+    one.add_argument("--save", type=Path, metavar="FILE", help="write the best placement there as a plan")
+    one.add_argument(
+        "--trace", type=Path, nargs="+", default=[], metavar="FILE", help="a recorded run: what it would save there"
+    )
+    one.add_argument("--json", metavar="FILE", help="write the rows there as well; - prints them alone")
+    one.set_defaults(run=_place, extra="diagnose")
     return top
 
 
@@ -135,6 +153,46 @@ def _diagnose(given: dict[str, Any]) -> int:
     return 0
 
 
+def _place(given: dict[str, Any]) -> int:
+    from blslib.diagnosis import traces
+    from blslib.lab import place, tables
+    from blslib.placement import plan
+    from blslib.placement.loads import LookupCost, of_ranks
+    from blslib.placement.strategies import Options
+    from blslib.theory.imbalance import split
+
+    try:
+        listed, source = tables.named(given["tables"])
+        recorded = traces.read(given["trace"]) if given["trace"] else None
+        audited = given["plan"] and plan.from_json(given["plan"].read_text(encoding="utf-8"), listed)
+        kept = {"cap_bytes": given["cap"], "spare_bytes": given["spare"]}
+        options = Options(cost=LookupCost(batch=given["batch"]), **{k: v for k, v in kept.items() if v is not None})
+        found, failed = place.placed(listed, audited.ranks if audited else given["shards"], options)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    for name, told in failed.items():
+        print(f"{name}: {told}", file=sys.stderr)
+    if (best := place.chosen(found)) is None:
+        return 1
+    if audited:
+        found.append(place.Placed("plan", audited, of_ranks(audited, listed, options.cost), str(given["plan"])))
+    text = json.dumps(place.rows(found, listed), indent=1) + "\n"
+    wanted = {given["save"]: plan.to_json(best.placement, listed), given["json"] and Path(given["json"]): text}
+    written = {path: content for path, content in wanted.items() if path not in (None, Path("-"))}
+    files.write(written)
+    if given["json"] == "-":
+        print(text, end="")
+        return 0
+    print(f"{len(listed)} tables of {source}\n\n{place.text(found, best, listed, options)}")
+    if recorded:
+        saved = place.bought(best, split(recorded.work_s, recorded.total_s, bound=recorded.bound))
+        print(f"in the recorded run this would save {saved:.1%} of the time, if lookups are all of the ranks' work")
+    for path in written:
+        print(f"wrote {path}")
+    return 0
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; 0 when it did what it says."""
     try:
@@ -163,8 +221,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _command(arguments: Sequence[str] | None) -> int:
     given = vars(parser().parse_args(arguments))
     try:
-        taken = [path.resolve() for path in given.get("files", ())]
-        for file in (given["json"], given.get("html")):
+        taken = [path.resolve() for path in (*given.get("files", ()), *given.get("trace", ()))]
+        for file in (given["json"], given.get("html"), given.get("save")):
             if file not in (None, "-"):
                 files.check(Path(file))
                 if Path(file).resolve() in taken and not files.is_device(Path(file)):

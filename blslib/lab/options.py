@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import re
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -52,6 +53,16 @@ def positive(what: str) -> Callable[[str], float]:
 
     parse.__name__ = f"number of {what} > 0"
     return parse
+
+
+def size(text: str) -> float:
+    """Bytes, such as 64GiB, 1.5e9 or 200MB."""
+    number, unit = re.fullmatch(r"(.*?)\s*([kKMGT]?i?B?)", text).groups()  # type: ignore[union-attr]
+    power = " KMGT".index(unit[:1].upper().replace("B", " ") or " ")
+    value = float(number) * (1024 if "i" in unit else 1000) ** power
+    if not 0 < value < math.inf:
+        raise ValueError
+    return value
 
 
 BYTES: Row = {"type": several(at_least(4, 4)), "metavar": "N,N,...", "help": "bytes per block, multiples of 4"}

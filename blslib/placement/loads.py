@@ -13,27 +13,29 @@ import numpy as np
 from blslib.placement.shards import Placement, Shard
 from blslib.placement.tables import Table
 
+Curve = tuple[tuple[float, float], ...]
+"""Pairs of bytes of a table, ascending, and nanoseconds of a lookup in it."""
+
 
 @dataclass(frozen=True)
 class LookupCost:
-    """Time of pooled lookups on one core: ``call_us`` a shard, and ``row_ns + byte_ns * bytes of a row`` a lookup.
+    """Time of pooled lookups on one core: ``call_us`` a shard, and a time a lookup by the bytes of shard and row.
 
-    Both constants depend on the bytes of the shard and are interpolated over its logarithm. The defaults are measured
-    with uniform ids and float32 rows of 64 and 512 bytes by ``python -m blslib bench lookup``, on one core of a cloud
-    server with a large last-level cache (docs/placement.md); ratios carry over to others better than the times.
+    The defaults are what ``python -m blslib bench lookup`` measured with uniform ids and float32 values on the machine
+    of the reference run (data/07-placement); ratios carry over to other machines better than times.
 
     Attributes:
         batch: B, samples of a batch.
         call_us: microseconds of one call, whatever it looks up.
-        sizes_bytes: (n,) ascending, of shards.
-        row_ns, byte_ns: (n,) nanoseconds for one lookup, and for each byte of it.
+        row_bytes: widths of a narrow and a wide row; between and beyond them a lookup's time is a straight line.
+        narrow, wide: of tables with such rows; between their sizes, a straight line over the logarithm.
     """
 
     batch: int = 512
-    call_us: float = 10.0
-    sizes_bytes: tuple[float, ...] = (2e3, 1e6, 1e7, 5e7, 2.5e8, 1e9)
-    row_ns: tuple[float, ...] = (1.5, 2, 4, 6, 9, 12)
-    byte_ns: tuple[float, ...] = (0.006, 0.01, 0.04, 0.06, 0.11, 0.12)
+    call_us: float = 8.0
+    row_bytes: tuple[float, float] = (64, 512)
+    narrow: Curve = ((64e3, 1.2), (1.28e6, 1.9), (6.4e6, 6.2), (1.92e7, 10.0), (6.4e7, 11.0))
+    wide: Curve = ((512e3, 3.2), (1.02e7, 11.0), (5.1e7, 17.0), (1.54e8, 18.5), (5.12e8, 25.0))
 
     def batch_us(self, lookups: np.ndarray, row_bytes: np.ndarray, size_bytes: np.ndarray) -> np.ndarray:
         """Microseconds of each shard for one batch.
@@ -44,8 +46,9 @@ class LookupCost:
             size_bytes: (n,) bytes of the shard.
         """
         place = np.log(np.maximum(size_bytes, 1.0))
-        sizes = np.log(self.sizes_bytes)
-        each_ns = np.interp(place, sizes, self.row_ns) + np.interp(place, sizes, self.byte_ns) * row_bytes
+        narrow_ns, wide_ns = (np.interp(place, np.log(c[0]), c[1]) for c in map(np.transpose, (self.narrow, self.wide)))
+        between = (row_bytes - self.row_bytes[0]) / (self.row_bytes[1] - self.row_bytes[0])
+        each_ns = np.maximum(narrow_ns + between * (wide_ns - narrow_ns), narrow_ns / 2)
         return self.call_us + 1e-3 * self.batch * lookups * each_ns
 
 

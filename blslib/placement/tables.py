@@ -3,10 +3,13 @@
 import csv
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
+
+_WHOLE, _TEXT = (int, "a whole number"), (str, "text")
+_KINDS: dict[str, tuple[type, str]] = {"name": _TEXT, "net": _TEXT, "rows": _WHOLE, "dim": _WHOLE}
 
 
 class TableError(ValueError):
@@ -67,44 +70,32 @@ def read(path: Path) -> tuple[Table, ...]:
         entries = json.loads(text) if text.lstrip()[:1] in ("[", "{") else list(csv.DictReader(text.splitlines()))
     except (UnicodeDecodeError, csv.Error, json.JSONDecodeError) as error:
         raise TableError(f"{path}: neither CSV nor JSON in UTF-8: {error}") from None
-    if isinstance(entries, dict):
-        entries = entries.get("tables")
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise TableError(f"{path}: JSON must be a list of objects, one per table, or have one under 'tables'")
-    return made(entries, str(path))
+    return made(entries.get("tables") if isinstance(entries, dict) else entries, str(path))
 
 
-def made(entries: Sequence[dict[str, Any]], where: str) -> tuple[Table, ...]:
-    """Tables of entries with text or numbers in them; ``where`` begins each complaint."""
-    known: dict[str, type] = {field.name: float for field in fields(Table)}
-    known |= {"name": str, "net": str, "rows": int, "dim": int}
-    tables = []
+def made(entries: Any, where: str) -> tuple[Table, ...]:
+    """Tables of a list of mappings with text or numbers in them; ``where`` begins each complaint."""
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries) or not entries:
+        raise TableError(f"{where}: no tables: give a heading with rows,dim and a line per table, or a list of objects")
+    kinds = {field.name: _KINDS.get(field.name, (float, "a number")) for field in fields(Table)}
+    tables: dict[str, Table] = {}
     for number, entry in enumerate(entries):
-        given = {name: value for name, value in entry.items() if value not in (None, "")}
-        told = f"{where}, table {given.get('name', number)}"
-        if unknown := [str(name) for name in given if name not in known]:
-            raise TableError(f"{told}: no column {', '.join(unknown)}: there are {', '.join(known)}")
-        if missing := {"rows", "dim"} - given.keys():
-            raise TableError(f"{told}: {' and '.join(sorted(missing))} missing: every table needs its shape")
-        parts: dict[str, Any] = {"name": str(number)}
+        given = {"name": str(number)} | {name: value for name, value in entry.items() if value not in (None, "")}
+        told = f"{where}, table {given['name']}"
+        if wrong := [f"no column {name!r}" for name in given.keys() - kinds] or sorted({"rows", "dim"} - given.keys()):
+            raise TableError(f"{told}: {wrong[0]}: rows and dim are needed, and known are {', '.join(kinds)}")
         for name, value in given.items():
             try:
-                parts[name] = known[name](value)
-                if known[name] is int and float(value) != int(value):
-                    raise ValueError
-            except (TypeError, ValueError, OverflowError):
-                kind = "a whole number" if known[name] is int else "a number"
-                raise TableError(f"{told}: {name} must be {kind} with a decimal point, got {value!r}") from None
+                given[name] = kinds[name][0](str(value))
+            except ValueError:
+                raise TableError(f"{told}: {name} must be {kinds[name][1]}, got {value!r}") from None
         try:
-            tables.append(Table(**parts))
+            table = Table(**given)
         except TableError as error:
             raise TableError(f"{where}: {error}") from None
-    if not tables:
-        raise TableError(f"{where}: no tables: give a heading with rows,dim and one line per table")
-    names = [table.name for table in tables]
-    if len(set(names)) < len(names):
-        raise TableError(f"{where}: two tables are called {next(n for n in names if names.count(n) > 1)}: rename one")
-    return tuple(tables)
+        if tables.setdefault(table.name, table) is not table:
+            raise TableError(f"{told}: two tables have this name: rename one")
+    return tuple(tables.values())
 
 
 def scaled(tables: Iterable[Table], factor: float) -> tuple[Table, ...]:

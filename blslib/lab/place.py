@@ -1,0 +1,131 @@
+"""Where should these tables lie? ``python -m blslib place TABLES``: every strategy, and what the best would buy."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from blslib.lab.options import Row
+from blslib.placement.loads import Loads, imbalance, of_ranks, of_shards
+from blslib.placement.optimum import optimum
+from blslib.placement.shards import Placement, whole
+from blslib.placement.strategies import STRATEGIES, ImpossibleError, NoneFoundError, Options
+from blslib.placement.tables import Table
+from blslib.theory.imbalance import Split
+
+MOST = 400
+"""Tables above which the optimum is not asked for: it would take minutes."""
+BEST = "optimum"
+"""The name under which the optimum of whole tables stands beside the strategies."""
+
+
+class Placed(NamedTuple):
+    """What a strategy made of the tables: a placement, what it asks of each rank, and what to know besides."""
+
+    strategy: str
+    placement: Placement
+    loads: Loads
+    told: str = ""
+
+
+def placed(
+    tables: Sequence[Table], ranks: int, options: Options, names: Sequence[str] = (*STRATEGIES, BEST)
+) -> tuple[list[Placed], dict[str, str]]:
+    """Every strategy on the same tables; and of those that found no placement, why."""
+    found, failed = [], {}
+    for name in names:
+        try:
+            placement, told = (
+                _best(tables, ranks, options) if name == BEST else (STRATEGIES[name](tables, ranks, options), "")
+            )
+        except (NoneFoundError, ImpossibleError) as error:
+            failed[name] = str(error)
+        else:
+            found.append(Placed(name, placement, of_ranks(placement, tables, options.cost), told))
+    return found, failed
+
+
+def _best(tables: Sequence[Table], ranks: int, options: Options) -> tuple[Placement, str]:
+    if len(tables) > MOST:
+        raise NoneFoundError(f"not asked for above {MOST} tables: it would take minutes")
+    shapes = [(table.rows, table.dim) for table in tables]
+    each = of_shards(whole(shapes, [0] * len(tables), 1).shards, tables, options.cost)
+    best = optimum(each.time_us, each.bytes, ranks, cap=options.cap_bytes)
+    return whole(shapes, best.owners.tolist(), ranks), f"of whole tables, within {best.gap:.1%}"
+
+
+def requests(placement: Placement, tables: Sequence[Table]) -> np.ndarray:
+    """(P,) requests that each rank answers for a batch, if one process asks: one a net of which it has tables."""
+    pairs = {(shard.rank, tables[shard.table].net) for shard in placement.shards if shard.rank is not None}
+    return np.bincount([rank for rank, _ in pairs], minlength=placement.ranks)
+
+
+def rows(found: Sequence[Placed], tables: Sequence[Table]) -> list[Row]:
+    """A row for each strategy and rank."""
+    table = []
+    for strategy, placement, loads, _ in found:
+        asked = requests(placement, tables).tolist()
+        for rank, own in enumerate(placement.of_rank):
+            held = len({shard.table for shard in (*own, *placement.replicated)})
+            line = {name: float(values[rank]) for name, values in loads._asdict().items()}
+            table.append({"strategy": strategy, "shard": rank, "tables": held, **line, "requests": asked[rank]})
+    return table
+
+
+def overview(found: Sequence[Placed], tables: Sequence[Table], options: Options) -> list[Row]:
+    """A row for each strategy: of each load the greatest over the mean, and what the busiest rank has.
+
+    ``sent`` is over what whole tables send, ``over_optimum`` the time of the busiest rank over that of the optimum.
+    """
+    whole_sent = 4 * options.cost.batch * sum(table.dim for table in tables)
+    lowest_us = next((each.loads.time_us.max() for each in found if each.strategy == BEST), np.nan)
+    return [
+        {
+            "strategy": strategy,
+            "pieces": len(placement.shards),
+            "replicated": len(placement.replicated),
+            **{f"{name}_over_mean": imbalance(values) for name, values in loads._asdict().items()},
+            "sent": float(loads.sent_bytes.sum() / whole_sent),
+            "requests": int(requests(placement, tables).sum()),
+            "most_bytes": float(loads.bytes.max()),
+            "busiest_us": float(loads.time_us.max()),
+            "over_optimum": float(loads.time_us.max() / lowest_us),
+            "told": told,
+        }
+        for strategy, placement, loads, told in found
+    ]
+
+
+def chosen(found: Sequence[Placed]) -> Placed | None:
+    """The one with the least time on its busiest rank; of those within 1 % of it the one that sends least.
+
+    The whole model everywhere is no answer; None if there is no other.
+    """
+    there = [each for each in found if each.strategy != "singular"]
+    quickest = min((each.loads.time_us.max() for each in there), default=0.0)
+    near = [each for each in there if each.loads.time_us.max() <= 1.01 * quickest]
+    return min(near, key=lambda each: each.loads.sent_bytes.sum(), default=None)
+
+
+def bought(found: Placed, parts: Split) -> float:
+    """Share of a run's time that the placement would save, if its lookups are all of the ranks' work."""
+    left_s = (imbalance(found.loads.time_us) - 1) * parts.useful_s
+    return (parts.static_s - left_s) / parts.total_s
+
+
+def text(found: Sequence[Placed], best: Placed, tables: Sequence[Table], options: Options) -> str:
+    """All strategies, a line each, then the best one, rank by rank."""
+    import pandas as pd
+
+    lines = pd.DataFrame(overview(found, tables, options)).set_index("strategy")
+    lines.columns = lines.columns.str.replace("_over_mean", "*").str.replace("_", " ")
+    each = pd.DataFrame(rows([best], tables)).drop(columns="strategy").set_index("shard")
+    return "\n".join(
+        (
+            lines.to_string(float_format="{:,.4g}".format),
+            "* the greatest of a rank over the mean",
+            "",
+            f"least time: {best.strategy}, {imbalance(best.loads.time_us):.3f} times the mean on its busiest rank",
+            each.to_string(float_format="{:,.5g}".format),
+        )
+    )
