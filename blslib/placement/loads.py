@@ -32,10 +32,10 @@ class LookupCost:
     """
 
     batch: int = 512
-    call_us: float = 8.0
+    call_us: float = 10.0
     row_bytes: tuple[float, float] = (64, 512)
-    narrow: Curve = ((64e3, 1.2), (1.28e6, 1.9), (6.4e6, 6.2), (1.92e7, 10.0), (6.4e7, 11.0))
-    wide: Curve = ((512e3, 3.2), (1.02e7, 11.0), (5.1e7, 17.0), (1.54e8, 18.5), (5.12e8, 25.0))
+    narrow: Curve = ((64e3, 0.7), (1.28e6, 1.6), (6.4e6, 4.8), (1.92e7, 10.0), (6.4e7, 10.0))
+    wide: Curve = ((512e3, 2.8), (1.02e7, 8.0), (5.12e7, 15.7), (1.54e8, 17.1), (5.12e8, 18.0))
 
     def batch_us(self, lookups: np.ndarray, row_bytes: np.ndarray, size_bytes: np.ndarray) -> np.ndarray:
         """Microseconds of each shard for one batch.
