@@ -46,7 +46,7 @@ def dots(rows: Table, title: str, lines: Sequence[str], *, what: str, even: floa
 
 
 def lookups(rows: Table, lines: Sequence[str]) -> alt.FacetChart:
-    """Time of a lookup by the size of its table and kind of values, a panel for each width of row; of ``lookup.run``."""
+    """Time of a lookup by size of table and kind of values, a panel for each width of row; of ``lookup.run``."""
     table = pd.DataFrame(rows)
     table["panel"] = table["dim"].astype(str) + " values a row"
     looks = {kind: look for kind, look in KINDS.items() if kind in set(table["kind"])}
