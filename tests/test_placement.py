@@ -241,6 +241,7 @@ def test_the_optimum_is_found_in_time(tables: int, room: float, limit_s: float) 
         ([Shard(0, range(0, 4, 2), range(2), 0)], "must be held whole"),
         ([Shard(0, range(2), range(2), 0), Shard(0, range(1, 4, 2), range(2), 0)], "must be held whole"),
         ([Shard(0, range(2), range(2), 0), Shard(0, range(2, 4), range(1), 0)], "must be held whole"),
+        ([Shard(0, range(4), range(k, 2, 2), 0) for k in (0, 1)] * 2, "must be held whole"),
     ],
 )
 def test_faulty_placements_are_refused(shards: list[Shard], told: str) -> None:
@@ -253,6 +254,24 @@ def test_grids_and_blocks_are_placements() -> None:
     Placement(tuple(Shard(0, r, c, n % 3) for n, (r, c) in enumerate(halves)), 3).check([(5, 8)])
     Placement((Shard(0, range(2, 5), range(8), 0), Shard(0, range(2), range(8), 0)), 1).check([(5, 8)])
     assert contiguous([(5, 8)] * 5, 3) == whole([(5, 8)] * 5, [0, 0, 1, 1, 2], 3)
+
+
+def test_columns_are_neighbours() -> None:
+    with pytest.raises(PlacementError, match=r"got rows range\(0, 4\) columns range\(0, 4, 2\)"):
+        Placement(tuple(Shard(0, range(4), range(k, 4, 2), 0) for k in (0, 1)), 1).check([(4, 4)])
+
+
+def test_a_rank_needs_the_rows_that_it_holds_anything_of() -> None:
+    thirds = (range(2), range(2, 5), range(5, 9))
+    shards = [Shard(0, rows, range(4), rank) for rows, rank in zip(thirds, (0, 1, 0), strict=True)]
+    shards += [Shard(1, range(k, 9, 2), range(4), k) for k in (0, 1)]
+    shards += [Shard(2, range(9), range(3), 1), Shard(2, range(9), range(3, 4), None)]
+    placement = Placement(tuple(shards), 3)
+    placement.check([(9, 4)] * 3)
+    assert placement.parts(0) == {0: range(9), 1: range(0, 9, 2), 2: range(9)}
+    assert placement.parts(1) == {0: range(2, 5), 1: range(1, 9, 2), 2: range(9)}
+    assert placement.parts(2) == {2: range(9)}
+    assert placement.widths == (12, 11, 0)
 
 
 CSV = "name,rows,dim,pooling,net\nads,1000,64,3.5,item\n,20,16,,\n"

@@ -64,6 +64,24 @@ class Placement:
         return tuple(map(tuple, held))
 
     @cached_property
+    def widths(self) -> tuple[int, ...]:
+        """P numbers: the values that each rank sends for each sample, the columns of all shards it holds alone."""
+        return tuple(sum(len(shard.columns) for shard in held) for held in self.of_rank)
+
+    def parts(self, rank: int) -> dict[int, range]:
+        """The rows that a rank may have to look up, of each table that it holds anything of: what its batches need.
+
+        Of a table with several row blocks here it is all rows from the first to the last; the lookup then sorts the
+        ids out in every step.
+        """
+        found: dict[int, range] = {}
+        for table, rows, *_ in (*self.of_rank[rank], *self.replicated):
+            other = found.setdefault(table, rows)
+            if other != rows:
+                found[table] = range(min(other.start, rows.start), max(other.stop, rows.stop))
+        return found
+
+    @cached_property
     def replicated(self) -> tuple[Shard, ...]:
         """The shards that every rank holds."""
         return tuple(shard for shard in self.shards if shard.rank is None)
@@ -82,7 +100,8 @@ class Placement:
             raise PlacementError(f"there is no table {min(unknown)}: the model has {len(shapes)} tables")
         for table, (rows, dim) in enumerate(shapes):
             strips = {c: [s.rows for s in group] for c, group in groupby(found.get(table, ()), lambda s: s.columns)}
-            if not _tiles(list(strips), dim) or not all(_tiles(blocks, rows) for blocks in strips.values()):
+            complete = _tiles(list(strips), dim) and all(columns.step == 1 for columns in strips)
+            if not complete or not all(_tiles(blocks, rows) for blocks in strips.values()):
                 held = ", ".join(f"rows {s.rows} columns {s.columns}" for s in found.get(table, ())) or "nothing"
                 raise PlacementError(
                     f"table {table} of {rows} rows and {dim} columns must be held whole and once, got {held}"
