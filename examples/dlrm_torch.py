@@ -22,7 +22,8 @@ import torch.distributed as dist
 from blslib.collective.torch import BLSOptions
 from blslib.dlrm.config import ModelConfig
 from blslib.dlrm.model import DLRM
-from blslib.dlrm.sharding import contiguous, own_rows, recv_counts, send_counts
+from blslib.dlrm.sharding import recv_counts, send_counts
+from blslib.placement.shards import contiguous
 from blslib.workloads.synthetic import Synthetic
 
 LIGHT, HEAVY = 10, 50
@@ -46,26 +47,25 @@ def main() -> None:
     rank, ranks = dist.get_rank(), dist.get_world_size()
     tables = (options.rows,) * (8 * ranks)
     config = ModelConfig(rows=tables, dim=32, bottom=(13, 64, 32), top=(64, 1))
-    placement = contiguous(config.tables, ranks)
+    placement = contiguous(config.shapes, ranks)
     model = DLRM(config, seed=1, placement=placement, rank=rank)
-    owners = np.array(placement.owners)
+    owners = np.array([shard.rank for shard in placement.shards])
     made = Synthetic(
         tables,
         options.batch_size,
         pooling=lambda i: np.where(owners == i % ranks, HEAVY, LIGHT),
         seed=1,
-        tables=placement.tables[rank],
+        tables=placement.parts(rank),
     )
     pool = [made.batch(i) for i in range(2 * ranks)]
 
-    mine = own_rows(options.batch_size, rank, ranks)
-    input_splits = send_counts(placement, rank, options.batch_size, config.dim).tolist()
-    output_splits = recv_counts(placement, mine.stop - mine.start, config.dim).tolist()
+    input_splits = send_counts(placement, rank, options.batch_size).tolist()
+    output_splits = recv_counts(placement, rank, options.batch_size).tolist()
     scores: list[np.ndarray] = []
 
-    def score(request: dist.Work, received: torch.Tensor, dense: torch.Tensor) -> None:
+    def score(request: dist.Work, received: torch.Tensor, home: torch.Tensor) -> None:
         request.wait()
-        scores.append(model.score(dense, [block.numpy() for block in received.split(output_splits)]))
+        scores.append(model.score(home, [block.numpy() for block in received.split(output_splits)]))
 
     # Trap 1. The reference keeps *the* request in one global variable, so that no more than one can be under way. A
     # queue of as many as the bound allows is all that bounded lag asks of a program. Each batch needs an output of its
@@ -79,7 +79,7 @@ def main() -> None:
             batch, received = pool[i % len(pool)], outputs[i % len(outputs)]
             pooled = torch.from_numpy(np.concatenate(model.tables.lookup(batch)))
             request = dist.all_to_all_single(received, pooled, output_splits, input_splits, async_op=True)
-            under_way.append((request, received, model.bottom(batch.dense[mine])))
+            under_way.append((request, received, model.home(batch)))
             if len(under_way) > options.bound:
                 score(*under_way.popleft())
         while under_way:

@@ -102,7 +102,7 @@ def test_a_config_that_does_not_fit_is_refused(change, message):
 def test_initial_weights_follow_the_published_distributions():
     config = ModelConfig(rows=(20_000, 50), dim=16, bottom=(300, 200, 16), top=(400, 1))
     model = DLRM(config, seed=1)
-    table = model.tables.weights[0]
+    table = model.tables.weights[model.placement.shards[0]]
     bound = math.sqrt(1 / 20_000)
     assert table.dtype == torch.float32
     assert not table.requires_grad

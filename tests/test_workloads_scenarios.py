@@ -76,10 +76,18 @@ def test_batches_are_what_the_load_says(name):
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_a_rank_makes_only_its_tables(name):
     work = make(name)
-    for whole, part in zip(work.pool(), work.pool([1, 5]), strict=True):
+    for whole, part in zip(work.pool(), work.pool({t: range(work.rows[t]) for t in (1, 5)}), strict=True):
         assert np.array_equal(whole.dense, part.dense)
         for t in range(whole.tables):
             assert np.array_equal(part.ids[t], whole.ids[t] if t in (1, 5) else [])
+
+
+def test_a_rank_makes_only_its_rows():
+    work = make("aliccp-multihot")
+    parts = {3: range(1, work.rows[3], 2), 8: range(1), 14: range(9, 20)}
+    for whole, part in zip(work.pool(), work.pool(parts), strict=True):
+        for t in range(whole.tables):
+            assert part.ids[t].tolist() == [i for i in whole.ids[t].tolist() if i in parts.get(t, ())]
 
 
 def test_no_such_scenario():
@@ -119,7 +127,7 @@ def test_criteo_file(monkeypatch):
     assert many.label == "Criteo Kaggle, file criteo_kaggle_tiny.csv (1,999 samples, repeated)"
     assert [batch.size for batch in many.pool()] == [200] * 16 and many.order.tolist() == [*range(16), *range(9)]
     assert max(ids.max() for batch in few.pool() for ids in batch.ids) < 50 == max(few.rows)
-    assert many.pool(range(3))[0].lookups.tolist() == [200] * 3 + [0] * 23
+    assert many.pool({t: range(many.rows[t]) for t in range(3)})[0].lookups.tolist() == [200] * 3 + [0] * 23
     assert many.pool()[many.order[20]].lookups.tolist() == [200] * 26
 
 

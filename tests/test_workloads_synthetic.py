@@ -1,10 +1,13 @@
 """Synthetic batches and the laws of lookups."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from blslib.workloads.batch import Batch
 from blslib.workloads.published import (
     ALICCP_FIELDS,
     ALICCP_POOLING,
@@ -89,7 +92,11 @@ def test_any_rank_makes_any_tables_alone(rows, size, seed, iteration, exponent, 
     make = {"rows": rows, "batch_size": size, "pooling": pooling, "skew": Zipf(exponent), "seed": seed}
     whole = Synthetic(**make).batch(iteration)
     part = Synthetic(**make, tables=mine).batch(iteration)
-    assert same(part, whole.only(mine)) and whole.size == part.size == size and part.tables == len(rows)
+    assert (
+        same(part, whole.only({t: range(rows[t]) for t in mine}, rows))
+        and whole.size == part.size == size
+        and part.tables == len(rows)
+    )
     for table, count in enumerate(rows):
         ids, offsets = whole.ids[table], whole.offsets[table]
         lengths = np.diff(offsets)
@@ -99,6 +106,42 @@ def test_any_rank_makes_any_tables_alone(rows, size, seed, iteration, exponent, 
         assert not len(ids) or 0 <= ids.min() <= ids.max() < count
         assert part.lookups[table] == (len(ids) if table in mine else 0)
     assert whole.dense.dtype == np.float32 and 0 <= whole.dense.min() <= whole.dense.max() < 1
+
+
+@settings(max_examples=40)
+@given(
+    bags=st.lists(st.lists(st.integers(0, 9), max_size=4), min_size=1, max_size=6),
+    part=st.sampled_from(
+        [range(10), range(3), range(4, 10), range(5, 6), range(1, 10, 2), range(7, 10, 8), range(4, 4)]
+    ),
+)
+def test_a_batch_is_cut_to_the_rows_of_a_part(bags, part):
+    ids, ends = np.array([i for bag in bags for i in bag], dtype=np.int64), np.cumsum([0, *map(len, bags)])
+    batch = Batch(np.ones((len(bags), 2), np.float32), (ids, ids), (ends, ends))
+    cut = batch.only({1: part}, (10, 10))
+    assert cut.dense is batch.dense and cut.lookups.tolist() == [0, sum(i in part for bag in bags for i in bag)]
+    assert cut.ids[1].dtype == cut.offsets[1].dtype == np.int64
+    starts = cut.offsets[1].tolist()
+    assert [cut.ids[1][a:b].tolist() for a, b in pairwise(starts)] == [[i for i in bag if i in part] for bag in bags]
+    assert same(cut.only({1: part}, (10, 10)), cut)
+
+
+@pytest.mark.parametrize(
+    ("ids", "offsets", "message"),
+    [
+        ([0, 7], [0, 1, 2], "table 1 has rows 0 to 6, the batch asks for 0 to 7"),
+        ([-1, 5], [0, 1, 2], "table 1 has rows 0 to 6, the batch asks for -1 to 5"),
+        ([0, 1], [0, 1, 3], "bad bags for table 1 of 7 rows: offsets must rise from 0 to 2"),
+        ([0, 1], [1, 1, 2], "bad bags for table 1"),
+        ([0, 1], [0, 3, 2], "bad bags for table 1"),
+    ],
+)
+@pytest.mark.parametrize("part", [range(3), range(3, 7), range(1, 7, 3)])
+def test_what_is_cut_away_is_checked(ids, offsets, message, part):
+    bags = (np.array([0]), np.array(ids)), (np.array([0, 1, 1]), np.array(offsets))
+    batch = Batch(np.ones((2, 1), np.float32), *bags)
+    with pytest.raises(ValueError, match=message):
+        batch.only({1: part}, (7, 7))
 
 
 def test_seed_table_and_iteration_each_change_the_ids():

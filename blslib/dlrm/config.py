@@ -55,6 +55,11 @@ class ModelConfig:
         return len(self.rows)
 
     @property
+    def shapes(self) -> tuple[tuple[int, int], ...]:
+        """(rows, D) of each table."""
+        return tuple((rows, self.dim) for rows in self.rows)
+
+    @property
     def dense_features(self) -> int:
         """F."""
         return self.bottom[0]

@@ -1,9 +1,10 @@
 """The inference loop, over any exchange.
 
-In one step a rank looks its tables up for the whole batch, posts the pooled sums, runs the bottom MLP while they travel
-and scores every batch that has arrived by then: with a bound of k that may be one of k iterations ago. Nothing else is
-sent, so nothing but the exchange makes ranks wait for each other. Each batch is scored by itself and from the same
-bytes, so its scores are the same to the bit whatever the bound and whenever it arrives.
+In one step a rank looks its tables up for the whole batch, posts the pooled sums, does what needs no other rank (bottom
+MLP, replicated tables) while they travel, and scores every batch that has arrived by then: with a bound of k that may
+be one of k iterations ago. Nothing else is sent, so nothing but the exchange makes ranks wait for each other. Each
+batch is scored by itself and from the same bytes, added in the same order, so its scores are the same to the bit
+whatever the bound and whenever it arrives.
 """
 
 from collections import deque
@@ -16,7 +17,6 @@ import torch
 
 from blslib.collective.exchange import Arrival, Exchange
 from blslib.dlrm.model import DLRM
-from blslib.dlrm.sharding import own_rows
 from blslib.workloads.batch import Batch
 
 
@@ -56,7 +56,7 @@ class Inference:
             )
         self.model, self.exchange = model, exchange
         self._before_post = before_post
-        self._pending: deque[tuple[float, torch.Tensor]] = deque()  # start and dense vectors of what still travels
+        self._pending: deque[tuple[float, torch.Tensor]] = deque()  # start and home of what still travels
         self._posted = 0
 
     @torch.inference_mode()
@@ -68,8 +68,7 @@ class Inference:
             self._before_post(self._posted)
         arrivals = self.exchange.post(blocks)
         self._posted += 1
-        mine = own_rows(batch.size, self.model.rank, self.model.placement.ranks)
-        self._pending.append((start_s, self.model.bottom(batch.dense[mine])))
+        self._pending.append((start_s, self.model.home(batch)))
         return self._score(arrivals) + self.poll()  # something may have come in meanwhile
 
     @torch.inference_mode()
@@ -100,6 +99,6 @@ class Inference:
                 f"iteration {arrival.iteration} arrived, which this loop did not post: drain the exchange beforehand"
             )
         iteration = self._posted - len(self._pending)
-        start_s, dense = self._pending.popleft()
-        scores = self.model.score(dense, arrival.blocks)
+        start_s, home = self._pending.popleft()
+        scores = self.model.score(home, arrival.blocks)
         return Scored(iteration, scores, perf_counter() - start_s)

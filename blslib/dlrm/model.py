@@ -12,7 +12,8 @@ import torch
 from torch.nn.functional import linear
 
 from blslib.dlrm.config import ModelConfig
-from blslib.dlrm.sharding import Placement, ShardedTables, contiguous, stream
+from blslib.dlrm.sharding import ShardedTables, moves, own_rows, stream
+from blslib.placement.shards import Placement, contiguous
 from blslib.workloads.batch import Batch
 
 Layer = tuple[torch.Tensor, torch.Tensor]
@@ -40,17 +41,21 @@ def lower_triangle(vectors: int) -> torch.Tensor:
 
 
 class DLRM:
-    """One rank's part of the model: both MLPs whole, and its own tables. By default the one rank is all there is.
+    """One rank's part of the model: both MLPs whole, and its shards of the tables. By default one rank is all.
 
     Args:
         config: the whole model.
         seed: of all weights.
-        placement: of the T tables over P ranks; None keeps all of them here.
+        placement: of the T tables over P ranks, in any mix of shards; None keeps all of them here.
         rank: this one.
 
     Attributes:
         bottom_layers, top_layers: the two MLPs.
-        tables: the own tables.
+        tables: the own shards.
+
+    Raises:
+        blslib.placement.shards.PlacementError: the placement does not hold every row and column of the tables once.
+        ValueError: the rank is outside the placement.
 
     Example:
         >>> from blslib.dlrm.config import ModelConfig
@@ -63,11 +68,12 @@ class DLRM:
 
     def __init__(self, config: ModelConfig, *, seed: int, placement: Placement | None = None, rank: int = 0) -> None:
         self.config, self.rank = config, rank
-        self.placement = placement or contiguous(config.tables, 1)
+        self.placement = placement or contiguous(config.shapes, 1)
         self.tables = ShardedTables(config, self.placement, rank, seed)
         self.bottom_layers = _initial_layers(config.bottom, seed, part=1)
         self.top_layers = _initial_layers((config.interaction_width, *config.top), seed, part=2)
         self._pairs = lower_triangle(config.tables + 1)
+        self._moves = moves(self.placement, config.dim)
         self._features = torch.empty(0, config.tables + 1, config.dim)
 
     def bottom(self, dense: np.ndarray) -> torch.Tensor:
@@ -80,12 +86,25 @@ class DLRM:
             values = linear(values, weight, bias).relu_()
         return values
 
-    def interact(self, dense: torch.Tensor, blocks: Sequence[np.ndarray]) -> torch.Tensor:
-        """Bring the tables of all ranks into their global order and combine them with the dense vector.
+    def home(self, batch: Batch) -> torch.Tensor:
+        """What needs no other rank, for the own samples of a batch: dense vectors, then sums of replicated shards.
+
+        Returns:
+            (rows, D and the columns of all replicated shards).
+
+        Raises:
+            ValueError: as of ``bottom`` and ``ShardedTables.replicas``.
+        """
+        mine = own_rows(batch.size, self.rank, self.placement.ranks)
+        dense, replicas = self.bottom(batch.dense[mine]), self.tables.replicas(batch, mine)
+        return torch.cat((dense, *replicas), dim=1) if replicas else dense
+
+    def interact(self, home: torch.Tensor, blocks: Sequence[np.ndarray]) -> torch.Tensor:
+        """Bring the shards of all ranks to their places, add row blocks up, and combine all with the dense vectors.
 
         Args:
-            dense: (rows, D) from ``bottom``.
-            blocks: P flat float32 arrays, one per source rank: (rows, its tables, D).
+            home: from ``home``.
+            blocks: P flat float32 arrays, one per source rank: (rows, columns of all its shards).
 
         Returns:
             (rows, ``config.interaction_width``); with ``cat`` a view which the next call overwrites.
@@ -93,24 +112,30 @@ class DLRM:
         Raises:
             ValueError: if a block has another size.
         """
-        rows, dim = dense.shape
+        rows = len(home)
         if rows > len(self._features):
-            self._features = torch.empty(rows, self.config.tables + 1, dim)
+            self._features = torch.empty(rows, self.config.tables + 1, self.config.dim)
         features = self._features[:rows]
-        features_np = features.numpy()
-        features_np[:, 0] = dense.numpy()
-        for source, (block, tables) in enumerate(zip(blocks, self.placement.tables, strict=True)):
-            if block.size != rows * len(tables) * dim:
+        sums = []
+        for source, (block, width) in enumerate(zip(blocks, self.placement.widths, strict=True)):
+            if block.size != rows * width:
                 raise ValueError(
-                    f"block of rank {source} has {block.size} values, {rows} samples of {len(tables)} tables "
-                    f"of dimension {dim} make {rows * len(tables) * dim}: every rank must post the same batch"
+                    f"block of rank {source} has {block.size} values, {rows} samples of {width} columns "
+                    f"make {rows * width}: every rank must post the same batch"
                 )
-            features_np[:, 1:][:, self.placement.columns[source]] = block.reshape(rows, len(tables), dim)
+            sums.append(block.reshape(rows, width))
+        sums.append(home.numpy())
+        values = features.flatten(1).numpy()
+        for block_of_rows, source, taken, to in self._moves:
+            if block_of_rows:
+                values[:, to] += sums[source][:, taken]
+            else:
+                values[:, to] = sums[source][:, taken]
         return features.flatten(1) if self.config.interaction == "cat" else interact_dot(features, self._pairs)
 
-    def score(self, dense: torch.Tensor, blocks: Sequence[np.ndarray]) -> np.ndarray:
+    def score(self, home: torch.Tensor, blocks: Sequence[np.ndarray]) -> np.ndarray:
         """(rows,) float32 in [0, 1]: interaction and top MLP. Arguments as for ``interact``."""
-        values = self.interact(dense, blocks)
+        values = self.interact(home, blocks)
         *hidden, (weight, bias) = self.top_layers
         for hidden_weight, hidden_bias in hidden:
             values = linear(values, hidden_weight, hidden_bias).relu_()
@@ -121,25 +146,39 @@ class DLRM:
         """(B,) float32: the scores of a whole batch, in one process.
 
         Raises:
-            ValueError: if some of the tables are on other ranks.
+            ValueError: if the placement is over several ranks.
         """
         if self.placement.ranks > 1:
             raise ValueError(
-                f"rank {self.rank} holds {len(self.tables.weights)} of {self.config.tables} tables: "
+                f"rank {self.rank} holds {len(self.tables.weights)} of {len(self.placement.shards)} shards: "
                 "score with blslib.dlrm.inference, or build the model without a placement"
             )
-        return self.score(self.bottom(batch.dense), self.tables.lookup(batch))
+        blocks = self.tables.lookup(batch)
+        return self.score(self.home(batch), blocks)
 
     def reference_state_dict(self) -> dict[str, torch.Tensor]:
-        """The weights that are here, under the names of the reference DLRM: no copies."""
-        state = {f"emb_l.{table}.weight": weight for table, weight in self.tables.weights.items()}
+        """The weights that are here, under the names of the reference DLRM: no copies.
+
+        Raises:
+            ValueError: a table is here in part, for which the reference has no name.
+        """
+        state = self._layers()
+        for shard, weight in self.tables.weights.items():
+            if tuple(weight.shape) != self.config.shapes[shard.table]:
+                raise ValueError(f"the reference has no name for part of a table: read tables.weights[{shard}] instead")
+            state[f"emb_l.{shard.table}.weight"] = weight
+        return state
+
+    def _layers(self) -> dict[str, torch.Tensor]:
+        """Of both MLPs, as the reference names them."""
+        state: dict[str, torch.Tensor] = {}
         for name, layers in (("bot_l", self.bottom_layers), ("top_l", self.top_layers)):
             for index, (weight, bias) in enumerate(layers):  # every second module of the reference is an activation
                 state |= {f"{name}.{2 * index}.weight": weight, f"{name}.{2 * index}.bias": bias}
         return state
 
     def load_reference_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Take over weights of the reference DLRM, of all T tables; those of other ranks are checked and left.
+        """Take over weights of the reference DLRM, of all T tables, all checked; own shards are cut out of theirs.
 
         Args:
             state: ``emb_l.{t}.weight`` (rows, D), and ``weight`` (m, n) and ``bias`` (m,) of ``bot_l.{2 i}`` and
@@ -148,9 +187,9 @@ class DLRM:
         Raises:
             ValueError: if names are missing, unknown, or of another shape; then nothing has changed.
         """
-        here = self.reference_state_dict()
-        shapes = {name: tuple(weight.shape) for name, weight in here.items()}
-        shapes |= {f"emb_l.{table}.weight": (rows, self.config.dim) for table, rows in enumerate(self.config.rows)}
+        layers = self._layers()
+        shapes = {name: tuple(weight.shape) for name, weight in layers.items()}
+        shapes |= {f"emb_l.{table}.weight": shape for table, shape in enumerate(self.config.shapes)}
         if missing := shapes.keys() - state.keys():
             raise ValueError(f"state misses {_some(missing)}: hand over the state_dict of an unsharded model")
         if unknown := state.keys() - shapes.keys():
@@ -159,8 +198,10 @@ class DLRM:
             if (got := tuple(state[name].shape)) != shape:
                 raise ValueError(f"{name} has shape {got}, {self.config.name!r} needs {shape}")
         with torch.no_grad():
-            for name, weight in here.items():
+            for name, weight in layers.items():
                 weight.copy_(state[name])
+            for (table, r, c, _), weight in self.tables.weights.items():
+                weight.copy_(state[f"emb_l.{table}.weight"][r.start : r.stop : r.step, c.start : c.stop])
 
 
 def _initial_layers(widths: Sequence[int], seed: int, part: int) -> list[Layer]:

@@ -1,63 +1,58 @@
-"""Tables spread over ranks, whole tables at a time, and the pooled sums which a rank sends to the others.
+"""Shards of tables on their ranks, and the pooled sums which a rank sends to the others.
 
-Every rank looks its own tables up for the whole batch and sends each rank the samples which that one scores. A message
-from rank s to rank r is ``rows_of_r * tables_of_s * D`` float32: its size knows nothing of pooling or skew, which show
-as unequal time before the exchange.
+Every rank looks its own shards up for the whole batch and sends each rank the samples which that one scores. A message
+from rank s to rank r is ``rows_of_r * columns_of_s`` float32: its size knows nothing of pooling or skew, which show
+as unequal time before the exchange. Of what is replicated nothing is sent.
 """
 
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from collections import Counter
+from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 import torch
 from torch.nn.functional import embedding_bag
 
 from blslib.dlrm.config import ModelConfig
-from blslib.workloads.batch import Batch
+from blslib.placement.shards import Placement, Shard
+from blslib.workloads.batch import Bags, Batch, bags_within, check_ids
+
+_CHUNK = 1 << 16
+"""Random numbers to draw at a time, where only some are kept."""
 
 
-@dataclass(frozen=True)
-class Placement:
-    """Which rank holds which table.
+Move = tuple[int, int, slice, slice]
+"""Where neighbouring columns of what a rank has received belong.
 
-    Attributes:
-        owners: (T,) the rank of each table; any assignment, a rank may go without.
-        ranks: P.
+The number of their block of rows (sums of block 0 are put down, others added to what is there); the source rank, where
+P is home; where they are in the message from there; where they belong in all T + 1 vectors of a sample side by side.
+"""
 
-    Raises:
-        ValueError: if a table is given to a rank that does not exist.
+
+def moves(placement: Placement, dim: int) -> tuple[Move, ...]:
+    """How vectors come together from P blocks and what is at home, in the order that has to be kept.
+
+    First the first block of each table's rows, then all second ones, and so on: partial sums are added by the number of
+    their block, whichever rank has it and whenever it arrives, so that the same bits come out. Neighbours that stay
+    neighbours move together: whole tables in a row are one slice.
     """
-
-    owners: tuple[int, ...]
-    ranks: int
-
-    def __post_init__(self) -> None:
-        for table, owner in enumerate(self.owners):
-            if not 0 <= owner < self.ranks:
-                raise ValueError(f"table {table} is placed on rank {owner}, there are ranks 0 to {self.ranks - 1}")
-
-    @cached_property
-    def tables(self) -> tuple[tuple[int, ...], ...]:
-        """P tuples: the tables of each rank, ascending. This is their order in a message."""
-        return tuple(
-            tuple(table for table, owner in enumerate(self.owners) if owner == rank) for rank in range(self.ranks)
-        )
-
-    @cached_property
-    def columns(self) -> tuple[slice | list[int], ...]:
-        """P selections, where the tables of each rank belong among all T: a slice, twice as quick, for neighbours."""
-        return tuple(
-            slice(own[0], own[-1] + 1) if own and own[-1] - own[0] + 1 == len(own) else list(own) for own in self.tables
-        )
-
-
-def contiguous(tables: int, ranks: int) -> Placement:
-    """Neighbouring tables together, equal in number: the first ``tables mod ranks`` ranks hold one more.
-
-    The split of the reference DLRM; blind to rows and lookups.
-    """
-    starts = row_starts(tables, ranks)
-    return Placement(tuple(rank for rank in range(ranks) for _ in range(starts[rank], starts[rank + 1])), ranks)
+    taken = [0] * placement.ranks + [dim]
+    blocks: Counter[int] = Counter()  # met so far, of each strip of columns
+    found = [(0, placement.ranks, 0, 0, dim)]  # the dense vectors
+    for table, _, columns, rank in placement.shards:
+        source = placement.ranks if rank is None else rank
+        to = (1 + table) * dim + columns.start
+        found.append((blocks[to], source, taken[source], to, len(columns)))
+        taken[source] += len(columns)
+        blocks[to] += 1
+    runs: list[list[int]] = []
+    ends: tuple[int, ...] = ()
+    for block, source, start, to, width in sorted(found):
+        if (block, source, start, to) != ends:
+            runs.append([block, source, start, to, 0])
+        runs[-1][-1] += width
+        ends = block, source, start + width, to + width
+    return tuple((block, s, slice(a, a + width), slice(to, to + width)) for block, s, a, to, width in runs)
 
 
 @lru_cache(maxsize=1024)
@@ -73,19 +68,19 @@ def own_rows(batch_size: int, rank: int, ranks: int) -> slice:
     return slice(starts[rank], starts[rank + 1])
 
 
-def recv_counts(placement: Placement, rows_here: int, dim: int) -> np.ndarray:
-    """(P,) int64: float32 elements that reach a rank with ``rows_here`` samples from each source, in one iteration."""
-    return np.array([rows_here * len(tables) * dim for tables in placement.tables], dtype=np.int64)
+def recv_counts(placement: Placement, rank: int, batch_size: int) -> np.ndarray:
+    """(P,) int64: float32 elements that reach a rank from each source, in one iteration."""
+    return np.diff(row_starts(batch_size, placement.ranks))[rank] * np.array(placement.widths, dtype=np.int64)
 
 
-def send_counts(placement: Placement, rank: int, batch_size: int, dim: int) -> np.ndarray:
+def send_counts(placement: Placement, rank: int, batch_size: int) -> np.ndarray:
     """(P,) int64: float32 elements that a rank sends to each destination, in one iteration."""
-    return np.diff(row_starts(batch_size, placement.ranks)) * len(placement.tables[rank]) * dim
+    return np.diff(row_starts(batch_size, placement.ranks)) * placement.widths[rank]
 
 
-def largest_block_bytes(placement: Placement, batch_size: int, dim: int) -> int:
+def largest_block_bytes(placement: Placement, batch_size: int) -> int:
     """Size of the largest message between any two ranks: the slot that an exchange needs, the same on every rank."""
-    return 4 * dim * -(-batch_size // placement.ranks) * max(map(len, placement.tables))
+    return 4 * -(-batch_size // placement.ranks) * max(placement.widths)
 
 
 def stream(seed: int, part: int, index: int) -> np.random.Generator:
@@ -93,17 +88,31 @@ def stream(seed: int, part: int, index: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(part, index)))
 
 
-def initial_table(config: ModelConfig, table: int, seed: int) -> torch.Tensor:
-    """(rows, D) float32, uniform within +-sqrt(1 / rows), as in the reference."""
-    bound = np.float32(np.sqrt(1.0 / config.rows[table]))
-    weight = stream(seed, 0, table).random((config.rows[table], config.dim), dtype=np.float32)
+def initial_weights(config: ModelConfig, shard: Shard, seed: int) -> torch.Tensor:
+    """(rows, columns) of a shard, float32, uniform within +-sqrt(1 / rows of its table), as in the reference.
+
+    The same numbers as in the whole table, which is not made for it: what lies before a shard is skipped, what lies
+    between its rows and beside its columns is drawn by the chunk and dropped.
+    """
+    dim, rows = config.dim, shard.rows
+    generator = stream(seed, 0, shard.table)
+    # The generator goes by 64 bits, a float32 takes half of them.
+    words, half = divmod(rows.start * dim, 2)
+    generator.bit_generator.advance(words)  # type: ignore[attr-defined]  # every PCG64 can
+    generator.random(half, dtype=np.float32)
+    weight = np.empty((len(rows), len(shard.columns)), dtype=np.float32)
+    chunk = max(1, _CHUNK // (rows.step * dim))
+    for kept in np.split(weight, range(chunk, len(rows), chunk)):
+        drawn = generator.random((len(kept), rows.step, dim), dtype=np.float32)
+        kept[:] = drawn[:, 0, shard.columns.start : shard.columns.stop]
+    bound = np.float32(np.sqrt(1.0 / config.rows[shard.table]))
     weight *= 2 * bound
     weight -= bound
     return torch.from_numpy(weight)
 
 
 class ShardedTables:
-    """The tables of one rank; nobody else's are made here.
+    """The shards of one rank; nobody else's are made here.
 
     Args:
         config: the whole model.
@@ -112,28 +121,31 @@ class ShardedTables:
         seed: of the weights, the same on every rank.
 
     Attributes:
-        weights: table number -> (rows, D) float32, own tables only, ascending.
+        weights: shard -> (its rows, its columns) float32: first those held here alone, in their order in a message,
+            then the replicated ones.
 
     Raises:
-        ValueError: if placement and model differ in their number of tables, or the rank is outside the placement.
+        blslib.placement.shards.PlacementError: the placement does not hold every row and column of the tables once.
+        ValueError: the rank is outside the placement.
     """
 
     def __init__(self, config: ModelConfig, placement: Placement, rank: int, seed: int) -> None:
-        if len(placement.owners) != config.tables:
-            raise ValueError(f"placement is of {len(placement.owners)} tables, the model has {config.tables}")
+        placement.check(config.shapes)
         if not 0 <= rank < placement.ranks:
             raise ValueError(f"rank {rank} is outside the placement, which has ranks 0 to {placement.ranks - 1}")
         self.config, self.placement, self.rank = config, placement, rank
-        self.weights = {table: initial_table(config, table, seed) for table in placement.tables[rank]}
+        self.weights = {s: initial_weights(config, s, seed) for s in (*placement.of_rank[rank], *placement.replicated)}
+        ends = np.cumsum([len(shard.columns) for shard in placement.of_rank[rank]], dtype=int).tolist()
+        self._columns = [slice(*ends) for ends in pairwise((0, *ends))]
         self._buffer = np.empty(0, dtype=np.float32)
         self._views: dict[int, tuple[np.ndarray, tuple[np.ndarray, ...]]] = {}
 
     def lookup(self, batch: Batch) -> tuple[np.ndarray, ...]:
-        """Sum the bags of the own tables for the whole batch.
+        """Sum the bags of the shards held here alone, for the whole batch.
 
         Returns:
-            P flat float32 arrays, one per destination: (its rows, own tables, D). They are neighbouring slices of one
-            buffer, which the next call overwrites; the tuple is the same one for every batch of the same size.
+            P flat float32 arrays, one per destination: (its rows, columns of all shards). They are neighbouring slices
+            of one buffer, which the next call overwrites; the tuple is the same one for every batch of the same size.
 
         Raises:
             ValueError: if the batch has another number of tables, or an id outside its table.
@@ -141,31 +153,62 @@ class ShardedTables:
         if batch.tables != self.config.tables:
             raise ValueError(f"batch has {batch.tables} tables, the model has {self.config.tables}")
         pooled, blocks = self._views.get(batch.size) or self._make_views(batch.size)
-        for column, (table, weight) in enumerate(self.weights.items()):
-            ids, offsets = torch.from_numpy(batch.ids[table]), torch.from_numpy(batch.offsets[table])
-            if len(offsets) != batch.size + 1:
-                raise ValueError(
-                    f"table {table} has {len(offsets)} offsets, a batch of {batch.size} needs {batch.size + 1}"
-                )
-            try:
-                bags = embedding_bag(ids, weight, offsets, mode="sum", include_last_offset=True)
-            except RuntimeError as error:
-                if len(ids) and not (ids.min() >= 0 and ids.max() < len(weight)):
-                    raise ValueError(
-                        f"table {table} has rows 0 to {len(weight) - 1}, the batch asks for {ids.min()} to {ids.max()}"
-                    ) from error
-                raise ValueError(f"bad bags for table {table} of {len(weight)} rows: {error}") from error
+        for columns, (shard, weight) in zip(self._columns, self.weights.items(), strict=False):
             # Through numpy, since torch lets nobody write into a tensor made in inference mode from outside it.
-            pooled[:, column] = bags.numpy()
+            pooled[:, columns] = self._sums(shard, weight, *_bags(batch, shard.table)).numpy()
         return blocks
 
+    def replicas(self, batch: Batch, samples: slice) -> list[torch.Tensor]:
+        """Sum the bags of the replicated shards, for some samples: (samples, its columns) of each.
+
+        Raises:
+            ValueError: if an id of these samples is outside its table.
+        """
+        sums = []
+        for shard in self.placement.replicated:
+            ids, offsets = _bags(batch, shard.table)
+            ends = offsets[samples.start : samples.stop + 1]
+            sums.append(self._sums(shard, self.weights[shard], ids[ends[0] : ends[-1]], ends - ends[0]))
+        return sums
+
+    def _sums(self, shard: Shard, weight: torch.Tensor, ids: np.ndarray, offsets: np.ndarray) -> torch.Tensor:
+        """(bags, columns of the shard)."""
+        rows = self.config.rows[shard.table]
+        if len(shard.rows) < rows:
+            ids, offsets = _local(shard, ids, offsets, rows)
+        bags = torch.from_numpy(offsets)
+        try:
+            return embedding_bag(torch.from_numpy(ids), weight, bags, mode="sum", include_last_offset=True)
+        except RuntimeError as error:
+            check_ids(ids, shard.table, rows)
+            raise ValueError(f"bad bags for table {shard.table} of {rows} rows: {error}") from error
+
     def _make_views(self, size: int) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
-        """Of the buffer: (B, own tables, D), and its part for each rank, flat."""
-        values = size * len(self.weights) * self.config.dim
-        if values > self._buffer.size:
-            self._buffer = np.empty(values, dtype=np.float32)
+        """Of the buffer: (B, columns of all shards), and its part for each rank, flat."""
+        width = self.placement.widths[self.rank]
+        if size * width > self._buffer.size:
+            self._buffer = np.empty(size * width, dtype=np.float32)
             self._views.clear()  # they are of the smaller buffer
-        pooled = self._buffer[:values].reshape(size, len(self.weights), self.config.dim)
+        pooled = self._buffer[: size * width].reshape(size, width)
         parts = np.split(pooled, row_starts(size, self.placement.ranks)[1:-1])
         self._views[size] = pooled, tuple(part.reshape(-1) for part in parts)
         return self._views[size]
+
+
+def _bags(batch: Batch, table: int) -> Bags:
+    """Ids and offsets of a table."""
+    offsets = batch.offsets[table]
+    if len(offsets) != batch.size + 1:
+        raise ValueError(f"table {table} has {len(offsets)} offsets, a batch of {batch.size} needs {batch.size + 1}")
+    return batch.ids[table], offsets
+
+
+def _local(shard: Shard, ids: np.ndarray, offsets: np.ndarray, rows: int) -> Bags:
+    """The bags with the ids of a row block alone, counted from its first row; quick for a batch with no others."""
+    part = shard.rows
+    local = (ids - part.start) // part.step
+    of_part = not len(ids) or (local.min() >= 0 and local.max() < len(part))
+    if not of_part or (part.step > 1 and not np.array_equal(local * part.step + part.start, ids)):
+        ids, offsets = bags_within(part, ids, offsets, shard.table, rows)
+        local = (ids - part.start) // part.step
+    return local, offsets

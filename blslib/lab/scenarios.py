@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from blslib.dlrm.config import KAGGLE, ModelConfig
-from blslib.dlrm.sharding import Placement, contiguous
+from blslib.dlrm.sharding import row_starts
+from blslib.placement.shards import Placement, whole
 from blslib.workloads.batch import Batch
 from blslib.workloads.published import ALICCP_ROWS, CRITEO_DENSE
 from blslib.workloads.scenarios import workload
@@ -23,8 +24,8 @@ class Scenario:
     """One rank's view of a scenario.
 
     Attributes:
-        model, placement: the whole model, and which rank holds which table.
-        pool: different batches, with the bags of this rank's tables only.
+        model, placement: the whole model, and which rank holds which shards of its tables.
+        pool: different batches, with the ids of this rank's shards only.
         order: (N,) which batch of the pool each iteration takes.
         source: where the data are from, for captions.
     """
@@ -57,17 +58,16 @@ def build(
         placement: of the tables over P ranks; by default whole groups, as many on each rank.
 
     Raises:
-        ValueError: there is no such scenario, or the placement is not of its tables over P ranks.
+        ValueError: there is no such scenario, or the placement is not over P ranks.
+        blslib.placement.shards.PlacementError: it does not hold every row and column of the scenario's tables once.
         blslib.workloads.files.DataError, FileNotFoundError: the data set's file is faulty or not there.
     """
     work = workload(name, groups or ranks, iterations=iterations, batch_size=batch_size, max_rows=max_rows, seed=seed)
-    if placement is None:
-        of_groups = contiguous(int(work.groups[-1]) + 1, ranks).owners
-        placement = Placement(tuple(of_groups[group] for group in work.groups), ranks)
-    if (len(placement.owners), placement.ranks) != (len(work.rows), ranks):
-        raise ValueError(
-            f"placement is of {len(placement.owners)} tables over {placement.ranks} ranks, "
-            f"{name} has {len(work.rows)} and runs on {ranks}"
-        )
     model = replace(_MODELS.get(name, _MADE), rows=work.rows, name=name)
-    return Scenario(model, placement, work.pool(placement.tables[rank]), work.order, work.label)
+    if placement is None:
+        owners = np.searchsorted(row_starts(int(work.groups[-1]) + 1, ranks), work.groups, side="right") - 1
+        placement = whole(model.shapes, owners.tolist(), ranks)
+    if placement.ranks != ranks:
+        raise ValueError(f"placement is over {placement.ranks} ranks, {name} runs on {ranks}: place its tables anew")
+    placement.check(model.shapes)
+    return Scenario(model, placement, work.pool(placement.parts(rank)), work.order, work.label)

@@ -19,7 +19,7 @@ What slows ranks down, whatever they hold, is noise, and no part of it: see the 
 """
 
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -96,11 +96,10 @@ class Workload:
     source: Source
     label: str
 
-    def pool(self, tables: Collection[int] | None = None) -> list[Batch]:
-        """The J batches, with the bags of these tables only, for a rank that holds no others; None fills all."""
-        if isinstance(self.source, Synthetic):
-            return list(replace(self.source, tables=tables))
-        return [batch if tables is None else batch.only(tables) for batch in self.source]
+    def pool(self, parts: Mapping[int, range] | None = None) -> list[Batch]:
+        """The J batches, as :meth:`Batch.only` leaves them for a rank that needs those rows alone; None for all."""
+        source = replace(self.source, tables=parts) if isinstance(self.source, Synthetic) else self.source
+        return [batch if parts is None else batch.only(parts, self.rows) for batch in source]
 
 
 def workload(

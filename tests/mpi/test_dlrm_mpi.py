@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -15,7 +15,8 @@ from blslib.collective.exchange import Exchange
 from blslib.dlrm.config import ModelConfig
 from blslib.dlrm.inference import Inference, Scored
 from blslib.dlrm.model import DLRM
-from blslib.dlrm.sharding import Placement, contiguous, largest_block_bytes, own_rows, recv_counts, send_counts
+from blslib.dlrm.sharding import largest_block_bytes, own_rows, recv_counts, send_counts
+from blslib.placement.shards import Placement, Shard, contiguous, whole
 from blslib.workloads.batch import Batch
 from blslib.workloads.synthetic import Synthetic
 
@@ -26,25 +27,38 @@ BATCHES = 20
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def make_batches(size: int, tables: Sequence[int] | None = None) -> list[Batch]:
-    """Of all tables, or of those of one rank alone."""
-    maker = Synthetic(CONFIG.rows, size, (2.5, 0.3, 4, 1, 3, 2), seed=1, iterations=BATCHES, tables=tables)
-    return list(maker)
+def make_batches(size: int) -> list[Batch]:
+    return list(Synthetic(CONFIG.rows, size, (2.5, 0.3, 4, 1, 3, 2), seed=1, iterations=BATCHES))
 
 
-def placements(ranks: int) -> list[Placement]:
-    uneven = tuple(int(owner) for owner in np.random.default_rng(ranks).integers(0, ranks, CONFIG.tables))
-    return [contiguous(CONFIG.tables, ranks), Placement(uneven, ranks), Placement((ranks - 1,) * CONFIG.tables, ranks)]
+def placements(ranks: int) -> dict[str, Placement]:
+    uneven = np.random.default_rng(ranks).integers(0, ranks, CONFIG.tables).tolist()
+    return {
+        "contiguous": contiguous(CONFIG.shapes, ranks),
+        "uneven": whole(CONFIG.shapes, uneven, ranks),
+        "all on one": whole(CONFIG.shapes, [ranks - 1] * CONFIG.tables, ranks),
+        "every kind": mixed(ranks),
+    }
+
+
+def mixed(ranks: int) -> Placement:
+    """Row blocks against the order of ranks, a strip, every n-th row, replicas; the first of many ranks has no more."""
+    (rows, dim), last = CONFIG.shapes[2], ranks - 1
+    shards = [Shard(0, range(400), range(5), last), Shard(0, range(400), range(5, dim), None)]
+    shards += [Shard(1, range(30), range(dim), None)]
+    shards += [Shard(2, range(a, b), range(dim), r) for a, b, r in ((0, 10, last), (10, 600, None), (600, rows, 0))]
+    shards += [Shard(3, range(k, 7, 3), range(dim), (last + k) % ranks) for k in range(3)]
+    shards += [Shard(t, range(CONFIG.rows[t]), range(dim), last) for t in (4, 5)]
+    return Placement(tuple(shards), ranks)
 
 
 def contenders(comm: MPI.Intracomm, placement: Placement, size: int) -> dict[str, Callable[[], Exchange]]:
-    rows = own_rows(size, comm.rank, comm.size)
     known = {
-        "recv_counts": recv_counts(placement, rows.stop - rows.start, CONFIG.dim).tolist(),
-        "send_counts": send_counts(placement, comm.rank, size, CONFIG.dim).tolist(),
+        "recv_counts": recv_counts(placement, comm.rank, size).tolist(),
+        "send_counts": send_counts(placement, comm.rank, size).tolist(),
     }
     ring = {
-        "slot_bytes": largest_block_bytes(placement, size, CONFIG.dim),
+        "slot_bytes": largest_block_bytes(placement, size),
         "recv_counts": known["recv_counts"],
         "timeout_s": 60.0,
     }
@@ -58,11 +72,11 @@ def contenders(comm: MPI.Intracomm, placement: Placement, size: int) -> dict[str
 
 
 @pytest.mark.parametrize("size", [32, 30])
-@pytest.mark.parametrize("which", [0, 1, 2], ids=["contiguous", "uneven", "all on one"])
+@pytest.mark.parametrize("which", list(placements(1)))
 def test_every_contender_gives_the_same_scores(comm, size, which):
     placement = placements(comm.size)[which]
     model = DLRM(CONFIG, seed=5, placement=placement, rank=comm.rank)
-    batches = make_batches(size, placement.tables[comm.rank])
+    batches = [batch.only(placement.parts(comm.rank), CONFIG.rows) for batch in make_batches(size)]
     expected: list[Scored] = []
     nap = random.Random(comm.rank)
     for name, build in contenders(comm, placement, size).items():
@@ -83,9 +97,9 @@ def test_the_others_go_on_while_one_is_away(comm):
     if comm.size == 1:
         pytest.skip("one rank has no others")
     away_s, bound = 0.2, 4
-    placement = contiguous(CONFIG.tables, comm.size)
+    placement = contiguous(CONFIG.shapes, comm.size)
     model = DLRM(CONFIG, seed=5, placement=placement, rank=comm.rank)
-    slot_bytes = largest_block_bytes(placement, 32, CONFIG.dim)
+    slot_bytes = largest_block_bytes(placement, 32)
     batches = make_batches(32)[: bound + 1]
     back_s = 0.0
 

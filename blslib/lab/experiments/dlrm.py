@@ -173,7 +173,7 @@ def prepared(
     """This rank's view of the scenario, its part of the model, and each contender's exchange, warmed up. Collective."""
     from blslib.dlrm.inference import Inference
     from blslib.dlrm.model import DLRM
-    from blslib.dlrm.sharding import largest_block_bytes, own_rows, recv_counts, send_counts
+    from blslib.dlrm.sharding import largest_block_bytes, recv_counts, send_counts
     from blslib.lab import scenarios
     from blslib.lab.compare.contest import contenders, exchanges
 
@@ -189,10 +189,9 @@ def prepared(
         groups=groups,
     )
     model = DLRM(here.model, seed=config.seed, placement=here.placement, rank=comm.rank)
-    mine = own_rows(config.batch_size, comm.rank, comm.size)
-    sent = send_counts(here.placement, comm.rank, config.batch_size, here.model.dim).tolist()
-    received = recv_counts(here.placement, mine.stop - mine.start, here.model.dim).tolist()
-    slot_bytes = largest_block_bytes(here.placement, config.batch_size, here.model.dim)
+    sent = send_counts(here.placement, comm.rank, config.batch_size).tolist()
+    received = recv_counts(here.placement, comm.rank, config.batch_size).tolist()
+    slot_bytes = largest_block_bytes(here.placement, config.batch_size)
 
     def warm_up(exchange: Any) -> None:
         for _ in Inference(model, exchange).run(islice(cycle(here.pool), max(WARM_UP, 2 * (exchange.bound + 1)))):
