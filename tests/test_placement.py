@@ -107,7 +107,7 @@ def test_shards_are_rated_by_hand() -> None:
     assert found.lookups.tolist() == pytest.approx([third / 4, 0.5, 2, 0.5])
     assert found.sent_bytes.tolist() == [4 * 100 * 32, 0, 4 * 100 * 64, 0]
     each = 2 + 2 * (128 - 64) / 448  # nanoseconds
-    assert found.time_us[0] == pytest.approx(5 + 0.1 * third * each)
+    assert found.time_us[0] == pytest.approx(5 + 0.1 * third * (each + 1.5))
     whole_us = 5 + 0.1 * 2 * (2 + 2 * (256 - 64) / 448)
     quarter_us = 5 + 0.1 * 0.5 * (2 + 2 * (256 - 64) / 448)
     assert found.time_us[2:].tolist() == pytest.approx([50, 50 * quarter_us / whole_us])
@@ -127,6 +127,16 @@ def test_lpt_by_hand() -> None:
     assert assign(np.ones((3, 1)), np.array([1, 3, 2]), 3).tolist() == [2, 0, 1]  # alike: by bytes
 
 
+def test_no_rank_has_two_blocks_of_a_table() -> None:
+    """One heavy table beside light ones: by load alone both halves would come to the rank that the lights do not need."""
+    tables = (Table("heavy", 100_000, 16, 100), *(Table(str(n), 100, 16, 60) for n in range(3)))
+    for name in ("row-split", "searched"):
+        placement = STRATEGIES[name](tables, 2, Options(spare_bytes=0))
+        assert any(len(shard.rows) < 100_000 for shard in placement.shards if not shard.table)
+        strips = [(shard.table, shard.columns, shard.rank) for shard in placement.shards]
+        assert len(set(strips)) == len(strips)
+
+
 MLPERF = models.tables("mlperf-v2")
 
 
@@ -143,7 +153,7 @@ def test_mlperf_is_balanced(ranks: int, contiguous_is: float, whole_is: float, s
     assert imbalance(found.lookups) <= 1.03
     assert imbalance(found.bytes) <= 1.25
     assert found.sent_bytes.sum() <= sent * loads["contiguous"].sent_bytes.sum()
-    assert found.time_us.max() < loads["lookup-greedy"].time_us.max() / 1.5
+    assert found.time_us.max() < loads["lookup-greedy"].time_us.max() / 1.4
 
 
 def test_tables_hot_together_lie_apart() -> None:

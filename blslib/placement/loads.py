@@ -27,12 +27,14 @@ class LookupCost:
     Attributes:
         batch: B, samples of a batch.
         call_us: microseconds of one call, whatever it looks up.
+        block_ns: nanoseconds of a lookup more where a shard has part of the rows: ids are translated.
         row_bytes: widths of a narrow and a wide row; between and beyond them a lookup's time is a straight line.
         narrow, wide: of tables with such rows; between their sizes, a straight line over the logarithm.
     """
 
     batch: int = 512
     call_us: float = 10.0
+    block_ns: float = 1.5
     row_bytes: tuple[float, float] = (64, 512)
     narrow: Curve = ((64e3, 0.7), (1.28e6, 1.6), (6.4e6, 4.8), (1.92e7, 10.0), (6.4e7, 10.0))
     wide: Curve = ((512e3, 2.8), (1.02e7, 8.0), (5.12e7, 15.7), (1.54e8, 17.1), (5.12e8, 18.0))
@@ -91,6 +93,7 @@ def of_shards(shards: Sequence[Shard], tables: Sequence[Table], cost: LookupCost
     time_us = cost.batch_us(ids, width * item[table], stored)
     whole_us = cost.batch_us(pooling, dim * item, whole_bytes)[table]
     time_us *= np.nan_to_num(measured_us[table] / whole_us, nan=1.0)
+    time_us += np.where(own_rows < rows[table], 1e-3 * cost.batch * ids * cost.block_ns, 0)
     return Loads(stored, ids * width / dim[table], np.where(everywhere, 0, 4 * cost.batch * width), time_us)
 
 

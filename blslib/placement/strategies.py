@@ -4,7 +4,7 @@ The abstract of arXiv 2011.02084 speaks of three mapping strategies; what they a
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise, product
 
@@ -70,7 +70,12 @@ def together(load: np.ndarray, more: np.ndarray) -> np.ndarray:
 
 
 def assign(
-    weights: np.ndarray, sizes: np.ndarray, ranks: int, cap: float = math.inf, score: Score = worst
+    weights: np.ndarray,
+    sizes: np.ndarray,
+    ranks: int,
+    cap: float = math.inf,
+    score: Score = worst,
+    apart: Sequence[Hashable] = (),
 ) -> np.ndarray:
     """Greedy, heaviest first, each to the rank with the best score that has room for it (LPT).
 
@@ -80,6 +85,7 @@ def assign(
         ranks: P.
         cap: bytes of a rank.
         score: of a rank that would get a piece.
+        apart: what each piece is of, if no rank is to have two of the same; there must be no more of them than ranks.
 
     Returns:
         (n,) the rank of each. Ties go to the fewer bytes, then to the lower number; pieces of equal weight go by more
@@ -90,10 +96,13 @@ def assign(
     """
     load, held = np.zeros((ranks, weights.shape[1])), np.zeros(ranks)
     owners = np.zeros(len(sizes), dtype=int)
+    has: dict[Hashable, list[int]] = {}
     for piece in np.lexsort((-sizes, -weights.max(axis=1, initial=0))):
         scores = score(load, weights[piece])
         if cap < math.inf:
             scores[held + sizes[piece] > cap] = math.inf
+        if apart:
+            scores[has.setdefault(apart[piece], [])] = math.inf
         least = scores.min()
         if least == math.inf:
             raise NoneFoundError(f"no rank has room for {sizes[piece]:,.0f} bytes more", int(piece))
@@ -101,6 +110,8 @@ def assign(
         owners[piece] = rank = ties[held[ties].argmin()]
         load[rank] += weights[piece]
         held[rank] += sizes[piece]
+        if apart:
+            has[apart[piece]].append(rank)
     return owners
 
 
@@ -149,7 +160,9 @@ def _placed(tables: Sequence[Table], pieces: Sequence[Shard], weights: np.ndarra
     room = options.cap_bytes - of_shards(kept, tables, options.cost).bytes.sum()
     possible(tables, pieces, sizes, ranks, room)
     try:
-        owners = assign(weights, sizes, ranks, room, score)
+        # A rank with two row blocks of a table would translate all ids twice, and send two sums.
+        strips = [(piece.table, piece.columns) for piece in pieces]
+        owners = assign(weights, sizes, ranks, room, score, strips if len(set(strips)) < len(strips) else ())
     except NoneFoundError as error:
         name = tables[pieces[error.args[1]].table].name
         raise NoneFoundError(
@@ -244,12 +257,12 @@ def net_specific(tables: Sequence[Table], ranks: int, options: Options = Options
     return Placement(tuple(shards), ranks)
 
 
-def _cuts(tables: Sequence[Table], wanted: np.ndarray, rows: bool, columns: bool) -> list[tuple[int, int]]:
+def _cuts(tables: Sequence[Table], wanted: np.ndarray, ranks: int, rows: bool, columns: bool) -> list[tuple[int, int]]:
     """(row blocks, column strips) of each table for so many pieces: strips first, since they cost no bytes to send."""
     counts = []
     for table, pieces in zip(tables, np.ceil(wanted).astype(int).tolist(), strict=True):
         strips = min(pieces, max(1, table.dim // LEAST_COLUMNS)) if columns else 1
-        counts.append((min(-(-pieces // strips), table.rows) if rows else 1, strips))
+        counts.append((min(-(-pieces // strips), table.rows, ranks) if rows else 1, strips))
     return counts
 
 
@@ -269,7 +282,7 @@ def _searched(ways: Sequence[tuple[bool, bool]], replicas: bool = False) -> Stra
         for limit, factor, (rows, columns) in product(limits, FACTORS, ways):
             small = each.bytes <= limit
             wanted = np.where(small, 1, _shares(each, options, ~small).max(axis=1) * ranks / factor)
-            cut = _pieces(tables, _cuts(tables, wanted, rows, columns))
+            cut = _pieces(tables, _cuts(tables, wanted, ranks, rows, columns))
             pieces, kept = (
                 [p for p in cut if not small[p.table]],
                 [p._replace(rank=None) for p in uncut if small[p.table]],

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from blslib.placement.shards import Placement
     from blslib.placement.tables import Table
 
-COLUMNS = "scenario strategy contender bound ranks measured_s over_groups lag_effect static dynamic exchange identical"
+COLUMNS = "scenario strategy contender bound measured_s placement_effect lag_effect load_balance serialisation transfer identical"  # fmt: skip # noqa: E501
 OPTIONS = {"scenarios": names(SCENARIOS, "NAME"), "strategies": names(STRATEGIES, "NAME")}
 RANKS = 2
 
