@@ -38,8 +38,8 @@ LAYERS = (
     ("ranks",),
     ("compare",),
     ("rows",),
-    ("scenarios", "figures"),
-    ("experiments",),
+    ("scenarios", "figures", "tables"),
+    ("experiments", "place"),
     ("bench", "claims", "controls"),
     ("cli", "driver"),
 )

@@ -128,7 +128,7 @@ def test_lpt_by_hand() -> None:
 
 
 def test_no_rank_has_two_blocks_of_a_table() -> None:
-    """One heavy table beside light ones: by load alone both halves would come to the rank that the lights do not need."""
+    """One heavy table beside light ones: by load alone both halves might come to one rank."""
     tables = (Table("heavy", 100_000, 16, 100), *(Table(str(n), 100, 16, 60) for n in range(3)))
     for name in ("row-split", "searched"):
         placement = STRATEGIES[name](tables, 2, Options(spare_bytes=0))

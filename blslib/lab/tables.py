@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from blslib.placement import models
+from blslib.placement.shards import Placement, whole
 from blslib.placement.tables import Table, TableError, made, read
 from blslib.workloads.batch import Batch
 
@@ -43,19 +44,38 @@ def of_batches(rows: Sequence[int], dim: int, batches: Sequence[Batch]) -> tuple
     )
 
 
-def timed(tables: Sequence[Table], batches: Sequence[Batch], passes: int = 5) -> tuple[Table, ...]:
-    """The same with the time of their lookups in a batch, measured on one core: the median over some passes."""
-    import torch
-
+def timed(tables: Sequence[Table], batches: Sequence[Batch]) -> tuple[Table, ...]:
+    """The same with the time of their lookups in a batch, measured on one core."""
     found = []
     for number, table in enumerate(tables):
-        weight = torch.rand(table.rows, table.dim)
-        bags = [(torch.from_numpy(batch.ids[number]), torch.from_numpy(batch.offsets[number])) for batch in batches]
-        took_s = []
-        for _ in range(passes + 1):
-            started_s = time.perf_counter()
-            for ids, offsets in bags:
-                torch.nn.functional.embedding_bag(ids, weight, offsets, mode="sum", include_last_offset=True)
-            took_s.append(time.perf_counter() - started_s)
-        found.append(replace(table, time_us=1e6 * float(np.median(took_s[1:])) / len(bags)))
+        alone = [replace(batch, ids=(batch.ids[number],), offsets=(batch.offsets[number],)) for batch in batches]
+        [time_us] = measured_us(whole([(table.rows, table.dim)], [0], 1), (table,), alone)
+        found.append(replace(table, time_us=time_us))
     return tuple(found)
+
+
+def measured_us(
+    placement: Placement, tables: Sequence[Table], batches: Sequence[Batch], passes: int = 9
+) -> list[float]:
+    """Microseconds that each rank's lookups of a batch take, measured one rank after the other on one core.
+
+    Tables must have one dimension. The median over some passes through all batches, after one that is not counted.
+    """
+    import torch
+
+    from blslib.dlrm.config import ModelConfig
+    from blslib.dlrm.sharding import ShardedTables, own_rows
+
+    dim = tables[0].dim
+    config = ModelConfig(tuple(table.rows for table in tables), dim, bottom=(1, dim), top=(1,), interaction="cat")
+    held = [ShardedTables(config, placement, rank, seed=0) for rank in range(placement.ranks)]
+    pools = [[batch.only(placement.parts(one.rank), config.rows) for batch in batches] for one in held]
+    took_s = np.zeros((passes + 1, placement.ranks))
+    with torch.inference_mode():
+        for of_pass, rank in np.ndindex(took_s.shape):
+            started_s = time.perf_counter()
+            for batch in pools[rank]:
+                held[rank].lookup(batch)
+                held[rank].replicas(batch, own_rows(batch.size, rank, placement.ranks))
+            took_s[of_pass, rank] = time.perf_counter() - started_s
+    return (1e6 * np.median(took_s[1:], axis=0) / len(batches)).tolist()

@@ -251,8 +251,8 @@ def net_specific(tables: Sequence[Table], ranks: int, options: Options = Options
     for net, many in given.items():
         pieces = [piece for piece in _uncut(tables) if tables[piece.table].net == net]
         sizes = of_shards(pieces, tables, options.cost).bytes
-        placed = _placed(tables, pieces, sizes[:, None], many, options)
-        shards += [shard._replace(rank=first + (shard.rank or 0)) for shard in placed.shards]
+        own = _placed(tables, pieces, sizes[:, None], many, options)
+        shards += [shard._replace(rank=first + (shard.rank or 0)) for shard in own.shards]
         first += many
     return Placement(tuple(shards), ranks)
 
@@ -309,7 +309,7 @@ def _searched(ways: Sequence[tuple[bool, bool]], replicas: bool = False) -> Stra
 def _shares(loads: Loads, options: Options, of: np.ndarray | slice = slice(None)) -> np.ndarray:
     """(n, K) time and what has a slack, each as a share of the sum over some, so that 1 / P is good enough."""
     parts = [(getattr(loads, what), far) for what, far in {"time_us": 1.0, **options.slack}.items()]
-    return np.stack([part / (max(part[of].sum(), 1e-300) * far) for part, far in parts], axis=1)
+    return np.stack([part / ((part[of].sum() or 1.0) * far) for part, far in parts], axis=1)
 
 
 def _limits(sizes: np.ndarray, options: Options) -> list[float]:
