@@ -39,6 +39,7 @@ LAYERS = (
     ("compare",),
     ("rows",),
     ("scenarios", "figures"),
+    ("serving",),
     ("experiments",),
     ("bench", "claims", "controls"),
     ("cli", "driver"),

@@ -1,0 +1,85 @@
+"""A sparse shard: a process that holds parts of tables, and answers look-ups until its client is gone.
+
+A request is three frames: ``ASKED``, then int64 ids of all parts one behind the other, then their offsets. An answer is
+two: ``ANSWERED``, then the pooled sums. Between requests the process sleeps in the kernel; it keeps nothing of them.
+"""
+
+import pickle
+import struct
+import sys
+import time
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+import zmq
+from torch.nn.functional import embedding_bag
+
+from blslib.dlrm.config import ModelConfig
+from blslib.dlrm.sharding import initial_table
+from blslib.placement.shards import Shard
+
+ASKED = struct.Struct("<qq")
+"""Before a request: its id, and the number of the net."""
+ANSWERED = struct.Struct("<q4d")
+"""Before an answer: the id, when the look-up began and ended (``perf_counter``, one clock for all processes of a host),
+seconds of the thread in it, and seconds of the whole process since its start."""
+QUEUE = 256
+"""Messages that may wait in each direction at either end."""
+
+Bag = tuple[np.ndarray, np.ndarray]
+"""Ids of one part of a table, and (samples + 1,) offsets of its bags in them; both int64."""
+
+
+def initial_weight(config: ModelConfig, shard: Shard, seed: int) -> torch.Tensor:
+    """(rows, columns) float32 of a part of a table; the whole of it is made here, and the rest forgotten."""
+    rows, columns = (slice(part.start, part.stop, part.step) for part in (shard.rows, shard.columns))
+    return initial_table(config, shard.table, seed)[rows, columns].clone(memory_format=torch.contiguous_format)
+
+
+def pooled(weights: Sequence[torch.Tensor], bags: Iterable[Bag]) -> np.ndarray:
+    """(samples, summed widths) float32, fresh: sums of the bags of each part, side by side.
+
+    Raises:
+        RuntimeError: an id lies outside of its part.
+    """
+    parts = ((weight, *map(torch.from_numpy, bag)) for weight, bag in zip(weights, bags, strict=True))
+    found = [embedding_bag(ids, weight, at, mode="sum", include_last_offset=True) for weight, ids, at in parts]
+    return np.ascontiguousarray(np.concatenate(found, axis=1))
+
+
+def _whole_numbers(frame: zmq.Frame) -> np.ndarray:
+    """Of a frame, in place; a copy only where the library has laid them at an odd address."""
+    return np.require(np.frombuffer(frame.buffer, dtype=np.int64), requirements="A")
+
+
+def serve(address: str, config: ModelConfig, nets: Sequence[Sequence[Shard]], seed: int) -> None:
+    """Answer until standard input ends, of which the client holds the other end: with it, we are gone.
+
+    Args:
+        address: to bind once all is ready, ``ipc://`` and a path.
+        config: of the model.
+        nets: the parts held here, net by net.
+        seed: of the weights.
+    """
+    weights = [[initial_weight(config, shard, seed) for shard in net] for net in nets]
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
+        router.linger, router.sndhwm, router.rcvhwm = 0, QUEUE, QUEUE
+        router.bind(address)
+        poller = zmq.Poller()
+        for source in (router, sys.stdin.fileno()):
+            poller.register(source, zmq.POLLIN)
+        while sys.stdin.fileno() not in dict(poller.poll()):
+            client, head, *frames = router.recv_multipart(copy=False)
+            began_s, thread_s = time.perf_counter(), time.thread_time()
+            number, net = ASKED.unpack(head.buffer)
+            ids, offsets = map(_whole_numbers, frames)
+            offsets = offsets.reshape(len(weights[net]), -1)
+            sums = pooled(weights[net], zip(np.split(ids, offsets[:-1, -1].cumsum()), offsets, strict=True))
+            spent_s = time.perf_counter(), time.thread_time() - thread_s, time.process_time()
+            said = ANSWERED.pack(number, began_s, *spent_s)
+            router.send_multipart((client, said, sums.data), zmq.NOBLOCK, copy=False)
+
+
+if __name__ == "__main__":
+    serve(*pickle.load(sys.stdin.buffer))
