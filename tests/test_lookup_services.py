@@ -17,7 +17,6 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
-import zmq
 from mpi4py import MPI
 
 from blslib.diagnosis import traces
@@ -149,8 +148,8 @@ def test_a_shard_that_dies_is_named_at_once(private: Path) -> None:
             scorer.score(REQUEST)
         noticed_s = time.perf_counter()
         killer.join()
-        assert not alive(started)  # the other one neither
-        with pytest.raises(zmq.ZMQError):
+        assert until(lambda: not alive(started))  # the other one neither
+        with pytest.raises(ShardError):
             scorer.score(REQUEST)
     within(0.05, noticed_s - died_s[0])
 
@@ -250,7 +249,7 @@ SMALL = distributed.Config(
 
 
 def test_the_bench_has_a_row_for_every_request_and_a_trace(tmp_path: Path) -> None:
-    rows = distributed.run(MPI.COMM_SELF, dataclasses.replace(SMALL, trace=str(tmp_path)))
+    rows = distributed.run(MPI.COMM_SELF, dataclasses.replace(SMALL, timelines=str(tmp_path)))
     table = pd.DataFrame(rows)
     keys = ["strategy", "shards", "rate_per_s", "repeat", "request"]
     assert len(table) == len(table[keys].drop_duplicates()) == 3 * 2 * 2 * 12
@@ -299,6 +298,6 @@ def test_requests_are_heavy_tailed_split_and_the_same_for_every_contender() -> N
 
 def test_a_plan_is_one_configuration_on_one_rank() -> None:
     asked = {"bounds": None, "repeats": 3, "quick": False, "strategies": ("singular",), "shards": (2, 4)}
-    [(config, ranks)] = distributed.plan(Namespace(**asked, rates=(50.0,), trace=None))
+    [(config, ranks)] = distributed.plan(Namespace(**asked, rates=(50.0,), timelines=None))
     assert ranks == 1 and config.repeats == 3 and config.rates_per_s == (0.0, 50.0)
     assert config.strategies == ("singular",) and config.shards == (2, 4)

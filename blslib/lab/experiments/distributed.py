@@ -38,14 +38,14 @@ COLUMNS = "strategy shards rate_per_s repeats latency_p50_s latency_p90_s latenc
 OPTIONS = serving.OPTIONS | {
     "strategies": names(STRATEGIES, "NAME"),
     "shards": {"type": several(at_least(1)), "metavar": "N,N,...", "help": "numbers of shards"},
-    "trace": {"metavar": "FOLDER", "help": "write the first repeat there: JSON for Perfetto, CSV for diagnose"},
+    "timelines": {"metavar": "FOLDER", "help": "write the first repeat there: JSON for Perfetto, CSV for diagnose"},
 }
 RANKS = 1
 PERCENTILES = (50, 90, 99)
 
 TABLES = tuple(
-    Table(f"{net}-{i}", round(100_000 * 0.7**i) + 10, 32, 1 + (7 * i + shift) % 40, net=net)
-    for net, shift in (("user", 5), ("item", 0))
+    Table(f"{net}-{i}", round(rows * 0.7**i), 32, 1 + (7 * i + shift) % 40, net=net)
+    for net, rows, shift in (("user", 100_000, 5), ("item", 70_000, 0))
     for i in range(12)
 )
 """Made up: a long tail of sizes, two nets, 1 to 40 lookups a sample; 85 MB."""
@@ -66,7 +66,7 @@ class Config:
         batch_size: samples that are scored together at most.
         skew: exponent of the law of ids.
         repeats: draws of requests and arrivals.
-        trace: folder for traces; none if empty.
+        timelines: folder for traces of the first repeat; none if empty.
     """
 
     tables: tuple[Table, ...] = TABLES
@@ -84,7 +84,7 @@ class Config:
     repeats: int = 12
     budget_s: float = 0.0
     seed: int = 1
-    trace: str = ""
+    timelines: str = ""
 
 
 class Served(NamedTuple):
@@ -105,7 +105,7 @@ class Served(NamedTuple):
 
 def plan(given: Given) -> list[tuple[Config, int]]:
     """One configuration, so that all that is compared is interleaved; on one rank, whose children the shards are."""
-    asked = {name: value for name in ("strategies", "shards", "trace") if (value := getattr(given, name))}
+    asked = {name: value for name in ("strategies", "shards", "timelines") if (value := getattr(given, name))}
     if given.rates:
         asked["rates_per_s"] = (0.0, *given.rates)
     return [(Config(**settings(given, {"requests": 20, "repeats": 2}) | asked), 1)]
@@ -117,12 +117,12 @@ def requests(config: Config, draw: int) -> list[list[Batch]]:
     rng = np.random.default_rng([config.seed, draw])
     sizes = np.clip(rng.lognormal(np.log(config.samples), config.spread, config.requests), 1, config.most).astype(int)
     made = ([config.batch_size] * (size // config.batch_size) + [size % config.batch_size] for size in sizes.tolist())
-    law, rows, pooling = Zipf(config.skew), *zip(*((table.rows, table.pooling) for table in config.tables), strict=True)
-
-    def batch(size: int, number: int) -> Batch:
-        return Synthetic(rows, size, pooling, law, config.bottom[0], config.seed).batch(number)
-
-    return [[batch(n, draw << 32 | i << 16 | k) for k, n in enumerate(split) if n] for i, split in enumerate(made)]
+    rows, pooling = zip(*((table.rows, table.pooling) for table in config.tables), strict=True)
+    how = Zipf(config.skew), config.bottom[0], config.seed
+    return [
+        [Synthetic(rows, n, pooling, *how).batch(draw << 32 | i << 16 | k) for k, n in enumerate(split) if n]
+        for i, split in enumerate(made)
+    ]
 
 
 def run(comm: "MPI.Intracomm", config: Config) -> list[Row]:
@@ -138,26 +138,24 @@ def run(comm: "MPI.Intracomm", config: Config) -> list[Row]:
     tables, shards = config.tables, {"singular": (1,), "one-shard": (1,)}
     model = ModelConfig(tuple(table.rows for table in tables), tables[0].dim, config.bottom, config.top)
     nets = [[i for i, table in enumerate(tables) if table.net == net] for net in dict.fromkeys(t.net for t in tables)]
-    contenders = [(name, n) for name in config.strategies for n in shards.get(name, config.shards)]
     draws: Counter[tuple] = Counter()
     with ExitStack() as stack:
         scorers = {}
-        for name, n in contenders:
-            scorers[name, n] = stack.enter_context(
-                Scorer(model, nets, STRATEGIES[name](tables, n, Options()), config.seed)
-            )
+        for name, n in ((each, n) for each in config.strategies for n in shards.get(each, config.shards)):
+            placement = STRATEGIES[name](tables, n, Options())
+            scorers[name, n] = stack.enter_context(Scorer(model, nets, placement, config.seed))
 
         def once(item: tuple) -> list[Served]:
             draws[item] += 1
             return _serve(scorers[item[0]], requests(config, draws[item]), item[1], config.seed + draws[item])
 
-        served = interleaved(comm, list(product(contenders, config.rates_per_s)), once, config)
+        served = interleaved(comm, list(product(scorers, config.rates_per_s)), once, config)
     rows = []
     for ((name, n), rate), found in served.items():
-        if config.trace and name != "singular":
-            _trace(Path(config.trace, f"{name}-{n}-{rate:g}"), found[0], n)
+        if config.timelines and name != "singular":
+            _trace(Path(config.timelines, f"{name}-{n}-{rate:g}"), found[0], n)
         setting = {"strategy": name, "shards": 0 if name == "singular" else n, "rate_per_s": rate}
-        for repeat, both in enumerate(zip(found, served[contenders[0], rate], strict=True)):
+        for repeat, both in enumerate(zip(found, served[next(iter(scorers)), rate], strict=True)):
             for i, (each, first) in enumerate(zip(*both, strict=True)):
                 rows.append({**setting, "repeat": repeat, **_row(i, each, first.scored.scores)})
     return rows
@@ -211,9 +209,9 @@ def _trace(path: Path, found: list[Served], shards: int) -> None:
         spans += [(f"net {net}", 0, i, *fanned_s) for net, fanned_s in enumerate(scored.fanned_s)]
         spans += [("look-up", 1 + each.shard, i, each.began_s, each.ended_s) for each in scored.answers]
         lines += [f"{shard},{i},{seconds}\n" for shard, seconds in enumerate(_operator_s(scored, shards).tolist())]
-    names = ["main", *(f"shard {shard}" for shard in range(shards))]
+    whose = ["main", *(f"shard {shard}" for shard in range(shards))]
     events: list[Row] = [
-        {"ph": "M", "name": "process_name", "pid": pid, "args": {"name": name}} for pid, name in enumerate(names)
+        {"ph": "M", "name": "process_name", "pid": i, "args": {"name": w}} for i, w in enumerate(whose)
     ]
     for name, pid, i, began_s, ended_s in spans:
         when = {"ts": 1e6 * began_s, "dur": 1e6 * (ended_s - began_s)}

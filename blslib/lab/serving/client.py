@@ -143,9 +143,10 @@ class Shards(ExitStack):
         ready = dict(self._poller.poll(math.ceil(1000 * max(until_s - perf_counter(), 0))))
         for shard in (self._lives[life] for life in self._lives.keys() & ready.keys()):
             code = self.processes[shard].wait()
-            self.close()
+            for process in self.processes.values():  # nobody is kept waiting until they have let go of their memory
+                process.kill()
             how = signal.Signals(-code).name if code < 0 else f"code {code}"
-            raise ShardError(f"shard {shard} ended with {how}: the others are ended, see its last words above")
+            raise ShardError(f"shard {shard} ended with {how}, and the others with it: see its last words above")
         return ready.keys()
 
     def ask(self, shard: int, net: int, bags: Sequence[Bag]) -> int:
@@ -180,7 +181,7 @@ class Shards(ExitStack):
         Raises:
             LateError: one has not come in time: none of these requests is waited for any more, and what comes of
                 them later is dropped. Others may be asked.
-            ShardError: a shard has ended; then all others are ended, too.
+            ShardError: a shard has ended; then all others are killed, and only closing is left to do.
         """
         while missing := [number for number in numbers if number not in self._came]:
             shard, asked_s = self._out[missing[0]]
