@@ -22,6 +22,7 @@ from mpi4py import MPI
 from blslib.diagnosis import traces
 from blslib.dlrm.config import ModelConfig
 from blslib.dlrm.model import DLRM
+from blslib.dlrm.sharding import initial_weights
 from blslib.lab import bench
 from blslib.lab.experiments import distributed
 from blslib.lab.serving.client import LateError, ShardError, Shards
@@ -33,7 +34,7 @@ from tests.conftest import LONG_S, ROOT, alive, punctual, until, within
 
 MODEL = ModelConfig(rows=(90, 40, 7, 300, 1, 60), dim=8, bottom=(5, 8), top=(4, 1))
 SHAPES = [(rows, 8) for rows in MODEL.rows]
-NETS = ((0, 1, 2), (3, 4, 5))
+NETS = (0, 0, 0, 1, 1, 1)
 SEED = 3
 REQUEST = [Synthetic(MODEL.rows, size, [2, 0.5, 3, 9, 1, 4], dense_features=5, seed=size).batch(0) for size in (33, 1)]
 SCORES = np.concatenate([DLRM(MODEL, seed=SEED)(batch) for batch in REQUEST])
@@ -48,6 +49,7 @@ def cut(table: int, *parts: tuple[range, range, int | None]) -> Placement:
 
 
 ALL, LEFT, RIGHT = range(8), range(3), range(3, 8)
+WHOLE = Shard(0, range(90), ALL, 0)
 PLACEMENTS = {
     "replicated": whole(SHAPES, [None] * 6, 2),
     "one shard, and one without": whole(SHAPES, [0] * 6, 2),
@@ -114,19 +116,19 @@ def test_scores_are_those_of_one_process(name: str, capfd: pytest.CaptureFixture
 
 
 def test_requests_are_counted_with_and_without_ids(alike: Scorer) -> None:
-    nothing = [REQUEST[0].only([0, 3, 5])]
+    nothing = [REQUEST[0].only({table: range(MODEL.rows[table]) for table in (0, 3, 5)}, MODEL.rows)]
     found = [alike.score(REQUEST[:1]), alike.score(nothing)]
     assert [(len(each.answers), each.with_ids) for each in found] == [(4, 4), (4, 2)]
 
 
 def test_several_requests_may_be_out_at_once_and_two_clients_side_by_side(alike: Scorer) -> None:
     bags = [(np.array([row]), np.array([0, 1])) for row in range(3)]
-    with Shards(MODEL, [[[Shard(0, range(90), ALL, 0)]]], SEED) as shards:
+    with Shards(MODEL, [[[WHOLE]]], SEED) as shards:
         numbers = [shards.ask(0, 0, [bag]) for bag in bags]
         np.testing.assert_array_equal(alike.score(REQUEST).scores, SCORES)
         found = {number: shards.answers([number])[0] for number in reversed(numbers)}
         for row, number in enumerate(numbers):
-            np.testing.assert_array_equal(found[number].sums, DLRM(MODEL, seed=SEED).tables.weights[0][row])
+            np.testing.assert_array_equal(found[number].sums, initial_weights(MODEL, WHOLE, SEED)[row])
 
 
 @punctual
@@ -200,7 +202,7 @@ def test_a_shard_that_is_not_ready_in_time_is_named(private: Path) -> None:
 
 def test_a_shard_that_fails_before_it_is_ready_says_why(private: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ShardError, match="shard 0 ended with code 1"):
-        Shards(MODEL, [[[Shard(0, range(90), ALL, 0)]]], seed=-1)
+        Shards(MODEL, [[[WHOLE]]], seed=-1)
     assert "ValueError" in capfd.readouterr().err
 
 

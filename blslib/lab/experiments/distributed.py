@@ -137,7 +137,8 @@ def run(comm: "MPI.Intracomm", config: Config) -> list[Row]:
 
     tables, shards = config.tables, {"singular": (1,), "one-shard": (1,)}
     model = ModelConfig(tuple(table.rows for table in tables), tables[0].dim, config.bottom, config.top)
-    nets = [[i for i, table in enumerate(tables) if table.net == net] for net in dict.fromkeys(t.net for t in tables)]
+    known = list(dict.fromkeys(table.net for table in tables))
+    nets = [known.index(table.net) for table in tables]
     draws: Counter[tuple] = Counter()
     with ExitStack() as stack:
         scorers = {}

@@ -24,9 +24,10 @@ import zmq
 
 from blslib.dlrm.config import ModelConfig
 from blslib.lab.ranks.launch import rank_environment
-from blslib.lab.serving.shard import ANSWERED, ASKED, QUEUE, Bag
+from blslib.lab.serving.shard import ANSWERED, ASKED, QUEUE
 from blslib.placement.shards import Shard
 from blslib.signals import undisturbed
+from blslib.workloads.batch import Bags
 
 
 class ShardError(RuntimeError):
@@ -149,7 +150,7 @@ class Shards(ExitStack):
             raise ShardError(f"shard {shard} ended with {how}, and the others with it: see its last words above")
         return ready.keys()
 
-    def ask(self, shard: int, net: int, bags: Sequence[Bag]) -> int:
+    def ask(self, shard: int, net: int, bags: Sequence[Bags]) -> int:
         """Send a request, without waiting.
 
         Args:

@@ -1,13 +1,11 @@
 """The main process of distributed inference: dense parts, fan-outs to the sparse shards, and what each of them took.
 
-A request is scored in order: bottom MLP; for one net after the other the look-ups, out to all shards at once and those
-of replicated tables here meanwhile; interaction and top MLP. Nothing dense hides behind a look-up, so that the parts of
-a latency add up.
+A request is scored in order: bottom MLP; for one net after the other the look-ups, out to all shards at once, and those
+of replicated tables here while the first are out; interaction and top MLP. Nothing dense hides behind a look-up, so
+that the parts of a latency add up.
 """
 
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import replace
-from operator import itemgetter
+from collections.abc import Sequence
 from time import perf_counter
 from typing import NamedTuple
 
@@ -17,9 +15,8 @@ import torch
 from blslib.dlrm.config import ModelConfig
 from blslib.dlrm.model import DLRM
 from blslib.lab.serving.client import Answer, Shards
-from blslib.lab.serving.shard import Bag, initial_weight, pooled
 from blslib.placement.shards import Placement, Shard
-from blslib.workloads.batch import Batch
+from blslib.workloads.batch import Bags, Batch, bags_within
 
 
 class Scored(NamedTuple):
@@ -45,7 +42,7 @@ class Scorer(Shards):
 
     Args:
         config: of the model.
-        nets: the tables of each; they are looked up together, and nets follow one another.
+        nets: (T,) number of the net of each table, from 0; tables of a net are looked up together, net after net.
         placement: its ranks are the shards.
         seed: of the weights.
         how: times to wait, as for ``Shards``.
@@ -54,63 +51,53 @@ class Scorer(Shards):
         PlacementError: the placement is of other tables.
     """
 
-    def __init__(
-        self, config: ModelConfig, nets: Iterable[Collection[int]], placement: Placement, seed: int, **how: float
-    ) -> None:
-        placement.check([(rows, config.dim) for rows in config.rows])
-        ranks = range(placement.ranks)
-        of_net = [[shard for shard in placement.shards if shard.table in net] for net in nets]
-        self._config = config
-        self._here = [[shard for shard in net if shard.rank is None] for net in of_net]
-        self._held = [[[shard for shard in net if shard.rank == rank] for net in of_net] for rank in ranks]
-        self._weights = [[initial_weight(config, shard, seed) for shard in net] for net in self._here]
-        self._dense = DLRM(replace(config, rows=(1,) * config.tables), seed=seed)  # layers do not depend on the rows
-        super().__init__(config, self._held, seed, **how)
+    def __init__(self, config: ModelConfig, nets: Sequence[int], placement: Placement, seed: int, **how: float) -> None:
+        # To the model, what a shard holds of one net is a rank of its own, and we are the last.
+        self._nets, self._ranks = range(max(nets) + 1), placement.ranks
+        last = len(self._nets) * self._ranks
+        apart = (
+            s if s.rank is None else s._replace(rank=self._source(nets[s.table], s.rank)) for s in placement.shards
+        )
+        self._model = DLRM(config, seed=seed, placement=Placement(tuple(apart), last + 1), rank=last)
+        held = self._model.placement.of_rank[:last]
+        super().__init__(config, [held[shard :: self._ranks] for shard in range(self._ranks)], seed, **how)
+
+    def _source(self, net: int, shard: int) -> int:
+        return net * self._ranks + shard
 
     @torch.inference_mode()
     def score(self, request: Sequence[Batch]) -> Scored:
-        """Score a request that was split into batches; ids must lie within their tables.
+        """Score a request that was split into batches.
 
         Raises:
             LateError, ShardError: as from ``answers`` and ``ask``.
         """
-        dense = [self._dense.bottom(batch.dense) for batch in request]
-        features = [np.empty((batch.size, batch.tables, self._config.dim), np.float32) for batch in request]
+        model = self._model
+        home = [model.bottom(batch.dense) for batch in request]
+        blocks = [[np.empty(0, np.float32)] * model.placement.ranks for _ in request]
         fanned_s, answers, with_ids = [], list[Answer](), 0
-        for net, here in enumerate(self._here):
+        for net in self._nets:
             began_s, asked = perf_counter(), {}
             for at, batch in enumerate(request):
                 for shard in self.processes:
-                    if parts := self._held[shard][net]:
-                        wanted = [self._bag(batch, part) for part in parts]
-                        asked[self.ask(shard, net, wanted)] = at, parts
-                        with_ids += any(len(ids) for ids, _ in wanted)
-            bags = ([self._bag(batch, part) for part in here] for batch in request if here)
-            found = [(at, here, pooled(self._weights[net], each)) for at, each in enumerate(bags)]
+                    source = self._source(net, shard)
+                    if bags := [self._bags(batch, part) for part in model.placement.of_rank[source]]:
+                        asked[self.ask(shard, net, bags)] = at, source
+                        with_ids += any(len(ids) for ids, _ in bags)
+            if net == 0 and model.placement.replicated:
+                replicas = (model.tables.replicas(batch, slice(0, batch.size)) for batch in request)
+                home = [torch.cat((dense, *sums), dim=1) for dense, sums in zip(home, replicas, strict=True)]
             came = self.answers(asked)
             fanned_s.append((began_s, perf_counter()))
-            found += [(*whose, answer.sums) for whose, answer in zip(asked.values(), came, strict=True)]
-            _fill(features, found)
+            for (at, source), answer in zip(asked.values(), came, strict=True):
+                blocks[at][source] = answer.sums
             answers += came
-        scores = [self._dense.score(*each) for each in zip(dense, ([part] for part in features), strict=True)]
-        return Scored(np.concatenate(scores), fanned_s, answers, with_ids)
+        return Scored(np.concatenate(list(map(model.score, home, blocks))), fanned_s, answers, with_ids)
 
-    def _bag(self, batch: Batch, part: Shard) -> Bag:
+    def _bags(self, batch: Batch, part: Shard) -> Bags:
         """What a batch asks of one part of a table, with rows counted within the part."""
-        ids, offsets, rows = batch.ids[part.table], batch.offsets[part.table], part.rows
-        if len(rows) == self._config.rows[part.table]:
-            return ids, offsets
-        inside = (ids >= rows.start) & (ids < rows.stop) & ((ids - rows.start) % rows.step == 0)
-        return (ids[inside] - rows.start) // rows.step, np.r_[0, np.cumsum(inside)][offsets]
-
-
-def _fill(features: Sequence[np.ndarray], found: Iterable[tuple[int, Sequence[Shard], np.ndarray]]) -> None:
-    """Put sums where they belong; row blocks are added in their order, so that scores do not know who came first."""
-    pieces = []
-    for at, parts, values in found:
-        ends = np.cumsum([len(part.columns) for part in parts])
-        for part, sums in zip(parts, np.split(values.reshape(-1, ends[-1]), ends[:-1], axis=1), strict=True):
-            place = features[at][:, part.table, part.columns.start : part.columns.stop]
-            pieces.append((part.rows.start, place, sums))
-    for first_row, place, sums in sorted(pieces, key=itemgetter(0)):
-        place[:] = place + sums if first_row else sums
+        ids, offsets, rows = batch.ids[part.table], batch.offsets[part.table], self._model.config.rows[part.table]
+        if len(part.rows) < rows:
+            ids, offsets = bags_within(part.rows, ids, offsets, part.table, rows)
+            ids = (ids - part.rows.start) // part.rows.step
+        return ids, offsets

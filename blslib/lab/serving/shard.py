@@ -8,7 +8,7 @@ import pickle
 import struct
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ import zmq
 from torch.nn.functional import embedding_bag
 
 from blslib.dlrm.config import ModelConfig
-from blslib.dlrm.sharding import initial_table
+from blslib.dlrm.sharding import initial_weights
 from blslib.placement.shards import Shard
 
 ASKED = struct.Struct("<qq")
@@ -27,30 +27,15 @@ seconds of the thread in it, and seconds of the whole process since its start.""
 QUEUE = 256
 """Messages that may wait in each direction at either end."""
 
-Bag = tuple[np.ndarray, np.ndarray]
-"""Ids of one part of a table, and (samples + 1,) offsets of its bags in them; both int64."""
-
-
-def initial_weight(config: ModelConfig, shard: Shard, seed: int) -> torch.Tensor:
-    """(rows, columns) float32 of a part of a table; the whole of it is made here, and the rest forgotten."""
-    rows, columns = (slice(part.start, part.stop, part.step) for part in (shard.rows, shard.columns))
-    return initial_table(config, shard.table, seed)[rows, columns].clone(memory_format=torch.contiguous_format)
-
-
-def pooled(weights: Sequence[torch.Tensor], bags: Iterable[Bag]) -> np.ndarray:
-    """(samples, summed widths) float32, fresh: sums of the bags of each part, side by side.
-
-    Raises:
-        RuntimeError: an id lies outside of its part.
-    """
-    parts = ((weight, *map(torch.from_numpy, bag)) for weight, bag in zip(weights, bags, strict=True))
-    found = [embedding_bag(ids, weight, at, mode="sum", include_last_offset=True) for weight, ids, at in parts]
-    return np.ascontiguousarray(np.concatenate(found, axis=1))
-
 
 def _whole_numbers(frame: zmq.Frame) -> np.ndarray:
     """Of a frame, in place; a copy only where the library has laid them at an odd address."""
     return np.require(np.frombuffer(frame.buffer, dtype=np.int64), requirements="A")
+
+
+def _sums(weight: torch.Tensor, ids: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    bags = torch.from_numpy(offsets)
+    return embedding_bag(torch.from_numpy(ids), weight, bags, mode="sum", include_last_offset=True).numpy()
 
 
 def serve(address: str, config: ModelConfig, nets: Sequence[Sequence[Shard]], seed: int) -> None:
@@ -62,7 +47,7 @@ def serve(address: str, config: ModelConfig, nets: Sequence[Sequence[Shard]], se
         nets: the parts held here, net by net.
         seed: of the weights.
     """
-    weights = [[initial_weight(config, shard, seed) for shard in net] for net in nets]
+    weights = [[initial_weights(config, shard, seed) for shard in net] for net in nets]
     with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
         router.linger, router.sndhwm, router.rcvhwm = 0, QUEUE, QUEUE
         router.bind(address)
@@ -75,7 +60,9 @@ def serve(address: str, config: ModelConfig, nets: Sequence[Sequence[Shard]], se
             number, net = ASKED.unpack(head.buffer)
             ids, offsets = map(_whole_numbers, frames)
             offsets = offsets.reshape(len(weights[net]), -1)
-            sums = pooled(weights[net], zip(np.split(ids, offsets[:-1, -1].cumsum()), offsets, strict=True))
+            parts = zip(weights[net], np.split(ids, offsets[:-1, -1].cumsum()), offsets, strict=True)
+            found = [_sums(*part) for part in parts]
+            sums = np.ascontiguousarray(np.concatenate(found, axis=1))  # fresh: it is read while the next one is made
             spent_s = time.perf_counter(), time.thread_time() - thread_s, time.process_time()
             said = ANSWERED.pack(number, began_s, *spent_s)
             router.send_multipart((client, said, sums.data), zmq.NOBLOCK, copy=False)
