@@ -3,6 +3,7 @@
 import argparse
 import errno
 import json
+import math
 import signal
 import sys
 import time
@@ -84,14 +85,12 @@ def parser() -> argparse.ArgumentParser:
     )
     one.add_argument("tables", metavar="TABLES", help="CSV, JSON or YAML with rows,dim and more, or a model's name")
     one.add_argument("--shards", type=at_least(1), default=8, metavar="P", help="ranks to place them on (8)")
-    one.add_argument("--cap", type=size, metavar="SIZE", help="most bytes on a rank, such as 64GiB")
-    one.add_argument("--spare", type=size, metavar="SIZE", help="of each rank, for copies of small tables (256MiB)")
+    one.add_argument("--cap", type=size, default=math.inf, metavar="SIZE", help="most bytes on a rank, such as 64GiB")
+    one.add_argument("--spare", type=size, default=2**28, metavar="SIZE", help="of a rank, for small tables (256MiB)")
     one.add_argument("--batch", type=at_least(1), default=512, metavar="B", help="samples of a batch (512)")
     one.add_argument("--plan", type=Path, metavar="FILE", help="audit this plan beside the strategies")
     one.add_argument("--save", type=Path, metavar="FILE", help="write the best placement there as a plan")
-    one.add_argument(
-        "--trace", type=Path, nargs="+", default=[], metavar="FILE", help="a recorded run: what it would save there"
-    )
+    one.add_argument("--trace", type=Path, nargs="+", default=[], metavar="FILE", help="of a run: what it would save")
     one.add_argument("--json", metavar="FILE", help="write the rows there as well; - prints them alone")
     one.set_defaults(run=_place, extra="diagnose")
     return top
@@ -165,8 +164,7 @@ def _place(given: dict[str, Any]) -> int:
         listed, source = tables.named(given["tables"])
         recorded = traces.read(given["trace"]) if given["trace"] else None
         audited = given["plan"] and plan.from_json(given["plan"].read_text(encoding="utf-8"), listed)
-        kept = {"cap_bytes": given["cap"], "spare_bytes": given["spare"]}
-        options = Options(cost=LookupCost(batch=given["batch"]), **{k: v for k, v in kept.items() if v is not None})
+        options = Options(given["cap"], LookupCost(given["batch"]), spare_bytes=given["spare"])
         found, failed = place.placed(listed, audited.ranks if audited else given["shards"], options)
     except ValueError as error:
         print(error, file=sys.stderr)

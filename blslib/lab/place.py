@@ -120,12 +120,6 @@ def text(found: Sequence[Placed], best: Placed, tables: Sequence[Table], options
     lines = pd.DataFrame(overview(found, tables, options)).set_index("strategy")
     lines.columns = lines.columns.str.replace("_over_mean", "*").str.replace("_", " ")
     each = pd.DataFrame(rows([best], tables)).drop(columns="strategy").set_index("shard")
-    return "\n".join(
-        (
-            lines.to_string(float_format="{:,.4g}".format),
-            "* the greatest of a rank over the mean",
-            "",
-            f"least time: {best.strategy}, {imbalance(best.loads.time_us):.3f} times the mean on its busiest rank",
-            each.to_string(float_format="{:,.5g}".format),
-        )
-    )
+    told = f"least time: {best.strategy}, {imbalance(best.loads.time_us):.3f} times the mean on its busiest rank"
+    shown = lines.to_string(float_format="{:,.4g}".format), "* the greatest of a rank over the mean", ""
+    return "\n".join((*shown, told, each.to_string(float_format="{:,.5g}".format)))

@@ -57,7 +57,7 @@ def tables(name: str, seed: int = 0) -> tuple[Table, ...]:
             if wrong := [c for c, values in cells.items() if c != "net" and len(values) not in (1, count)]:
                 raise ValueError(f"{wrong[0]} has {len(cells[wrong[0]])} values: give 1, or {count} for as many tables")
             if not line["rows"]:
-                cells["rows"] = rng.permutation(_rows(line, count)).tolist()
+                cells["rows"] = rng.permutation(_rows(line, count)).astype(int).tolist()
         except ValueError as error:
             raise TableError(f"{FILE.name}, model {name}: {error}") from None
         entries += [{c: values[i % len(values)] for c, values in cells.items()} for i in range(count)]

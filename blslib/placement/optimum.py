@@ -59,8 +59,6 @@ def optimum(
     from scipy.sparse import coo_array, vstack
 
     weights, sizes = np.asarray(weights, dtype=float), np.asarray(sizes, dtype=float)
-    if not len(weights):
-        return Optimum(np.zeros(0, dtype=int), 0.0, 0.0)
     pieces, mean = len(weights), max(weights.sum() / ranks, 1e-300)
     # x[piece, rank], then the load in units of the mean.
     piece, rank = np.divmod(np.arange(pieces * ranks), ranks)

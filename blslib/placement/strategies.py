@@ -40,7 +40,6 @@ class Options:
         sent: how much they may send, in all, as a multiple of what whole tables would.
         spare_bytes: that each rank may give to replicas of small tables.
         seed: of what is drawn.
-        loads_us: (T, N) time of each table in N batches that stand for the stream, for ``correlated``; None if unknown.
     """
 
     cap_bytes: float = math.inf
@@ -49,42 +48,21 @@ class Options:
     sent: float = 1.2
     spare_bytes: float = 256 * 2**20
     seed: int = 0
-    loads_us: np.ndarray | None = None
 
 
 Strategy = Callable[[Sequence[Table], int, Options], Placement]
 
 
-Score = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""From (P, K) loads and the (K,) weights of a piece to (P,): what is to be small, if that rank gets it."""
-
-
-def worst(load: np.ndarray, more: np.ndarray) -> np.ndarray:
-    """The rank's own load, by its worst criterion."""
-    return (load + more).max(axis=1)
-
-
-def together(load: np.ndarray, more: np.ndarray) -> np.ndarray:
-    """What all ranks need that wait for each other in each of K batches."""
-    return np.maximum(load + more, load.max(axis=0)).sum(axis=1)
-
-
 def assign(
-    weights: np.ndarray,
-    sizes: np.ndarray,
-    ranks: int,
-    cap: float = math.inf,
-    score: Score = worst,
-    apart: Sequence[Hashable] = (),
+    weights: np.ndarray, sizes: np.ndarray, ranks: int, cap: float = math.inf, apart: Sequence[Hashable] = ()
 ) -> np.ndarray:
-    """Greedy, heaviest first, each to the rank with the best score that has room for it (LPT).
+    """Greedy, heaviest first, each to the rank that is least loaded with it and has room for it (LPT).
 
     Args:
-        weights: (n, K) of each piece, by K criteria of like units, or in K batches.
+        weights: (n, K) of each piece, by K criteria of like units; a rank's load is its worst.
         sizes: (n,) bytes.
         ranks: P.
         cap: bytes of a rank.
-        score: of a rank that would get a piece.
         apart: what each piece is of, if no rank is to have two of the same; there must be no more of them than ranks.
 
     Returns:
@@ -98,7 +76,7 @@ def assign(
     owners = np.zeros(len(sizes), dtype=int)
     has: dict[Hashable, list[int]] = {}
     for piece in np.lexsort((-sizes, -weights.max(axis=1, initial=0))):
-        scores = score(load, weights[piece])
+        scores = (load + weights[piece]).max(axis=1)
         if cap < math.inf:
             scores[held + sizes[piece] > cap] = math.inf
         if apart:
@@ -133,10 +111,6 @@ def possible(tables: Sequence[Table], pieces: Sequence[Shard], sizes: np.ndarray
         )
 
 
-def _shapes(tables: Sequence[Table]) -> list[tuple[int, int]]:
-    return [(table.rows, table.dim) for table in tables]
-
-
 def _pieces(tables: Sequence[Table], counts: Iterable[tuple[int, int]]) -> list[Shard]:
     """Tables cut into (row blocks, column strips) each: every n-th row, and neighbouring columns of like width.
 
@@ -154,7 +128,7 @@ def _pieces(tables: Sequence[Table], counts: Iterable[tuple[int, int]]) -> list[
 
 
 def _placed(tables: Sequence[Table], pieces: Sequence[Shard], weights: np.ndarray, ranks: int, options: Options,
-            kept: Sequence[Shard] = (), score: Score = worst) -> Placement:  # fmt: skip
+            kept: Sequence[Shard] = ()) -> Placement:  # fmt: skip
     """The pieces by ``assign``, with ``kept`` on every rank."""
     sizes = of_shards(pieces, tables, options.cost).bytes
     room = options.cap_bytes - of_shards(kept, tables, options.cost).bytes.sum()
@@ -162,7 +136,7 @@ def _placed(tables: Sequence[Table], pieces: Sequence[Shard], weights: np.ndarra
     try:
         # A rank with two row blocks of a table would translate all ids twice, and send two sums.
         strips = [(piece.table, piece.columns) for piece in pieces]
-        owners = assign(weights, sizes, ranks, room, score, strips if len(set(strips)) < len(strips) else ())
+        owners = assign(weights, sizes, ranks, room, strips if len(set(strips)) < len(strips) else ())
     except NoneFoundError as error:
         name = tables[pieces[error.args[1]].table].name
         raise NoneFoundError(
@@ -192,40 +166,21 @@ def _whole(weigh: Callable[[Loads, Sequence[Table]], np.ndarray]) -> Strategy:
     return strategy
 
 
-def _within(placement: Placement, tables: Sequence[Table], options: Options) -> Placement:
-    """A placement that was made without a look at the cap, if it keeps it."""
-    held = of_ranks(placement, tables, options.cost).bytes
-    if held.max() > options.cap_bytes:
-        raise NoneFoundError(
-            f"found none: rank {held.argmax()} would hold {held.max():,.0f} bytes of {options.cap_bytes:,.0f}; this "
-            "strategy does not look at the cap, another one may find a placement"
-        )
-    return placement
+def _given(owners: Callable[[int, int, int], Sequence[int | None]]) -> Strategy:
+    """Whole tables, by a rule that looks at their number, at P and at a seed alone; refused above the cap."""
 
+    def strategy(tables: Sequence[Table], ranks: int, options: Options = Options()) -> Placement:
+        shapes = [(table.rows, table.dim) for table in tables]
+        placement = whole(shapes, owners(len(tables), ranks, options.seed), ranks)
+        held = of_ranks(placement, tables, options.cost).bytes
+        if held.max() > options.cap_bytes:
+            raise NoneFoundError(
+                f"found none: rank {held.argmax()} would hold {held.max():,.0f} bytes of {options.cap_bytes:,.0f}; "
+                "this strategy does not look at the cap, another one may find a placement"
+            )
+        return placement
 
-def singular(tables: Sequence[Table], ranks: int, options: Options = Options()) -> Placement:
-    """Everything everywhere: each process has the whole model, and nothing is sent."""
-    return _within(whole(_shapes(tables), [None] * len(tables), ranks), tables, options)
-
-
-def one_shard(tables: Sequence[Table], ranks: int, options: Options = Options()) -> Placement:
-    """Everything on rank 0: what sending costs, and nothing gained by it."""
-    return _within(whole(_shapes(tables), [0] * len(tables), ranks), tables, options)
-
-
-def _of(tables: Sequence[Table], weigh: Callable[[Table], float]) -> np.ndarray:
-    return np.array([weigh(table) for table in tables], dtype=float)
-
-
-def by_number(tables: Sequence[Table], ranks: int, options: Options = Options()) -> Placement:
-    """Neighbours together, equal in number: the reference DLRM's."""
-    return _within(contiguous(_shapes(tables), ranks), tables, options)
-
-
-def at_random(tables: Sequence[Table], ranks: int, options: Options = Options()) -> Placement:
-    """Each table on a rank that is drawn."""
-    owners = np.random.default_rng(options.seed).integers(ranks, size=len(tables)).tolist()
-    return _within(whole(_shapes(tables), owners, ranks), tables, options)
+    return strategy
 
 
 def net_specific(tables: Sequence[Table], ranks: int, options: Options = Options()) -> Placement:
@@ -283,10 +238,8 @@ def _searched(ways: Sequence[tuple[bool, bool]], replicas: bool = False) -> Stra
             small = each.bytes <= limit
             wanted = np.where(small, 1, _shares(each, options, ~small).max(axis=1) * ranks / factor)
             cut = _pieces(tables, _cuts(tables, wanted, ranks, rows, columns))
-            pieces, kept = (
-                [p for p in cut if not small[p.table]],
-                [p._replace(rank=None) for p in uncut if small[p.table]],
-            )
+            pieces = [piece for piece in cut if not small[piece.table]]
+            kept = [piece._replace(rank=None) for piece in uncut if small[piece.table]]
             weights = _shares(of_shards(pieces, tables, options.cost), options)
             try:
                 placement = _placed(tables, pieces, weights, ranks, options, kept)
@@ -320,33 +273,31 @@ def _limits(sizes: np.ndarray, options: Options) -> list[float]:
     return sorted({0.0, *(float(sizes[count - 1]) for count in fit if count)})
 
 
-def correlated(tables: Sequence[Table], ranks: int, options: Options = Options()) -> Placement:
-    """Whole tables, so that those which are hot in the same batches lie apart: packing of loads batch by batch.
+def _drawn(tables: int, ranks: int, seed: int) -> list[int]:
+    return np.random.default_rng(seed).integers(ranks, size=tables).tolist()
 
-    Without ``loads_us`` it is LPT over time.
-    """
-    pieces = _uncut(tables)
-    each_us = of_shards(pieces, tables, options.cost).time_us[:, None]
-    loads_us = each_us if options.loads_us is None else np.asarray(options.loads_us, dtype=float)
-    return _placed(tables, pieces, loads_us, ranks, options, score=together)
+
+def _by(weigh: Callable[[Table], float]) -> Strategy:
+    return _whole(lambda loads, tables: np.array([weigh(table) for table in tables], dtype=float))
 
 
 STRATEGIES: dict[str, Strategy] = {
-    "singular": singular,
-    "one-shard": one_shard,
-    "contiguous": by_number,
-    "random": at_random,
+    "singular": _given(lambda tables, ranks, seed: [None] * tables),
+    "one-shard": _given(lambda tables, ranks, seed: [0] * tables),
+    "contiguous": _given(lambda tables, ranks, seed: [s.rank for s in contiguous([(1, 1)] * tables, ranks).shards]),
+    "random": _given(_drawn),
     "capacity-balanced": _whole(lambda loads, tables: loads.bytes),
     "load-balanced": _whole(lambda loads, tables: loads.time_us),
     "net-specific": net_specific,
-    "size-greedy": _whole(lambda loads, tables: _of(tables, lambda t: t.rows * t.dim)),
-    "lookup-greedy": _whole(lambda loads, tables: _of(tables, lambda t: t.dim * t.pooling)),
-    "dim-greedy": _whole(lambda loads, tables: _of(tables, lambda t: t.dim)),
-    "size-lookup-greedy": _whole(lambda loads, tables: _of(tables, lambda t: t.dim * t.pooling * math.log10(t.rows))),
-    "correlated": correlated,
+    "size-greedy": _by(lambda table: table.rows * table.dim),
+    "lookup-greedy": _by(lambda table: table.dim * table.pooling),
+    "dim-greedy": _by(lambda table: table.dim),
+    "size-lookup-greedy": _by(lambda table: table.dim * table.pooling * math.log10(table.rows)),
     "row-split": _searched([(True, False)]),
     "column-split": _searched([(False, True)]),
     "replicated": _searched([(False, False)], replicas=True),
     "searched": _searched([(True, False), (False, True), (True, True)], replicas=True),
 }
-"""By name. The four greedy ones with "size", "lookup" and "dim" are the baselines of DreamShard's code (2210.02023)."""
+"""By name. ``singular`` has the whole model everywhere, ``one-shard`` all tables on rank 0: what sending costs, and
+nothing gained by it. ``contiguous`` is the reference DLRM's. Those with "greedy" are the baselines of DreamShard's code
+(daochenzha/dreamshard, dreamshard/sharders.py), which ignores a table that fits nowhere; here that is refused."""

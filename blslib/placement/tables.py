@@ -3,8 +3,7 @@
 import csv
 import json
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -96,8 +95,3 @@ def made(entries: Any, where: str) -> tuple[Table, ...]:
         if tables.setdefault(table.name, table) is not table:
             raise TableError(f"{told}: two tables have this name: rename one")
     return tuple(tables.values())
-
-
-def scaled(tables: Iterable[Table], factor: float) -> tuple[Table, ...]:
-    """The same with ``factor`` times the rows, one at least: to fit a smaller memory. Nets and pooling stay."""
-    return tuple(replace(table, rows=max(1, round(table.rows * factor)), time_us=None) for table in tables)
