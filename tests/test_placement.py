@@ -225,7 +225,7 @@ def test_the_optimum_is_found_in_time(tables: int, room: float, limit_s: float) 
     started_s = time.monotonic()
     found = optimum(weights, sizes, 8, cap=room * sizes.sum() / 8, limit_s=30)
     within(limit_s, time.monotonic() - started_s)
-    assert found.gap <= 0.0101
+    assert found.bound >= 0.9899 * found.load
 
 
 @pytest.mark.parametrize(
@@ -300,7 +300,7 @@ def test_tables_are_read(tmp_path: Path) -> None:
         ("rows,dim,pooling\n5,2,-1\n", "table 0: pooling must be a number of 0 or more, got -1.0"),
         ("rows,dim,pooling\n5,2,nan\n", "table 0: pooling must be"),
         ("rows,dim\n0,2\n", "table 0: rows must be a number of 1 or more, got 0"),
-        ("rows,dim,item_bytes\n1,2,0\n", "table 0: item_bytes must be above 0"),
+        ("rows,dim,item_bytes\n1,2,0\n", "table 0: item_bytes must be a number of 0.01 or more, got 0.0"),
         ("rows\n5\n", "table 0: dim: rows and dim are needed"),
         ("rows,dim,color\n5,2,red\n", "table 0: no column 'color'"),
         ("rows,dim\n5,2,7\n", "table 0: no column None"),

@@ -219,7 +219,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _command(arguments: Sequence[str] | None) -> int:
     given = vars(parser().parse_args(arguments))
     try:
-        taken = [path.resolve() for path in (*given.get("files", ()), *given.get("trace", ()))]
+        read = [*given.get("files", ()), *given.get("trace", ()), given.get("tables"), given.get("plan")]
+        taken = [Path(path).resolve() for path in read if path]
         for file in (given["json"], given.get("html"), given.get("save")):
             if file not in (None, "-"):
                 files.check(Path(file))

@@ -15,6 +15,8 @@ from blslib.theory.imbalance import Split
 
 MOST = 400
 """Tables above which the optimum is not asked for: it would take minutes."""
+LIMIT_S = 5.0
+"""Seconds that the optimum may take; what it has found by then is shown with its gap."""
 BEST = "optimum"
 """The name under which the optimum of whole tables stands beside the strategies."""
 
@@ -50,8 +52,8 @@ def _best(tables: Sequence[Table], ranks: int, options: Options) -> tuple[Placem
         raise NoneFoundError(f"not asked for above {MOST} tables: it would take minutes")
     shapes = [(table.rows, table.dim) for table in tables]
     each = of_shards(whole(shapes, [0] * len(tables), 1).shards, tables, options.cost)
-    best = optimum(each.time_us, each.bytes, ranks, cap=options.cap_bytes)
-    return whole(shapes, best.owners.tolist(), ranks), f"of whole tables, within {best.gap:.1%}"
+    best = optimum(each.time_us, each.bytes, ranks, cap=options.cap_bytes, limit_s=LIMIT_S)
+    return whole(shapes, best.owners.tolist(), ranks), f"of whole tables, within {1 - best.bound / best.load:.1%}"
 
 
 def requests(placement: Placement, tables: Sequence[Table]) -> np.ndarray:
@@ -97,14 +99,12 @@ def overview(found: Sequence[Placed], tables: Sequence[Table], options: Options)
 
 
 def chosen(found: Sequence[Placed]) -> Placed | None:
-    """The one with the least time on its busiest rank; of those within 1 % of it the one that sends least.
+    """The one with the least time on its busiest rank.
 
     The whole model everywhere is no answer; None if there is no other.
     """
     there = [each for each in found if each.strategy != "singular"]
-    quickest = min((each.loads.time_us.max() for each in there), default=0.0)
-    near = [each for each in there if each.loads.time_us.max() <= 1.01 * quickest]
-    return min(near, key=lambda each: each.loads.sent_bytes.sum(), default=None)
+    return min(there, key=lambda each: each.loads.time_us.max(), default=None)
 
 
 def bought(found: Placed, parts: Split) -> float:

@@ -24,11 +24,6 @@ class Optimum(NamedTuple):
     load: float
     bound: float
 
-    @property
-    def gap(self) -> float:
-        """Share of the load by which the best might still be less."""
-        return 1 - self.bound / self.load if self.load else 0.0
-
 
 def optimum(
     weights: np.ndarray,
@@ -56,7 +51,7 @@ def optimum(
         NoneFoundError: none was found in time.
     """
     from scipy.optimize import Bounds, LinearConstraint, milp
-    from scipy.sparse import coo_array, vstack
+    from scipy.sparse import coo_array
 
     weights, sizes = np.asarray(weights, dtype=float), np.asarray(sizes, dtype=float)
     pieces, mean = len(weights), max(weights.sum() / ranks, 1e-300)
@@ -69,7 +64,7 @@ def optimum(
     constraints = [LinearConstraint(once, 1, 1), LinearConstraint(loads + greatest, -np.inf, 0)]
     if cap < math.inf:
         held = coo_array((sizes[piece] / cap, (rank, np.arange(len(piece)))), (ranks, shape[1]))
-        constraints.append(LinearConstraint(vstack([held]), -np.inf, 1))
+        constraints.append(LinearConstraint(held, -np.inf, 1))
     place = np.argsort(np.argsort(-weights, kind="stable"))  # of each piece among the heaviest
     upper = np.append((rank <= place[piece]).astype(float), np.inf)
     lower = np.append(np.zeros(len(piece)), max(1.0, weights.max() / mean))

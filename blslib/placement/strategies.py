@@ -93,6 +93,32 @@ def assign(
     return owners
 
 
+def exchanged(owners: np.ndarray, weights: np.ndarray, sizes: np.ndarray, ranks: int, cap: float) -> np.ndarray:
+    """(n,) better owners: pieces of the heaviest rank are exchanged for lighter ones, or moved, while that helps.
+
+    Args:
+        owners: (n,) the rank of each piece.
+        weights, sizes: (n,) of the pieces.
+        ranks: P.
+        cap: bytes of a rank.
+    """
+    nothing = np.zeros(ranks)  # on each rank something that weighs nothing: to move is to exchange for that
+    weights, sizes = np.append(weights, nothing), np.append(sizes, nothing)
+    owners = np.append(owners, np.arange(ranks))
+    for _ in owners:
+        load, held = np.bincount(owners, weights), np.bincount(owners, sizes)
+        top = load.argmax()
+        here, there = np.flatnonzero(owners == top), np.flatnonzero(owners != top)
+        less, fewer = np.subtract.outer(weights[here], weights[there]), np.subtract.outer(sizes[here], sizes[there])
+        after = np.maximum(load[top] - less, load[owners[there]] + less)
+        after[(held[top] - fewer > cap) | (held[owners[there]] + fewer > cap)] = math.inf
+        if not after.size or after.min() >= load[top] * (1 - 1e-9):
+            break
+        one, other = np.unravel_index(after.argmin(), after.shape)
+        owners[here[one]], owners[there[other]] = owners[there[other]], top
+    return owners[:-ranks]
+
+
 def possible(tables: Sequence[Table], pieces: Sequence[Shard], sizes: np.ndarray, ranks: int, cap: float) -> None:
     """Refuse what simple sums rule out.
 
@@ -137,6 +163,8 @@ def _placed(tables: Sequence[Table], pieces: Sequence[Shard], weights: np.ndarra
         # A rank with two row blocks of a table would translate all ids twice, and send two sums.
         strips = [(piece.table, piece.columns) for piece in pieces]
         owners = assign(weights, sizes, ranks, room, strips if len(set(strips)) < len(strips) else ())
+        if weights.shape[1] == 1:
+            owners = exchanged(owners, weights[:, 0], sizes, ranks, room)
     except NoneFoundError as error:
         name = tables[pieces[error.args[1]].table].name
         raise NoneFoundError(
@@ -151,17 +179,12 @@ def _uncut(tables: Sequence[Table]) -> list[Shard]:
 
 
 def _whole(weigh: Callable[[Loads, Sequence[Table]], np.ndarray]) -> Strategy:
-    """Whole tables, by a weight alone; if that finds no room under the cap, by weight and bytes together."""
+    """Whole tables, by a weight."""
 
     def strategy(tables: Sequence[Table], ranks: int, options: Options = Options()) -> Placement:
         pieces = _uncut(tables)
-        loads = of_shards(pieces, tables, options.cost)
-        weights = weigh(loads, tables)
-        try:
-            return _placed(tables, pieces, weights[:, None], ranks, options)
-        except NoneFoundError:
-            both = np.stack([weights / max(weights.sum(), 1e-300), loads.bytes / loads.bytes.sum()], axis=1)
-            return _placed(tables, pieces, both, ranks, options)
+        weights = weigh(of_shards(pieces, tables, options.cost), tables)
+        return _placed(tables, pieces, weights[:, None], ranks, options)
 
     return strategy
 

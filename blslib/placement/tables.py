@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+_LEAST = {"rows": 1, "dim": 1, "pooling": 0.0, "spread": 0.0, "time_us": 0.0, "item_bytes": 0.01}
 _WHOLE, _TEXT = (int, "a whole number"), (str, "text")
 _KINDS: dict[str, tuple[type, str]] = {"name": _TEXT, "net": _TEXT, "rows": _WHOLE, "dim": _WHOLE}
 
@@ -42,12 +43,10 @@ class Table:
     time_us: float | None = None
 
     def __post_init__(self) -> None:
-        for what, least in (("rows", 1), ("dim", 1), ("pooling", 0.0), ("spread", 0.0), ("time_us", 0.0)):
+        for what, least in _LEAST.items():
             value = getattr(self, what)
             if value is not None and not least <= value < math.inf:
                 raise TableError(f"table {self.name}: {what} must be a number of {least:g} or more, got {value}")
-        if not 0 < self.item_bytes < math.inf:
-            raise TableError(f"table {self.name}: item_bytes must be above 0, got {self.item_bytes}")
 
     @property
     def bytes(self) -> int:

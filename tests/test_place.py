@@ -1,0 +1,174 @@
+"""``python -m blslib place``: what it prints, writes and refuses. No ranks, no MPI."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from blslib.lab import cli, place, tables
+from blslib.placement import models, plan
+from blslib.placement.loads import imbalance
+from blslib.placement.strategies import STRATEGIES, Options
+from blslib.theory.imbalance import Split
+from tests.conftest import ROOT
+
+LIST = "name,rows,dim,pooling,net\nusers,500000,64,10,user\nads,100000,64,40,item\n"
+LIST += "shops,2000,64,5,item\nhours,24,64,1,item\n"
+
+
+@pytest.fixture
+def listed(tmp_path: Path) -> Path:
+    path = tmp_path / "tables.csv"
+    path.write_text(LIST)
+    return path
+
+
+def ran(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    code = cli.main(["place", *arguments])
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
+
+
+def test_every_strategy_has_a_row_for_every_shard(listed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = ran(capsys, str(listed), "--shards", "2", "--spare", "1MiB", "--json", "-")
+    assert (code, err) == (0, "")
+    rows = json.loads(out)
+    assert [(row["strategy"], row["shard"]) for row in rows] == [
+        (s, n) for s in (*STRATEGIES, "optimum") for n in (0, 1)
+    ]
+    assert list(rows[0]) == ["strategy", "shard", "tables", "bytes", "lookups", "sent_bytes", "time_us", "requests"]
+    of = {name: [row for row in rows if row["strategy"] == name] for name in (*STRATEGIES, "optimum")}
+    everything = 4 * 64 * (500_000 + 100_000 + 2000 + 24)
+    for name, pair in of.items():
+        copies = sum(row["bytes"] for row in pair) / everything
+        assert copies == 2 if name == "singular" else 1 <= copies <= 1.4
+        assert sum(row["lookups"] for row in pair) == pytest.approx(56)
+    assert [row["requests"] for row in of["one-shard"]] == [2, 0]
+    assert [row["requests"] for row in of["net-specific"]] == [1, 1]
+    assert [row["requests"] for row in of["singular"]] == [0, 0]
+    busiest = {name: max(row["time_us"] for row in pair) for name, pair in of.items()}
+    assert busiest["searched"] <= busiest["optimum"] <= busiest["load-balanced"] <= busiest["one-shard"]
+
+
+def test_it_prints_one_screen_and_says_what_it_wrote(
+    listed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    best, rows = tmp_path / "best.json", tmp_path / "rows.json"
+    code, out, _ = ran(capsys, str(listed), "--shards", "2", "--save", str(best), "--json", str(rows))
+    assert code == 0
+    assert out.startswith("4 tables of tables.csv\n")
+    assert f"wrote {best}\nwrote {rows}\n" in out
+    assert "least time: " in out
+    assert all(name in out for name in STRATEGIES)
+    placement = plan.from_json(best.read_text(), tables.named(str(listed))[0])
+    assert placement.ranks == 2
+    assert len(json.loads(rows.read_text())) == 2 * (len(STRATEGIES) + 1)
+
+
+def test_a_plan_is_audited(listed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, names = tmp_path / "plan.json", ("users", "ads", "shops", "hours")
+    entries = [{"table": name, "type": "table_wise", "ranks": [2 * (name == "ads")]} for name in names]
+    path.write_text(json.dumps({"ranks": 3, "tables": entries}))
+    code, out, _ = ran(capsys, str(listed), "--plan", str(path), "--json", "-")
+    rows = [row for row in json.loads(out) if row["strategy"] == "plan"]
+    assert code == 0
+    assert [(row["shard"], row["tables"], row["lookups"]) for row in rows] == [(0, 3, 16), (1, 0, 0), (2, 1, 40)]
+    assert str(path) in ran(capsys, str(listed), "--plan", str(path))[1]
+
+
+def test_a_plan_may_be_what_its_trace_ran(listed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trace = tmp_path / "run.csv"
+    trace.write_text(
+        "rank,iteration,compute_s\n" + "".join(f"{r},{i},{1 + 2 * r}\n" for i in range(60) for r in (0, 1))
+    )
+    code, out, _ = ran(capsys, str(listed), "--shards", "2", "--trace", str(trace))
+    assert code == 0
+    assert "in the recorded run this would save 32.5% of the time" in out  # of 33.3 % static imbalance
+
+
+def test_what_a_placement_buys() -> None:
+    """A third of the time is static imbalance; 1.1 times the mean leaves a tenth of the useful work of it."""
+    listed = models.tables("criteo-kaggle")
+    [found], failed = place.placed(listed, 2, Options(), ["load-balanced"])
+    assert not failed
+    uneven = found._replace(loads=found.loads._replace(time_us=found.loads.time_us * 0 + [1.1, 0.9]))
+    assert place.bought(uneven, Split(60.0, 30.0, 0.0, 0.0, 90.0, 0.0, 0)) == pytest.approx((30 - 6) / 90)
+
+
+@pytest.mark.parametrize("name", models.NAMES)
+@pytest.mark.parametrize("ranks", [2, 8])
+def test_heuristics_stay_near_the_optimum_on_all_models(name: str, ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a cap, and with one of 1.2 times the mean where the tables can keep that."""
+    monkeypatch.setattr(place, "LIMIT_S", 1.0)
+    listed = models.tables(name)
+    total, largest = sum(table.bytes for table in listed), max(table.bytes for table in listed)
+    for cap in (float("inf"), max(1.2 * total / ranks, 1.05 * largest)):
+        found, _ = place.placed(listed, ranks, Options(cap_bytes=cap), ["load-balanced", "optimum"])
+        busiest = {each.strategy: each.loads.time_us.max() for each in found}
+        if "load-balanced" in busiest:
+            assert busiest["load-balanced"] <= 1.05 * busiest["optimum"]
+
+
+def test_aliccp_is_balanced_by_splits_and_by_replicas() -> None:
+    """23 fields in a row have twice the mean on the busiest of 4 ranks; all are small enough to be everywhere."""
+    listed, even = models.tables("aliccp-multihot"), {}
+    for name, slack in (("contiguous", 1.0), ("row-split", 1.02), ("searched", 1.01)):
+        [found], _ = place.placed(listed, 4, Options(slack={"lookups": slack}), [name])
+        even[name] = imbalance(found.loads.lookups)
+    assert even["contiguous"] > 2
+    assert even["row-split"] <= 1.02
+    assert even["searched"] <= 1.01
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["no.csv"], "no file no.csv, and no model of this name: there are drm1-like"),
+        (["{listed}", "--cap", "1KiB"], "impossible: table users needs"),
+        (["{listed}", "--plan", "{listed}"], "not a plan as docs/placement.md has it"),
+        (["{listed}", "--trace", "{listed}"], "lacks rank, iteration, compute_s"),
+    ],
+)
+def test_it_refuses_in_words(listed: Path, arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = ran(capsys, *(argument.format(listed=listed) for argument in arguments))
+    assert code
+    assert out == ""
+    assert told in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("size", ["0", "-1GiB", "x", "1XB", "nan"])
+def test_faulty_sizes_are_refused(listed: Path, size: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["place", str(listed), f"--cap={size}"])
+    assert "--cap" in capsys.readouterr().err
+
+
+def test_inputs_are_not_overwritten(listed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = ran(capsys, str(listed), "--save", str(listed))
+    assert code == 2
+    assert "names it twice" in err
+    assert listed.read_text() == LIST
+
+
+def test_tables_in_yaml(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "tables.yaml"
+    path.write_text("- {name: users, rows: 500, dim: 64}\n- {rows: 20, dim: 64, pooling: 2.5}\n")
+    listed, source = tables.named(str(path))
+    assert ([table.name for table in listed], listed[1].pooling, source) == (["users", "1"], 2.5, "tables.yaml")
+    path.write_text("a: [")
+    assert "no YAML" in ran(capsys, str(path))[2]
+    path.write_text("a: 3")
+    assert "no tables" in ran(capsys, str(path))[2]
+
+
+def test_it_needs_neither_mpi_nor_torch(listed: Path) -> None:
+    code = (
+        "import sys\nfor name in ('mpi4py.MPI', 'torch'):\n    sys.modules[name] = None\n"
+        f"from blslib.lab import cli\nsys.exit(cli.main(['place', {str(listed)!r}, '--shards', '2']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "least time" in done.stdout
