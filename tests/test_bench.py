@@ -293,7 +293,7 @@ def test_what_takes_no_part_is_told(tmp_path: Path) -> None:
         (["bench", "dlrm", "--laws", "none"], "unrecognized arguments"),
         (["bench", "alltoallv", "--ranks", "0"], "--ranks"),
         (["bench", "predict", "--ranks", "0"], "'0': expected whole number >= 1, and below"),
-        (["bench", "lookup", "--contenders", "bls"], "unrecognized arguments"),
+        (["bench", "soak", "--contenders", "bls"], "unrecognized arguments"),
         (["bench", "serving", "--rates", "0"], "expected number of batches a second > 0"),
         (["bench", "soak", "--minutes", "nan"], "invalid number of minutes > 0"),
         (["bench", "soak", "--minutes", "-1"], "invalid number of minutes > 0"),

@@ -264,7 +264,7 @@ def test_asking_what_benches_there_are_is_cheap() -> None:
     assert heavy(code) == []
 
 
-@pytest.mark.parametrize("room", ["theory", "workloads"])
+@pytest.mark.parametrize("room", ["theory", "workloads", "placement"])
 def test_the_lower_rooms_start_no_mpi(room: str) -> None:
     names = [f"blslib.{room}.{path.stem}" for path in PACKAGE.joinpath(room).glob("[!_]*.py")]
     code = f"import importlib\n[importlib.import_module(name) for name in {names!r}]"

@@ -32,7 +32,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_wheel_holds_every_module(wheel: Path) -> None:
-    expected = {str(path.relative_to(ROOT)) for path in (ROOT / "blslib").rglob("*.py")} | {"blslib/py.typed"}
+    expected = {str(path.relative_to(ROOT)) for path in (ROOT / "blslib").rglob("*.py")}
+    expected |= {"blslib/py.typed", "blslib/placement/models.csv"}
     assert {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name} == expected
 
 

@@ -1,6 +1,7 @@
 """``python -m blslib place``: what it prints, writes and refuses. No ranks, no MPI."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -172,3 +173,17 @@ def test_it_needs_neither_mpi_nor_torch(listed: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "least time" in done.stdout
+
+
+def test_the_page_shows_what_is_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (ROOT / "docs" / "placement.md").read_text()
+    example, output = (
+        re.search(rf"<!-- {mark} -->\n```text\n(.*?)```", page, re.DOTALL) for mark in ("example", "output")
+    )
+    assert example and output
+    monkeypatch.chdir(tmp_path)
+    Path("tables.csv").write_text(example[1])
+    assert ran(capsys, "tables.csv", "--shards", "2", "--spare", "1MiB")[1] == output[1]
+    assert all(f"`{name}`" in page for name in STRATEGIES)

@@ -89,7 +89,7 @@ def overview(found: Sequence[Placed], tables: Sequence[Table], options: Options)
             **{f"{name}_over_mean": imbalance(values) for name, values in loads._asdict().items()},
             "sent": float(loads.sent_bytes.sum() / whole_sent),
             "requests": int(requests(placement, tables).sum()),
-            "most_bytes": float(loads.bytes.max()),
+            "most_mib": float(loads.bytes.max() / 2**20),
             "busiest_us": float(loads.time_us.max()),
             "over_optimum": float(loads.time_us.max() / lowest_us),
             "told": told,
@@ -118,8 +118,9 @@ def text(found: Sequence[Placed], best: Placed, tables: Sequence[Table], options
     import pandas as pd
 
     lines = pd.DataFrame(overview(found, tables, options)).set_index("strategy")
-    lines.columns = lines.columns.str.replace("_over_mean", "*").str.replace("_", " ")
+    lines.columns = lines.columns.str.replace("_over_mean", "*").str.replace("_", " ").str.replace("told", "")
     each = pd.DataFrame(rows([best], tables)).drop(columns="strategy").set_index("shard")
     told = f"least time: {best.strategy}, {imbalance(best.loads.time_us):.3f} times the mean on its busiest rank"
     shown = lines.to_string(float_format="{:,.4g}".format), "* the greatest of a rank over the mean", ""
-    return "\n".join((*shown, told, each.to_string(float_format="{:,.5g}".format)))
+    text = "\n".join((*shown, told, each.to_string(float_format="{:,.0f}".format)))
+    return "\n".join(map(str.rstrip, text.split("\n")))
