@@ -330,6 +330,8 @@ def test_tables_that_are_no_text_are_told(tmp_path: Path) -> None:
     [
         ("no", "not a plan"),
         ("[]", "not a plan"),
+        ('{"ranks": 1.5, "tables": [{"table": "a", "type": "table_wise", "ranks": [0]}]}', "not a plan .* 'float'"),
+        ('{"ranks": 2, "tables": [{"table": "a", "type": "table_wise", "ranks": [0.7]}]}', "not a plan .* 'float'"),
         ('{"ranks": 1, "tables": [{"table": "b", "type": "table_wise", "ranks": [0]}]}', "a table 'b', which the list"),
         ('{"ranks": 1, "tables": [{"table": "a", "type": "table_wise"}]}', "not a plan .* KeyError: 'ranks'"),
         ('{"ranks": 1, "tables": [{"table": "a", "type": "table_wise", "ranks": [0, 0]}]}', "whole and once"),

@@ -14,6 +14,7 @@ blocks      one object per rank: ``rows``, [from, to) or [first, end, every n-th
 import json
 from collections.abc import Sequence
 from itertools import groupby
+from operator import index
 from typing import Any
 
 from blslib.placement.shards import Placement, PlacementError, Shard
@@ -60,8 +61,8 @@ def from_json(text: str, tables: Sequence[Table]) -> Placement:
             ranks = [None] if entry["type"] == EVERYWHERE else entry["ranks"]
             for rank, block in zip(ranks, entry.get("blocks") or [{}] * len(ranks), strict=True):
                 part = range(*block.get("rows", rows)), range(*block.get("columns", columns))
-                shards.append(Shard(number, *part, None if rank is None else int(rank)))
-        placement = Placement(tuple(shards), int(plan["ranks"]))
+                shards.append(Shard(number, *part, None if rank is None else index(rank)))
+        placement = Placement(tuple(shards), index(plan["ranks"]))
         placement.check([(table.rows, table.dim) for table in tables])
     except PlacementError as error:
         told = str(error)
