@@ -34,12 +34,10 @@ def placed(
     tables: Sequence[Table], ranks: int, options: Options, names: Sequence[str] = (*STRATEGIES, BEST)
 ) -> tuple[list[Placed], dict[str, str]]:
     """Every strategy on the same tables; and of those that found no placement, why."""
-    found, failed = [], {}
+    found, failed, given = [], {}, (tables, ranks, options)
     for name in names:
         try:
-            placement, told = (
-                _best(tables, ranks, options) if name == BEST else (STRATEGIES[name](tables, ranks, options), "")
-            )
+            placement, told = _best(*given) if name == BEST else (STRATEGIES[name](*given), "")
         except (NoneFoundError, ImpossibleError) as error:
             failed[name] = str(error)
         else:
@@ -50,7 +48,7 @@ def placed(
 def _best(tables: Sequence[Table], ranks: int, options: Options) -> tuple[Placement, str]:
     if len(tables) > MOST:
         raise NoneFoundError(f"not asked for above {MOST} tables: it would take minutes")
-    shapes = [(table.rows, table.dim) for table in tables]
+    shapes = [table.shape for table in tables]
     each = of_shards(whole(shapes, [0] * len(tables), 1).shards, tables, options.cost)
     best = optimum(each.time_us, each.bytes, ranks, cap=options.cap_bytes, limit_s=LIMIT_S)
     return whole(shapes, best.owners.tolist(), ranks), f"of whole tables, within {1 - best.bound / best.load:.1%}"

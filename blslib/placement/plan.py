@@ -63,11 +63,9 @@ def from_json(text: str, tables: Sequence[Table]) -> Placement:
                 part = range(*block.get("rows", rows)), range(*block.get("columns", columns))
                 shards.append(Shard(number, *part, None if rank is None else index(rank)))
         placement = Placement(tuple(shards), index(plan["ranks"]))
-        placement.check([(table.rows, table.dim) for table in tables])
-    except PlacementError as error:
-        told = str(error)
+        placement.check([table.shape for table in tables])
+    except PlacementError:
+        raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        told = f"not a plan as docs/placement.md has it: {type(error).__name__}: {error}"
-    else:
-        return placement
-    raise PlacementError(told)
+        raise PlacementError(f"not a plan as docs/placement.md has it: {type(error).__name__}: {error}") from None
+    return placement

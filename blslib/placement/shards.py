@@ -124,9 +124,8 @@ def whole(shapes: Sequence[tuple[int, int]], owners: Sequence[int | None], ranks
         owners: (T,) the rank of each.
         ranks: P.
     """
-    return Placement(
-        tuple(Shard(t, range(r), range(d), o) for t, ((r, d), o) in enumerate(zip(shapes, owners, strict=True))), ranks
-    )
+    shards = (Shard(t, range(r), range(d), o) for t, ((r, d), o) in enumerate(zip(shapes, owners, strict=True)))
+    return Placement(tuple(shards), ranks)
 
 
 def contiguous(shapes: Sequence[tuple[int, int]], ranks: int) -> Placement:

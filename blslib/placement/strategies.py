@@ -125,10 +125,10 @@ def possible(tables: Sequence[Table], pieces: Sequence[Shard], sizes: np.ndarray
     Raises:
         ImpossibleError: one piece is larger than the cap, or all are larger than all caps.
     """
-    if len(sizes) and (largest := int(sizes.argmax()), sizes.max())[1] > cap:
-        name = tables[pieces[largest].table].name
+    if sizes.max(initial=0) > cap:
+        name = tables[pieces[int(sizes.argmax())].table].name
         raise ImpossibleError(
-            f"impossible: table {name} needs {sizes[largest]:,.0f} bytes in one piece, a rank has {cap:,.0f}: "
+            f"impossible: table {name} needs {sizes.max():,.0f} bytes in one piece, a rank has {cap:,.0f}: "
             "cut tables (row-split, column-split), or raise the cap"
         )
     if sizes.sum() > ranks * cap:
@@ -153,10 +153,9 @@ def _pieces(tables: Sequence[Table], counts: Iterable[tuple[int, int]]) -> list[
     return found
 
 
-def _placed(tables: Sequence[Table], pieces: Sequence[Shard], weights: np.ndarray, ranks: int, options: Options,
-            kept: Sequence[Shard] = ()) -> Placement:  # fmt: skip
+def _placed(tables: Sequence[Table], pieces: Sequence[Shard], weights: np.ndarray, sizes: np.ndarray, ranks: int,
+            options: Options, kept: Sequence[Shard] = ()) -> Placement:  # fmt: skip
     """The pieces by ``assign``, with ``kept`` on every rank."""
-    sizes = of_shards(pieces, tables, options.cost).bytes
     room = options.cap_bytes - of_shards(kept, tables, options.cost).bytes.sum()
     possible(tables, pieces, sizes, ranks, room)
     try:
@@ -183,8 +182,8 @@ def _whole(weigh: Callable[[Loads, Sequence[Table]], np.ndarray]) -> Strategy:
 
     def strategy(tables: Sequence[Table], ranks: int, options: Options = Options()) -> Placement:
         pieces = _uncut(tables)
-        weights = weigh(of_shards(pieces, tables, options.cost), tables)
-        return _placed(tables, pieces, weights[:, None], ranks, options)
+        loads = of_shards(pieces, tables, options.cost)
+        return _placed(tables, pieces, weigh(loads, tables)[:, None], loads.bytes, ranks, options)
 
     return strategy
 
@@ -193,8 +192,7 @@ def _given(owners: Callable[[int, int, int], Sequence[int | None]]) -> Strategy:
     """Whole tables, by a rule that looks at their number, at P and at a seed alone; refused above the cap."""
 
     def strategy(tables: Sequence[Table], ranks: int, options: Options = Options()) -> Placement:
-        shapes = [(table.rows, table.dim) for table in tables]
-        placement = whole(shapes, owners(len(tables), ranks, options.seed), ranks)
+        placement = whole([table.shape for table in tables], owners(len(tables), ranks, options.seed), ranks)
         held = of_ranks(placement, tables, options.cost).bytes
         if held.max() > options.cap_bytes:
             raise NoneFoundError(
@@ -229,7 +227,7 @@ def net_specific(tables: Sequence[Table], ranks: int, options: Options = Options
     for net, many in given.items():
         pieces = [piece for piece in _uncut(tables) if tables[piece.table].net == net]
         sizes = of_shards(pieces, tables, options.cost).bytes
-        own = _placed(tables, pieces, sizes[:, None], many, options)
+        own = _placed(tables, pieces, sizes[:, None], sizes, many, options)
         shards += [shard._replace(rank=first + (shard.rank or 0)) for shard in own.shards]
         first += many
     return Placement(tuple(shards), ranks)
@@ -254,18 +252,21 @@ def _searched(ways: Sequence[tuple[bool, bool]], replicas: bool = False) -> Stra
     def strategy(tables: Sequence[Table], ranks: int, options: Options = Options()) -> Placement:
         uncut = _uncut(tables)
         each = of_shards(uncut, tables, options.cost)
-        tried = []
+        tried, seen = [], set[tuple]()
         failed: ValueError = NoneFoundError("found none")
         limits = _limits(each.bytes, options) if replicas else [0.0]
         for limit, factor, (rows, columns) in product(limits, FACTORS, ways):
             small = each.bytes <= limit
             wanted = np.where(small, 1, _shares(each, options, ~small).max(axis=1) * ranks / factor)
-            cut = _pieces(tables, _cuts(tables, wanted, ranks, rows, columns))
-            pieces = [piece for piece in cut if not small[piece.table]]
+            cuts = _cuts(tables, wanted, ranks, rows, columns)
+            if (limit, *cuts) in seen:  # neighbouring factors often cut alike
+                continue
+            seen.add((limit, *cuts))
+            pieces = [piece for piece in _pieces(tables, cuts) if not small[piece.table]]
             kept = [piece._replace(rank=None) for piece in uncut if small[piece.table]]
-            weights = _shares(of_shards(pieces, tables, options.cost), options)
+            loads = of_shards(pieces, tables, options.cost)
             try:
-                placement = _placed(tables, pieces, weights, ranks, options, kept)
+                placement = _placed(tables, pieces, _shares(loads, options), loads.bytes, ranks, options, kept)
             except (NoneFoundError, ImpossibleError) as error:
                 failed = error
                 continue

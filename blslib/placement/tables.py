@@ -49,6 +49,11 @@ class Table:
                 raise TableError(f"table {self.name}: {what} must be a number of {least:g} or more, got {value}")
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, D)."""
+        return self.rows, self.dim
+
+    @property
     def bytes(self) -> int:
         """Stored, rounded up."""
         return math.ceil(self.rows * self.dim * self.item_bytes)
