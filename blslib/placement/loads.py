@@ -21,8 +21,8 @@ Curve = tuple[tuple[float, float], ...]
 class LookupCost:
     """Time of pooled lookups on one core: ``call_us`` a shard, and a time a lookup by the bytes of shard and row.
 
-    The defaults are what ``python -m blslib bench lookup`` measured with uniform ids and float32 values on the machine
-    of the reference run (data/07-placement); ratios carry over to other machines better than times.
+    The defaults were measured with uniform ids and float32 values on one core (docs/placement.md says of what); ratios
+    carry over to other machines better than times.
 
     Attributes:
         batch: B, samples of a batch.

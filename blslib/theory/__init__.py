@@ -1,1 +1,1 @@
-"""What bounded lag can and cannot do, on paper: max-plus recurrence, laws of delay, four-way split, queues."""
+"""What bounded lag can and cannot do, on paper: max-plus recurrence, laws of delay, four-way split."""
