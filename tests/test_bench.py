@@ -10,9 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from blslib.collective.exchange import Arrival
 from blslib.lab import cli, experiments, found
-from blslib.lab.experiments import soak
 from blslib.lab.rows import summary
 from tests.conftest import LONG_S, ROOT
 
@@ -24,7 +22,6 @@ SMALL = {
     "delayed": ["--laws", "rotating", "--bounds", "0,4", "--repeats", "2", "--quick"],
     "dlrm": ["--scenarios", "rotating", "--bounds", "0,2", "--repeats", "2", "--quick"],
     "serving": ["--rates", "300", "--bounds", "0,4", "--repeats", "2", "--quick", "--contenders", "bls"],
-    "soak": ["--minutes", "0.05", "--bounds", "0,3"],
     "torch": ["--bytes", "64", "--bounds", "0,1", "--repeats", "2"],
 }
 
@@ -60,7 +57,7 @@ def test_rows_may_be_printed_alone() -> None:
     assert done.stderr.startswith("bench alltoallv: ")
 
 
-@pytest.mark.parametrize("name", [name for name in SMALL if name not in ("serving", "soak")])
+@pytest.mark.parametrize("name", [name for name in SMALL if name != "serving"])
 def test_every_setting_has_its_repeats(measured: dict[str, Rows], name: str) -> None:
     lines = summary(measured[name])
     assert set(lines["repeats"]) == {int(SMALL[name][SMALL[name].index("--repeats") + 1])}
@@ -125,18 +122,6 @@ def test_serving_has_a_row_for_every_batch_of_every_draw(measured: dict[str, Row
 def test_waiting_is_told_rank_by_rank(measured: dict[str, Rows]) -> None:
     for row in measured["dlrm"]:
         assert row["waiting_s"] == pytest.approx((row["waiting_rank0_s"] + row["waiting_rank1_s"]) / 2)
-
-
-def test_a_soak_checks_every_byte(measured: dict[str, Rows]) -> None:
-    (row,) = measured["soak"]
-    assert row["wrong"] == 0 and row["fds"] == row["fds_start"]
-    assert row["blocks"] > row["exchanges"] > 0 and row["bytes"] > row["blocks"]
-    sizes = np.full((3, 2, 2), 5)
-    text = np.arange(100, dtype=np.uint8)
-    check = soak.Check(0, text, sizes, np.full((3, 2, 2), 7))
-    right, wrong = text[7:12], text[8:13]
-    check.take([Arrival(0, [right, right]), Arrival(2, [right, right]), Arrival(2, [right, wrong])])
-    assert (check.due, check.wrong) == (3, 2)  # one out of order, one with other bytes
 
 
 def test_memory_is_slots_with_headers_and_a_page(measured: dict[str, Rows]) -> None:
@@ -293,10 +278,9 @@ def test_what_takes_no_part_is_told(tmp_path: Path) -> None:
         (["bench", "dlrm", "--laws", "none"], "unrecognized arguments"),
         (["bench", "alltoallv", "--ranks", "0"], "--ranks"),
         (["bench", "predict", "--ranks", "0"], "'0': expected whole number >= 1, and below"),
-        (["bench", "soak", "--contenders", "bls"], "unrecognized arguments"),
+        (["bench", "predict", "--contenders", "bls"], "unrecognized arguments"),
         (["bench", "serving", "--rates", "0"], "expected number of batches a second > 0"),
-        (["bench", "soak", "--minutes", "nan"], "invalid number of minutes > 0"),
-        (["bench", "soak", "--minutes", "-1"], "invalid number of minutes > 0"),
+        (["bench", "serving", "--rates", "nan"], "expected number of batches a second > 0"),
         (["bench", "nothing"], "invalid choice"),
         (["bench", "limits"], "invalid choice"),  # an experiment, and no bench
         (["bench", "alltoallv", "--json", "no/such/folder/x.json"], "its folder does not exist"),

@@ -8,7 +8,6 @@ A bench has besides:
 ``COLUMNS``    those of the summary that are printed, as words in one string
 ``OPTIONS``    options of its own by name, as arguments of ``argparse``
 ``RANKS``      the numbers of ranks by default, if ``--ranks`` takes several; else one number is taken, by default 4
-``TWO_HOSTS``  True if half as many ranks again are wanted on a second host
 =============  ======================================================================================================
 
 The first line of its docstring is its help. Whatever lists benches imports all of these files, so that heavy imports

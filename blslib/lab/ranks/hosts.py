@@ -143,11 +143,3 @@ class Hosts(ExitStack):
         with tempfile.NamedTemporaryFile("w", dir=self._folder, prefix="hosts-", delete=False) as hostfile:
             hostfile.writelines(f"{name}:{n}\n" for name, n in zip(self.names, ranks, strict=True))
         return [*self.inside("launcher"), mpiexec(), "-f", hostfile.name, "-localhost", LAUNCHER_ADDRESS]
-
-
-def run_on_two(ranks: int, arguments: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run ``python *arguments`` on so many ranks of one host and half as many of a second; else as ``Hosts.run``."""
-    if ranks % 2:
-        raise RuntimeError(f"half of the ranks go to each host, so their number is even, got {ranks}")
-    with Hosts(2) as hosts:
-        return hosts.run([ranks, ranks // 2], arguments, **options)
