@@ -89,6 +89,53 @@ def test_a_plan_may_be_what_its_trace_ran(listed: Path, tmp_path: Path, capsys: 
     assert "in the recorded run this would save 32.5% of the time" in out  # of 33.3 % static imbalance
 
 
+def test_a_plan_is_shown_where_nothing_else_is_found(
+    listed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "plan.json"
+    names = ("users", "ads", "shops", "hours")
+    entries = [{"table": name, "type": "data_parallel", "ranks": []} for name in names]
+    path.write_text("\ufeff" + json.dumps({"ranks": 2, "tables": entries}), encoding="utf-8")
+    code, out, told = ran(capsys, str(listed), "--plan", str(path), "--cap", "1MiB")
+    assert code == 0 and f"{path}, above the cap on 2 ranks" in out and "least time" not in out
+    assert "searched: impossible: the tables have 154,118,144 bytes, 2 ranks of 1,048,576 have 2,097,152" in told
+    code, _, told = ran(capsys, str(listed), "--plan", str(path), "--cap", "1MiB", "--save", str(tmp_path / "best"))
+    assert code == 1 and "no placement was found that could be saved" in told
+    code, _, told = ran(capsys, str(listed), "--plan", str(path), "--shards", "3")
+    assert code == 2 and "is for 2 ranks: leave --shards 3 out" in told
+
+
+def test_a_plan_may_be_printed_alone(listed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = ran(capsys, str(listed), "--shards", "2", "--save", "-")
+    assert code == 0 and plan.from_json(out, tables.named(str(listed))[0]).ranks == 2
+
+
+def test_impossible_is_said_of_what_is_and_of_no_more(listed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A table of 128 MB in two halves of 64 MB: greedy ways that do not cut fail, those that cut find one."""
+    code, out, told = ran(capsys, str(listed), "--shards", "2", "--cap", "80MiB", "--spare", "1MiB")
+    assert code == 0 and "row-split" in out
+    assert "optimum: impossible without cuts: 4 whole pieces do not fit on 2 ranks of 83,886,080 bytes" in told
+    assert "replicated: found none of " in told and "ways that keeps 83,886,080 bytes on a rank" in told
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("t.yaml", "- rows: 2020-13-01\n  dim: 4\n", "no YAML: month must be in 1..12"),
+        ("t.json", "[" * 100_000, "neither CSV nor JSON"),
+        ("t.csv", "rows,dim\n" + "9" * 26 + ",4\n", "rows must be 1 to 1e+15, got 99999999999999999999999999"),
+        ("t.csv", "rows,dim\n" + "9" * 9999 + ",4\n", "rows must be a whole number, got '999"),
+        ("t.csv", "rows,dim,time_us\n5,4,0\n", "time_us must be 0.001 to 1e+15, got 0.0"),
+    ],
+)
+def test_bad_lists_are_told_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, text: str, told: str
+) -> None:
+    (tmp_path / name).write_text(text)
+    code, _, said = ran(capsys, str(tmp_path / name))
+    assert code == 2 and told in said and name in said and len(said) < 400
+
+
 def test_what_a_placement_buys() -> None:
     """A third of the time is static imbalance; 1.1 times the mean leaves a tenth of the useful work of it."""
     listed = models.tables("criteo-kaggle")

@@ -141,7 +141,7 @@ def test_tables_of_which_only_the_total_is_known_are_equal(monkeypatch):
     [
         ({"tables": "many"}, "models.csv, model mine: invalid literal for int.*'many'"),
         ({"pooling": "1 2 3"}, "model mine: pooling has 3 values: give 1, or 4 for as many tables"),
-        ({"rows": "0"}, "models.csv, model mine: table 0: rows must be a number of 1 or more, got 0"),
+        ({"rows": "0"}, "models.csv, model mine: table 0: rows must be 1 to 1e.15, got 0"),
         ({"rows": "", "item_bytes": "4", "total_bytes": "x"}, "could not convert string to float: 'x'"),
         (
             {"rows": "", "item_bytes": "4", "total_bytes": "1e6", "largest_bytes": "2e5", "law": "pareto"},

@@ -84,12 +84,12 @@ def parser() -> argparse.ArgumentParser:
         epilog="docs/placement.md tells what the columns of TABLES and of the output mean, and what a plan is.",
     )
     one.add_argument("tables", metavar="TABLES", help="CSV, JSON or YAML with rows,dim and more, or a model's name")
-    one.add_argument("--shards", type=at_least(1), default=8, metavar="P", help="ranks to place them on (8)")
+    one.add_argument("--shards", type=at_least(1), metavar="P", help="ranks to place them on (8, or those of --plan)")
     one.add_argument("--cap", type=size, default=math.inf, metavar="SIZE", help="most bytes on a rank, such as 64GiB")
     one.add_argument("--spare", type=size, default=2**28, metavar="SIZE", help="of a rank, for small tables (256MiB)")
     one.add_argument("--batch", type=at_least(1), default=512, metavar="B", help="samples of a batch (512)")
     one.add_argument("--plan", type=Path, metavar="FILE", help="audit this plan beside the strategies")
-    one.add_argument("--save", type=Path, metavar="FILE", help="write the best placement there as a plan")
+    one.add_argument("--save", metavar="FILE", help="write the best placement there as a plan; - prints it alone")
     one.add_argument("--trace", type=Path, nargs="+", default=[], metavar="FILE", help="of a run: what it would save")
     one.add_argument("--json", metavar="FILE", help="write the rows there as well; - prints them alone")
     one.set_defaults(run=_place, extra="diagnose")
@@ -156,34 +156,40 @@ def _place(given: dict[str, Any]) -> int:
     from blslib.diagnosis import traces
     from blslib.lab import place, tables
     from blslib.placement import plan
-    from blslib.placement.loads import LookupCost, of_ranks
+    from blslib.placement.loads import LookupCost
     from blslib.placement.strategies import Options
     from blslib.theory.imbalance import split
 
     try:
         listed, source = tables.named(given["tables"])
         recorded = traces.read(given["trace"]) if given["trace"] else None
-        audited = given["plan"] and plan.from_json(given["plan"].read_text(encoding="utf-8"), listed)
+        audited = given["plan"] and plan.from_json(given["plan"].read_text(encoding="utf-8-sig"), listed)
         options = Options(given["cap"], LookupCost(given["batch"]), spare_bytes=given["spare"])
-        found, failed = place.placed(listed, audited.ranks if audited else given["shards"], options)
+        ranks = given["shards"] or (audited.ranks if audited else 8)
+        if audited and audited.ranks != ranks:
+            raise ValueError(f"{given['plan']} is for {audited.ranks} ranks: leave --shards {ranks} out")
+        found, failed = place.placed(listed, ranks, options)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
     for name, told in failed.items():
         print(f"{name}: {told}", file=sys.stderr)
-    if (best := place.chosen(found)) is None:
-        return 1
+    best = place.chosen(found)
     if audited:
-        found.append(place.Placed("plan", audited, of_ranks(audited, listed, options.cost), str(given["plan"])))
-    text = json.dumps(place.rows(found, listed), indent=1) + "\n"
-    wanted = {given["save"]: plan.to_json(best.placement, listed), given["json"] and Path(given["json"]): text}
-    written = {path: content for path, content in wanted.items() if path not in (None, Path("-"))}
-    files.write(written)
-    if given["json"] == "-":
-        print(text, end="")
+        found.append(place.audited(audited, listed, options, str(given["plan"])))
+    if not found:
+        return 1
+    if given["save"] and best is None:
+        print("no placement was found that could be saved", file=sys.stderr)
+        return 1
+    texts = {"save": plan.to_json(best.placement, listed)} if best else {}
+    texts["json"] = json.dumps(place.rows(found, listed), indent=1) + "\n"
+    files.write(written := {Path(given[to]): text for to, text in texts.items() if given[to] not in (None, "-")})
+    if alone := [text for to, text in texts.items() if given[to] == "-"]:
+        print(*alone, sep="", end="")
         return 0
     print(f"{len(listed)} tables of {source}\n\n{place.text(found, best, listed, options)}")
-    if recorded:
+    if recorded and best:
         saved = place.bought(best, split(recorded.work_s, recorded.total_s, bound=recorded.bound))
         print(f"in the recorded run this would save {saved:.1%} of the time, if lookups are all of the ranks' work")
     for path in written:

@@ -101,8 +101,15 @@ def chosen(found: Sequence[Placed]) -> Placed | None:
 
     The whole model everywhere is no answer; None if there is no other.
     """
-    there = [each for each in found if each.strategy != "singular"]
+    there = [each for each in found if len(each.placement.replicated) < len(each.placement.shards)]
     return min(there, key=lambda each: each.loads.time_us.max(), default=None)
+
+
+def audited(placement: Placement, tables: Sequence[Table], options: Options, path: str) -> Placed:
+    """A plan made elsewhere, beside the strategies."""
+    loads = of_ranks(placement, tables, options.cost)
+    above = f", above the cap on {(loads.bytes > options.cap_bytes).sum()} ranks"
+    return Placed("plan", placement, loads, path + above * bool(loads.bytes.max() > options.cap_bytes))
 
 
 def bought(found: Placed, parts: Split) -> float:
@@ -111,14 +118,18 @@ def bought(found: Placed, parts: Split) -> float:
     return (parts.static_s - left_s) / parts.total_s
 
 
-def text(found: Sequence[Placed], best: Placed, tables: Sequence[Table], options: Options) -> str:
-    """All strategies, a line each, then the best one, rank by rank."""
+def text(found: Sequence[Placed], best: Placed | None, tables: Sequence[Table], options: Options) -> str:
+    """All strategies, a line each, then the best one, if there is any, rank by rank."""
     import pandas as pd
 
     lines = pd.DataFrame(overview(found, tables, options)).set_index("strategy")
     lines.columns = lines.columns.str.replace("_over_mean", "*").str.replace("_", " ").str.replace("told", "")
-    each = pd.DataFrame(rows([best], tables)).drop(columns="strategy").set_index("shard")
-    told = f"least time: {best.strategy}, {imbalance(best.loads.time_us):.3f} times the mean on its busiest rank"
-    shown = lines.to_string(float_format="{:,.4g}".format), "* the greatest of a rank over the mean", ""
-    text = "\n".join((*shown, told, each.to_string(float_format="{:,.0f}".format)))
-    return "\n".join(map(str.rstrip, text.split("\n")))
+    shown = [lines.to_string(float_format="{:,.4g}".format), "* the greatest of a rank over the mean"]
+    if best:
+        shown += [
+            "",
+            f"least time: {best.strategy}, {imbalance(best.loads.time_us):.3f} times the mean on its busiest rank",
+        ]
+        each = pd.DataFrame(rows([best], tables)).drop(columns="strategy").set_index("shard")
+        shown.append(each.to_string(float_format="{:,.0f}".format))
+    return "\n".join(map(str.rstrip, "\n".join(shown).split("\n")))

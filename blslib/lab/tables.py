@@ -23,6 +23,7 @@ def named(what: str) -> tuple[tuple[Table, ...], str]:
     import yaml
 
     try:
-        return made(yaml.safe_load(path.read_text(encoding="utf-8")), what), path.name
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        entries = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except (yaml.YAMLError, RecursionError, ValueError) as error:  # such as a date of month 13
         raise TableError(f"{path}: no YAML: {error}") from None
+    return made(entries, what), path.name

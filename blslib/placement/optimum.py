@@ -76,7 +76,9 @@ def optimum(
         options={"time_limit": limit_s, "mip_rel_gap": gap},
     )
     if found.status == 2:
-        raise ImpossibleError(f"impossible: no placement keeps {cap:,.0f} bytes on each of {ranks} ranks")
+        raise ImpossibleError(
+            f"impossible without cuts: {pieces} whole pieces do not fit on {ranks} ranks of {cap:,.0f} bytes"
+        )
     if found.x is None:
         raise NoneFoundError(f"found none in {limit_s:g} s, and no proof that there is none: give it more time")
     owners = found.x[:-1].reshape(pieces, ranks).argmax(axis=1)

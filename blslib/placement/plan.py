@@ -21,6 +21,7 @@ from blslib.placement.shards import Placement, PlacementError, Shard
 from blslib.placement.tables import Table
 
 EVERYWHERE = "data_parallel"
+TYPES = ("table_wise", "row_wise", "column_wise", "grid", EVERYWHERE)
 
 
 def to_json(placement: Placement, tables: Sequence[Table]) -> str:
@@ -57,15 +58,24 @@ def from_json(text: str, tables: Sequence[Table]) -> Placement:
             if entry["table"] not in numbers:
                 raise PlacementError(f"the plan has a table {entry['table']!r}, which the list of tables does not have")
             number = numbers[entry["table"]]
-            rows, columns = [0, tables[number].rows], [0, tables[number].dim]
-            ranks = [None] if entry["type"] == EVERYWHERE else entry["ranks"]
+            if entry["type"] not in TYPES or (entry["type"] == EVERYWHERE and entry.get("ranks")):
+                raise ValueError(f"type is one of {', '.join(TYPES)}, the last of them without ranks, got {entry}")
+            ranks = [None] if entry["type"] == EVERYWHERE else [_rank(each) for each in entry["ranks"]]
             for rank, block in zip(ranks, entry.get("blocks") or [{}] * len(ranks), strict=True):
-                part = range(*block.get("rows", rows)), range(*block.get("columns", columns))
-                shards.append(Shard(number, *part, None if rank is None else index(rank)))
-        placement = Placement(tuple(shards), index(plan["ranks"]))
-        placement.check([table.shape for table in tables])
+                if block.keys() - {"rows", "columns"}:
+                    raise ValueError(f"a block has rows and columns, got {block}")
+                size = {"rows": [0, tables[number].rows], "columns": [0, tables[number].dim], **block}
+                shards.append(Shard(number, range(*size["rows"]), range(*size["columns"]), rank))
+        placement = Placement(tuple(shards), _rank(plan["ranks"]))
+        placement.check([table.shape for table in tables], [table.name for table in tables])
     except PlacementError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise PlacementError(f"not a plan as docs/placement.md has it: {type(error).__name__}: {error}") from None
     return placement
+
+
+def _rank(value: Any) -> int:
+    if isinstance(value, bool):
+        raise TypeError(f"ranks are whole numbers, got {value}")
+    return index(value)

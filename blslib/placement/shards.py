@@ -6,6 +6,8 @@ from functools import cached_property
 from itertools import groupby
 from typing import NamedTuple
 
+MOST_RANKS = 2**20
+
 
 class PlacementError(ValueError):
     """A placement does not hold every row and column exactly once."""
@@ -44,8 +46,8 @@ class Placement:
     ranks: int
 
     def __post_init__(self) -> None:
-        if self.ranks < 1:
-            raise PlacementError(f"a placement needs at least one rank, got {self.ranks}")
+        if not 1 <= self.ranks <= MOST_RANKS:
+            raise PlacementError(f"a placement is over 1 to {MOST_RANKS:,} ranks, got {self.ranks}")
         for shard in self.shards:
             if shard.rank is not None and not 0 <= shard.rank < self.ranks:
                 raise PlacementError(
@@ -86,11 +88,12 @@ class Placement:
         """The shards that every rank holds."""
         return tuple(shard for shard in self.shards if shard.rank is None)
 
-    def check(self, shapes: Sequence[tuple[int, int]]) -> None:
+    def check(self, shapes: Sequence[tuple[int, int]], names: Sequence[str] = ()) -> None:
         """See that every row and column of every table is held exactly once.
 
         Args:
             shapes: (rows, D) of each of the T tables.
+            names: of the tables, if they have any, for the complaint.
 
         Raises:
             PlacementError: a table is missing, unknown, held in part, or twice.
@@ -104,7 +107,8 @@ class Placement:
             if not complete or not all(_tiles(blocks, rows) for blocks in strips.values()):
                 held = ", ".join(f"rows {s.rows} columns {s.columns}" for s in found.get(table, ())) or "nothing"
                 raise PlacementError(
-                    f"table {table} of {rows} rows and {dim} columns must be held whole and once, got {held}"
+                    f"table {names[table] if names else table} of {rows} rows and {dim} columns must be held whole "
+                    f"and once, got {held}"
                 )
 
 

@@ -125,12 +125,16 @@ def possible(tables: Sequence[Table], pieces: Sequence[Shard], sizes: np.ndarray
     Raises:
         ImpossibleError: one piece is larger than the cap, or all are larger than all caps.
     """
-    if sizes.max(initial=0) > cap:
+    if len(sizes) and sizes.max() > cap:
         name = tables[pieces[int(sizes.argmax())].table].name
         raise ImpossibleError(
             f"impossible: table {name} needs {sizes.max():,.0f} bytes in one piece, a rank has {cap:,.0f}: "
             "cut tables (row-split, column-split), or raise the cap"
         )
+    _enough(sizes, ranks, cap)
+
+
+def _enough(sizes: np.ndarray, ranks: int, cap: float) -> None:
     if sizes.sum() > ranks * cap:
         raise ImpossibleError(
             f"impossible: the tables have {sizes.sum():,.0f} bytes, {ranks} ranks of {cap:,.0f} have {ranks * cap:,.0f}"
@@ -252,8 +256,8 @@ def _searched(ways: Sequence[tuple[bool, bool]], replicas: bool = False) -> Stra
     def strategy(tables: Sequence[Table], ranks: int, options: Options = Options()) -> Placement:
         uncut = _uncut(tables)
         each = of_shards(uncut, tables, options.cost)
+        _enough(each.bytes, ranks, options.cap_bytes)
         tried, seen = [], set[tuple]()
-        failed: ValueError = NoneFoundError("found none")
         limits = _limits(each.bytes, options) if replicas else [0.0]
         for limit, factor, (rows, columns) in product(limits, FACTORS, ways):
             small = each.bytes <= limit
@@ -267,15 +271,14 @@ def _searched(ways: Sequence[tuple[bool, bool]], replicas: bool = False) -> Stra
             loads = of_shards(pieces, tables, options.cost)
             try:
                 placement = _placed(tables, pieces, _shares(loads, options), loads.bytes, ranks, options, kept)
-            except (NoneFoundError, ImpossibleError) as error:
-                failed = error
+            except (NoneFoundError, ImpossibleError):  # with these pieces, and beside these replicas
                 continue
             got = of_ranks(placement, tables, options.cost)
             over = [imbalance(getattr(got, what)) / far for what, far in options.slack.items()]
             over.append(got.sent_bytes.sum() / each.sent_bytes.sum() / options.sent)
             tried.append((max(1.0, *over), got.time_us.max(), got.sent_bytes.max(), placement))
         if not tried:
-            raise failed
+            raise NoneFoundError(f"found none of {len(seen)} ways that keeps {options.cap_bytes:,.0f} bytes on a rank")
         good = [each for each in tried if each[0] <= min(each[0] for each in tried)]
         quick = [each for each in good if each[1] <= 1.01 * min(each[1] for each in good)]
         return min(quick, key=lambda each: each[2])[3]

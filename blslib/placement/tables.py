@@ -7,7 +7,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-_LEAST = {"rows": 1, "dim": 1, "pooling": 0.0, "spread": 0.0, "time_us": 0.0, "item_bytes": 0.01}
+_LEAST = {"rows": 1, "dim": 1, "pooling": 0.0, "spread": 0.0, "time_us": 1e-3, "item_bytes": 0.01}
+_MOST = 1e15
 _WHOLE, _TEXT = (int, "a whole number"), (str, "text")
 _KINDS: dict[str, tuple[type, str]] = {"name": _TEXT, "net": _TEXT, "rows": _WHOLE, "dim": _WHOLE}
 
@@ -45,8 +46,8 @@ class Table:
     def __post_init__(self) -> None:
         for what, least in _LEAST.items():
             value = getattr(self, what)
-            if value is not None and not least <= value < math.inf:
-                raise TableError(f"table {self.name}: {what} must be a number of {least:g} or more, got {value}")
+            if value is not None and not least <= value <= _MOST:
+                raise TableError(f"table {self.name}: {what} must be {least:g} to {_MOST:g}, got {value!s:.40}")
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -71,7 +72,7 @@ def read(path: Path) -> tuple[Table, ...]:
     try:
         text = path.read_text(encoding="utf-8-sig")
         entries = json.loads(text) if text.lstrip()[:1] in ("[", "{") else list(csv.DictReader(text.splitlines()))
-    except (UnicodeDecodeError, csv.Error, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, csv.Error, json.JSONDecodeError, RecursionError) as error:
         raise TableError(f"{path}: neither CSV nor JSON in UTF-8: {error}") from None
     return made(entries.get("tables") if isinstance(entries, dict) else entries, str(path))
 
@@ -85,13 +86,15 @@ def made(entries: Any, where: str) -> tuple[Table, ...]:
     for number, entry in enumerate(entries):
         given = {"name": str(number)} | {name: value for name, value in entry.items() if value not in (None, "")}
         told = f"{where}, table {given['name']}"
+        if None in given:
+            raise TableError(f"{told}: its line has more cells than the heading: {given[None]}")
         if wrong := [f"no column {name!r}" for name in given.keys() - kinds] or sorted({"rows", "dim"} - given.keys()):
             raise TableError(f"{told}: {wrong[0]}: rows and dim are needed, and known are {', '.join(kinds)}")
         for name, value in given.items():
             try:
                 given[name] = kinds[name][0](str(value))
             except ValueError:
-                raise TableError(f"{told}: {name} must be {kinds[name][1]}, got {value!r}") from None
+                raise TableError(f"{told}: {name} must be {kinds[name][1]}, got {value!r:.40}") from None
         try:
             table = Table(**given)
         except TableError as error:
