@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from blslib.lab import cli, experiments, found
-from blslib.lab.rows import summary
+from blslib.lab.rows import BY_GROUP, derived, summary
 from tests.conftest import LONG_S, ROOT
 
 Rows = list[dict[str, Any]]
@@ -21,6 +21,7 @@ SMALL = {
     "arrivals": ["--patterns", "rotating,gather-like", "--bounds", "0,4", "--repeats", "1", "--quick"],
     "delayed": ["--laws", "rotating", "--bounds", "0,4", "--repeats", "2", "--quick"],
     "dlrm": ["--scenarios", "rotating", "--bounds", "0,2", "--repeats", "2", "--quick"],
+    "placed": "--scenarios static --strategies load-balanced,correlated,row-split --bounds 0,2 --repeats 2 --quick".split(),
     "serving": ["--rates", "300", "--bounds", "0,4", "--repeats", "2", "--quick", "--contenders", "bls"],
     "torch": ["--bytes", "64", "--bounds", "0,1", "--repeats", "2"],
 }
@@ -102,7 +103,7 @@ def test_each_stands_beside_the_others(measured: dict[str, Rows]) -> None:
 
 
 def test_no_run_is_quicker_than_its_prediction(measured: dict[str, Rows]) -> None:
-    for row in measured["arrivals"] + measured["delayed"] + measured["dlrm"]:
+    for row in measured["arrivals"] + measured["delayed"] + measured["dlrm"] + measured["placed"]:
         assert row["measured_s"] >= row["predicted_s"] * (1 - 1e-9)
         assert row["predicted_s"] >= row["limit_s"] * (1 - 1e-9)
         assert row["limit_s"] >= row["useful_s"] > 0
@@ -111,6 +112,22 @@ def test_no_run_is_quicker_than_its_prediction(measured: dict[str, Rows]) -> Non
 
 def test_scores_are_the_same_to_the_bit(measured: dict[str, Rows]) -> None:
     assert all(row["identical"] is True for row in measured["dlrm"] + measured["serving"])
+
+
+def test_placements_stand_beside_whole_groups(measured: dict[str, Rows]) -> None:
+    """With the same scores, but for sums of split rows in another order; paired within each repeat."""
+    found = measured["placed"]
+    assert {row["strategy"] for row in found} == {BY_GROUP, "load-balanced", "correlated", "row-split"}
+    for strategy in ("load-balanced", "row-split"):
+        assert pairs(found, strategy=strategy) == {("mpi", 0), ("bls", 0), ("bls", 2)}
+    assert all(row["identical"] is True for row in found)
+    base = {row["repeat"]: row["measured_s"] for row in found if (row["strategy"], row["contender"], row["bound"]) ==
+            (BY_GROUP, "bls", 0)}  # fmt: skip
+    table = derived(found)
+    ours = table[table["contender"] == "bls"]
+    assert (ours["over_groups"] == ours["repeat"].map(base) / ours["measured_s"]).all()
+    balance = summary(found).query("contender == 'bls' and bound == 0").set_index("strategy")["load_balance"]
+    assert balance["load-balanced"] > balance[BY_GROUP]  # the last group has five times as much to do, always
 
 
 def test_serving_has_a_row_for_every_batch_of_every_draw(measured: dict[str, Rows]) -> None:

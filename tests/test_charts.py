@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import vl_convert
 
-from blslib.charts import diagnosis, look
+from blslib.charts import diagnosis, look, placement
 from blslib.charts import models as model_charts
 from blslib.charts import runs as charts
 from blslib.lab import figures
@@ -187,6 +187,7 @@ def test_contenders_differ_without_colour() -> None:
 def test_one_colour_has_one_meaning() -> None:
     """Of contenders, of bounds as series, of what a rank does when, and of the parts of a run's time."""
     kinds = [{color for color, _ in look.LOOKS.values()}, look.BLUES, charts.PHASES.values(), diagnosis.COLORS.values()]
+    kinds.append({color for color, _ in placement.STRATEGIES.values()})
     every = [color.upper() for kind in kinds for color in kind]
     assert len(every) == len(set(every))
     assert len(set(look.BLUES)) == len(set(look.SHAPES)) == len(look.BLUES)
@@ -271,6 +272,47 @@ def test_latencies_under_load_and_alone() -> None:
         assert "latency (ms, logarithmic)" in svg
         assert "NaN" not in svg
         assert f">{name}</text>" in svg
+
+
+def placed() -> pd.DataFrame:
+    """The summary of placed.run."""
+    made = [
+        summed(
+            {"scenario": scenario, "strategy": strategy, "contender": "bls", "bound": bound, "ranks": 2}
+            | {"batch_size": 256, "iterations": 64, "repeats": 7, "source": f"generated: {scenario} ids"},
+            over_groups=1 + 0.1 * bound,
+        )
+        for scenario in PANELS
+        for strategy in ("by-group", "searched")
+        for bound in (0, 1, 4)
+    ]
+    return pd.DataFrame(made)
+
+
+def test_lag_stands_beside_placement() -> None:
+    chart = placement.lag_and_placement(placed(), cores=2, bound=4).to_dict()
+    svg = vl_convert.vegalite_to_svg(chart)
+    for words in ("placement alone: bound 0", "placement and lag: bound 4", "by-group", "searched", "rotating"):
+        assert f">{words}</text>" in svg
+    assert "2 ranks on 2 cores" in svg and "static 1.00 to 1.40" in chart["description"]
+    assert {row["bound"] for rows in chart["datasets"].values() for row in rows} == {0, 4}
+
+
+def test_strategies_are_told_by_name_and_by_colour() -> None:
+    table = [
+        {"strategy": name, "panel": panel, "shards": shards, "value": value * shards}
+        for name, value in (("load-balanced", 2.0), ("net-specific", 1.0))
+        for panel in ("time", "bytes")
+        for shards in (2, 4)
+    ]
+    dots = placement.dots([row for row in table if row["shards"] == 2], "Title", ["Line"], what="Loads")
+    curves = placement.curves(table, alt.X("shards:O", title="shards"), "over one (×)", "Title", ["Line"])
+    for chart in (dots, curves):
+        svg, said = vl_convert.vegalite_to_svg(chart.to_dict()), chart.to_dict()["description"]
+        assert all(f">{words}</text>" in svg for words in ("load-balanced", "net-specific", "time", "bytes", "Line"))
+        assert "net-specific" in said
+    assert "time: least 2 by net-specific" in dots.to_dict()["description"]
+    assert "bytes, load-balanced: 4.00 to 8.00" in curves.to_dict()["description"]
 
 
 def test_shown_as_a_picture_with_its_description(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -235,3 +235,21 @@ def test_tables_and_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert lines[1] == "| (e) accuracy fully preserved (every run) | bit-identical in 27 runs |  |  |  | holds |"
     (open_one,) = claims.markdown(found[1:2], reasons=False).splitlines()[2:]
     assert open_one.endswith("| inconclusive: fewer than 7 repeats |")
+
+
+@pytest.mark.parametrize(
+    ("value", "verdict"),
+    [
+        ((1.01, 1.00, 1.04), "holds"),
+        ((1.10, 1.06, 1.20), "fails"),
+        ((0.90, 0.80, 0.99), "fails"),
+        ((1.03, 1.00, 1.06), "inconclusive"),
+        ((1.03, 0.90, 1.20), "inconclusive"),
+    ],
+)
+def test_a_statement_about_a_number(value: tuple[float, ...], verdict: str) -> None:
+    claim = claims.stated("(x) all is even", "made up", Interval(*value), 1.0, 1.05, 9)
+    assert (claim["verdict"], claim["repeats"], claim["quantity"]) == (verdict, 9, "statement")
+    assert "{:.2f} ({:.2f} to {:.2f}), 1.00 to 1.05 is meant".format(*value) in claims.markdown([claim])
+    assert claims.headlines([claim]) == []
+    assert claims.table([claim]).splitlines()[-1].strip()

@@ -4,8 +4,10 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from blslib.lab import cli, place, tables
@@ -13,6 +15,8 @@ from blslib.placement import models, plan
 from blslib.placement.loads import imbalance
 from blslib.placement.strategies import STRATEGIES, Options
 from blslib.theory.imbalance import Split
+from blslib.workloads.batch import Batch
+from blslib.workloads.synthetic import Synthetic
 from tests.conftest import ROOT
 
 LIST = "name,rows,dim,pooling,net\nusers,500000,64,10,user\nads,100000,64,40,item\n"
@@ -234,3 +238,16 @@ def test_the_page_shows_what_is_printed(
     Path("tables.csv").write_text(example[1])
     assert ran(capsys, "tables.csv", "--shards", "2", "--spare", "1MiB")[1] == output[1]
     assert all(f"`{name}`" in page for name in STRATEGIES)
+
+
+def test_tables_of_a_stream_are_counted_and_timed() -> None:
+    """Two tables alike but for twenty times the lookups: the second takes longer; another stream is judged the same."""
+    source = Synthetic((50_000, 50_000), 256, [2, 40], iterations=3)
+    listed = tables.of_batches(source.rows, 16, list(source))
+    assert [(table.shape, table.pooling, table.spread) for table in listed] == [((50_000, 16), p, 0.0) for p in (2, 40)]
+    timed = tables.timed(listed, list(source), passes=3)
+    assert [replace(table, time_us=None) for table in timed] == list(listed)
+    few_us, many_us = (table.time_us or 0.0 for table in timed)
+    assert 0 < few_us < many_us
+    uneven = tables.of_batches((9,), 4, [Batch(np.zeros((2, 1), np.float32), (np.arange(4),), (np.array([0, 1, 4]),))])
+    assert (uneven[0].pooling, uneven[0].spread) == (2.0, 1.0)

@@ -59,7 +59,7 @@ def derived(rows: Rows) -> pd.DataFrame:
     ratio                               measured time over predicted time
     over_work                           measured time over the work of the busiest rank
     work_over_alone                     the work of the busiest rank over that of the same contender at bound 0
-    placement_effect                    time of the same contender and bound with whole groups of tables over this one's
+    over_groups                         time of the same contender at bound 0 with whole groups of tables over this
     load_balance, serialisation,        POP's efficiencies: the mean over the busiest rank's work, that over the time
     transfer                            with a free exchange, and that over the time measured
     share_of_mpi, share_of_raw,         of ``time_us``: beside MPI_Alltoallv through our interface, the same in a bare
@@ -82,7 +82,7 @@ def derived(rows: Rows) -> pd.DataFrame:
         table["serialisation"] = limit_s / predicted_s
         table["transfer"] = predicted_s / measured_s
         if "strategy" in table:
-            table["placement_effect"] = over(table, "measured_s", strategy=BY_GROUP) / measured_s
+            table["over_groups"] = over(table, "measured_s", bound=0, strategy=BY_GROUP) / measured_s
     if "time_us" in table:
         for name in ("mpi", "raw"):
             table[f"share_of_{name}"] = table["time_us"] / over(table, "time_us", contender=name, bound=0)

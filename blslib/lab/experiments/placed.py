@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from blslib.placement.shards import Placement
     from blslib.placement.tables import Table
 
-COLUMNS = "scenario strategy contender bound measured_s placement_effect lag_effect load_balance serialisation transfer identical"  # fmt: skip # noqa: E501
+COLUMNS = "scenario strategy contender bound measured_s over_groups lag_effect load_balance serialisation transfer identical"  # fmt: skip # noqa: E501
 OPTIONS = {"scenarios": names(SCENARIOS, "NAME"), "strategies": names((*STRATEGIES, "correlated"), "NAME")}
 RANKS = 2
 
@@ -74,6 +74,11 @@ def run(comm: "MPI.Intracomm", config: Config) -> list[Row]:
             same = np.allclose(each.scores, found[BY_GROUP, item][0].scores, rtol=1e-5, atol=1e-7)
             setting = {"scenario": config.scenario, "strategy": strategy, "contender": item.name, "bound": item.bound}
             setting |= {"law": config.law, "mean_delay_s": config.mean_delay_s, "ranks": comm.size}
+            setting |= {
+                "batch_size": config.batch_size,
+                "iterations": config.iterations,
+                "source": cases[strategy, item][0].source,
+            }
             measures = each.run.measures(item.bound, alone[repeat].run)
             rows.append({**setting, "repeat": repeat, **measures, "identical": bool(comm.allreduce(same, op=min))})
     return rows
