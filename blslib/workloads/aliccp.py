@@ -102,10 +102,8 @@ class AliCcp(Loader):
         if b"\x02" not in first:
             return self._line, False
         name = self.path.name.replace("sample_skeleton", "common_features").removesuffix(".gz")
-        path = existing(
-            self.common or self.path.with_name(name),
-            f"{self.path} needs its common features: put them there, unpacked, or give common=FILE",
-        )
+        how = f"{self.path} needs its common features: put them there, unpacked, or give common=FILE"
+        path = existing(self.common or self.path.with_name(name), how)
         if is_gzip(path) or path == self.path:
             raise ValueError(f"{path} cannot be the common features: give common=FILE, unpacked, for keyed access")
         return partial(self._skeleton, stack.enter_context(self._common_features(path))), False
