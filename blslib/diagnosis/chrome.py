@@ -59,7 +59,6 @@ class RankTrace(NamedTuple):
 class _Timeline:
     """What one trace holds of the calls and of the work around them; times in microseconds of its own clock."""
 
-    path: Path
     calls: dict[str, list[tuple[float, float, Any]]] = field(default_factory=lambda: defaultdict(list))
     """By level: start, end, thread."""
     operators: dict[Any, array] = field(default_factory=lambda: defaultdict(lambda: array("d")))
@@ -96,7 +95,7 @@ def rank_trace(path: Path, text: TextIO, key: str) -> RankTrace:
     Raises:
         TraceError: the file is damaged, ends too early, or holds fewer than two all-to-all calls.
     """
-    found, events = _Timeline(path), False
+    found, events = _Timeline(), False
     for event in _values(path, text, key):
         events = True
         try:
@@ -106,7 +105,7 @@ def rank_trace(path: Path, text: TextIO, key: str) -> RankTrace:
             raise TraceError(f"{path}: damaged event {reprlib.repr(event)}: record the run again") from None
     if not events:
         raise TraceError(f"{path} is JSON without traceEvents: give what torch.profiler's export_chrome_trace writes")
-    begin_us, work_s, total_s = _work(found)
+    begin_us, work_s, total_s = _work(path, found)
     text.seek(0)  # what stands beside the events may come before or after them
     about = next(_values(path, text, "distributedInfo", endless=True), None)
     rank, world = (_whole(path, about, name) for name in ("rank", "world_size"))
@@ -197,18 +196,17 @@ def _others(found: _Timeline, begin_us: np.ndarray) -> tuple[int, str, np.ndarra
     iterations = np.searchsorted(begin_us, [start for start, _ in events], "right") - 1
     between = [(i, name) for i, (_, name) in zip(iterations, events, strict=True) if 0 <= i < len(begin_us) - 1]
     meetings = [(i, name) for i, name in between if _collective(name) == _MEETING]
-    meets = np.zeros(len(begin_us) - 1, bool)
-    meets[[i for i, _ in meetings]] = True
+    meets = np.isin(np.arange(len(begin_us) - 1), [i for i, _ in meetings])
     [(meeting, _)] = Counter(name for _, name in meetings).most_common(1) or [("", 0)]
     return len(between), meeting, meets
 
 
-def _work(found: _Timeline) -> tuple[np.ndarray, np.ndarray, float]:
+def _work(path: Path, found: _Timeline) -> tuple[np.ndarray, np.ndarray, float]:
     """When each call began, microseconds; the seconds of work before each but the first; and from end to end."""
     levels = {name: _outermost(calls) for name, calls in found.calls.items()}
     if not levels:
         raise TraceError(
-            f"no all-to-all in {found.path}: profile the loop that calls it, with ProfilerActivity.CPU at least, "
+            f"no all-to-all in {path}: profile the loop that calls it, with ProfilerActivity.CPU at least, "
             "after init_process_group"
         )
     inner = levels.get("kernel") or levels.get("transport") or levels.get("dispatch") or levels["parameters"]
@@ -217,7 +215,7 @@ def _work(found: _Timeline) -> tuple[np.ndarray, np.ndarray, float]:
     if len(outer) != len(inner) or any(a[0] > b[1] for a, b in zip(outer, inner, strict=True)):
         outer = inner
     if len(inner) < 2:
-        raise TraceError(f"one all-to-all call in {found.path}: work is what lies between two, record more of them")
+        raise TraceError(f"one all-to-all call in {path}: work is what lies between two, record more of them")
     begin, left = np.array([call[0] for call in outer]), np.array([call[1] for call in outer])
     if "kernel" in levels:
         left = begin

@@ -241,8 +241,7 @@ def html(found: Diagnosis, title: str) -> str:
     words = f"<h1>{escape(_sentence(found.verdict))}</h1><pre>{escape(text(found))}</pre>"
     style = "<style>body{font-family:sans-serif;margin:2em;max-width:60em}h1{font-size:1.3em}</style>"
     page = page.replace("<head>", f"<head><title>diagnose {escape(title)}</title>{style}", 1)
-    head, mark, rest = page.partition("\n<body>")  # the same word stands in the scripts before it
-    return f"{head}{mark}{words}{rest}"
+    return page.replace("\n<body>", f"\n<body>{words}", 1)  # without the line's end the word stands in scripts before
 
 
 def _costs(found: Diagnosis) -> list[str]:

@@ -239,8 +239,7 @@ def _complete(
     missing = size - sum(rank < size for rank in found)
     some: dict[str, Any] = {"notes": ()}
     if missing and not sampled:
-        there = set(found)
-        listed = _first((rank for rank in range(size) if rank not in there), missing)
+        listed = _first((rank for rank in range(size) if rank not in counts), missing)
         raise TraceError(
             f"{missing} of {size} ranks missing ({listed}) in {where}: give the files of all ranks, or say --sampled"
         )

@@ -15,14 +15,15 @@ import numpy as np
 
 
 class Law:
-    """A law of time; subclasses say their means, and how they are drawn unless each rank always takes its mean."""
+    """A law of time; subclasses say their means and, unless each rank always takes its mean, how they are drawn: as a
+    ``matrix`` or in ``columns``, each of which is made of the other where a law has one alone."""
 
     varies = True
     """Whether a rank's time changes from iteration to iteration."""
 
     def matrix(self, rng: np.random.Generator, ranks: int, iterations: int) -> np.ndarray:
         """(P, N) float64 seconds."""
-        return np.broadcast_to(self.means_s(ranks)[:, None], (ranks, iterations)).copy()
+        return np.array(list(self.columns(rng, ranks, iterations))).reshape(iterations, ranks).T.copy()
 
     def columns(self, rng: np.random.Generator, ranks: int, iterations: int) -> Iterator[np.ndarray]:
         """N arrays (P,) float64 of seconds to be read, not written; one iteration each: a run in O(P) memory.
@@ -31,7 +32,7 @@ class Law:
         """
         if not self.varies:
             return repeat(self.means_s(ranks), iterations)
-        # Right where iterations do not depend on each other; the other laws have columns of their own.
+        # Right where iterations do not depend on each other; the other laws draw columns.
         return (self.matrix(rng, ranks, 1)[:, 0] for _ in range(iterations))
 
     def means_s(self, ranks: int) -> np.ndarray:
@@ -155,9 +156,6 @@ class Bursts(_OfDelay):
             drawn = rng.random(ranks)
             inside = np.where(inside, drawn >= self.stop, drawn < self.start)
 
-    def matrix(self, rng: np.random.Generator, ranks: int, iterations: int) -> np.ndarray:
-        return np.array(list(self.columns(rng, ranks, iterations))).reshape(iterations, ranks).T.copy()
-
     def means_s(self, ranks: int) -> np.ndarray:
         return np.full(ranks, self.delay_s * self.start / (self.start + self.stop))
 
@@ -165,9 +163,6 @@ class Bursts(_OfDelay):
 @dataclass(frozen=True)
 class Rotating(_OfDelay):
     """``delay_s`` on rank i mod P in iteration i: the case that lag masks altogether."""
-
-    def matrix(self, rng: np.random.Generator, ranks: int, iterations: int) -> np.ndarray:
-        return self.delay_s * (np.arange(ranks)[:, None] == np.arange(iterations) % ranks)
 
     def columns(self, rng: np.random.Generator, ranks: int, iterations: int) -> Iterator[np.ndarray]:
         return (self.delay_s * (np.arange(ranks) == i % ranks) for i in range(iterations))

@@ -16,14 +16,13 @@ than ``release_s``. And the work on an arrival may be charged to the call that d
 does with its scores; what has arrived by then depends on the times themselves, so that this part is no longer max-plus.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 Seconds = np.ndarray | float
-Watch = Callable[[int, np.ndarray, np.ndarray], None]
 
 
 @dataclass(frozen=True)
@@ -49,10 +48,10 @@ class Recurrence:
         ranks: P.
         bounds: k >= 0 of each lane.
         cost: what the exchange costs.
-        watch: charge the work on arrivals, too: a call hands out what is complete when it returns, or after the work
-            that follows it (``after_s``). Called as ``watch(j, turned, turn_s)``: on the ranks and lanes where
-            ``turned`` (P, L) is true, iteration j's arrival had its turn at ``turn_s`` (P, L).
-        polls: with ``watch``, an idle rank hands out (``collect``) what comes until its next batch is there.
+        delivered_s: charge the work on arrivals, too: a call hands out what is complete when it returns, or after the
+            work that follows it (``after_s``). Filled, (P, N, L) for N steps, with when each iteration's arrival had
+            its turn.
+        polls: with ``delivered_s``, an idle rank hands out (``collect``) what comes until its next batch is there.
 
     Attributes:
         iteration: steps done.
@@ -68,7 +67,7 @@ class Recurrence:
         bounds: Sequence[int],
         *,
         cost: Cost | None = None,
-        watch: Watch | None = None,
+        delivered_s: np.ndarray | None = None,
         polls: bool = False,
     ) -> None:
         if not len(bounds) or min(bounds) < 0:
@@ -76,7 +75,7 @@ class Recurrence:
         self.iteration = 0
         self.entered_s = self.returned_s = np.zeros((ranks, len(bounds)))
         self._bounds, self._lanes = np.asarray(bounds), np.arange(len(bounds))
-        self._cost, self._watch, self._polls = cost or Cost(), watch, polls
+        self._cost, self._delivered_s, self._polls = cost or Cost(), delivered_s, polls
         self._slots = max(bounds) + 1
         # When an iteration is complete, which is one instant for all ranks, and what its arrival makes to do.
         self._complete_s = np.full((self._slots, len(bounds)), -np.inf)
@@ -131,7 +130,7 @@ class Recurrence:
     def _hand_out(self, release_s: float) -> np.ndarray:
         """(P, L) when every rank is done with what it was handed after its last call, in the order of iterations."""
         free_s = until_s = self.returned_s + self._after_s
-        if self._watch is None:
+        if self._delivered_s is None:
             return free_s
         for j in range(int(self._next.min()), self.iteration):
             complete_s = self._complete_s[j % self._slots]
@@ -141,7 +140,7 @@ class Recurrence:
             turn_s = np.maximum(free_s, complete_s)
             free_s = np.where(turned, turn_s + self._arrival_s[j % self._slots], free_s)
             self._next += turned
-            self._watch(j, turned, turn_s)
+            self._delivered_s[:, j][turned] = turn_s[turned]
         return free_s
 
 
@@ -245,11 +244,7 @@ def times(
     arrival_s, after_s = np.broadcast_to(arrival_s, work_s.shape), np.broadcast_to(after_s, work_s.shape)
     meets = np.zeros(iterations, bool) if meets is None else meets
     entered_s, returned_s, delivered_s = np.full((3, ranks, iterations), np.nan)
-
-    def watch(j: int, turned: np.ndarray, turn_s: np.ndarray) -> None:
-        delivered_s[turned[:, 0], j] = turn_s[turned]
-
-    run = Recurrence(ranks, [min(bound, iterations)], cost=cost, watch=watch, polls=polls)
+    run = Recurrence(ranks, [min(bound, iterations)], cost=cost, delivered_s=delivered_s[..., None], polls=polls)
     for i in range(iterations):
         what_follows = {"arrival_s": arrival_s[:, i], "after_s": after_s[:, i]}
         run.step(work_s[:, i], release_s=release_s[i], meets=meets[i : i + 1], **what_follows)

@@ -12,16 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from blslib.workloads.batch import Batch
-from blslib.workloads.files import (
-    DataError,
-    Loader,
-    Report,
-    RowError,
-    existing,
-    is_gzip,
-    parsed_lines,
-    show,
-)
+from blslib.workloads.files import DataError, Loader, RowError, existing, is_gzip, show
 from blslib.workloads.published import ALICCP_FIELDS, ALICCP_ROWS
 
 DENSE_FIELDS = ("109_14", "110_14", "127_14", "150_14", "508", "509", "702", "853")
@@ -78,37 +69,6 @@ def _key_of(line: bytes) -> bytes:
     return _split(line, "common_feature_index,n_feat,feat_list")[0]
 
 
-@contextmanager
-def common_features(path: Path, report: Report) -> Iterator[Callable[[bytes], Features]]:
-    """Keyed access to ``common_features_*.csv`` with little memory: byte positions are kept in a temporary database.
-
-    The file is read once, and ``report`` told what is wrong with it. The function in return gives the features of a
-    key; it raises RowError if there are none or they are faulty, naming this file and its line.
-    """
-    # An empty name makes a private database that SQLite removes by itself.
-    with closing(sqlite3.connect("")) as index, path.open("rb") as file:
-        index.execute("CREATE TABLE entry (key BLOB PRIMARY KEY, position INTEGER, line INTEGER) WITHOUT ROWID")
-        for number, position, key in parsed_lines(path, lambda first: (_key_of, False), report):
-            entry = (key, position, number)
-            if not index.execute("INSERT OR IGNORE INTO entry VALUES (?, ?, ?)", entry).rowcount:
-                expected = f"expected each common_feature_index once, got {show(key)} again"
-                report(path, number, RowError("repeated index", expected))
-
-        @lru_cache(maxsize=1024)
-        def features(key: bytes) -> Features:
-            found = index.execute("SELECT position, line FROM entry WHERE key = ?", (key,)).fetchone()
-            if found is None:
-                raise RowError("no common features", f"expected a common_feature_index of {path}, got {show(key)}")
-            file.seek(found[0])
-            _, count, listing = file.readline().rstrip(b"\r\n").split(b",", 2)
-            try:
-                return _TRIPLES.parse(listing, count)
-            except RowError as error:
-                raise RowError("bad common features", str(DataError(path, found[1], error))) from None
-
-        yield features
-
-
 @dataclass(eq=False, kw_only=True)
 class AliCcp(Loader):
     """Streams Ali-CCP; the form is known by its content, and so is gzip (of all but the common features).
@@ -135,20 +95,48 @@ class AliCcp(Loader):
 
     def _pass(self) -> Iterator[Sample]:
         with ExitStack() as stack:
-            for _, _, sample in parsed_lines(self.path, partial(self._form_of, stack), self._report):
+            for _, _, sample in self._lines(self.path, partial(self._form_of, stack)):
                 yield sample
 
     def _form_of(self, stack: ExitStack, first: bytes) -> tuple[Callable[[bytes], Sample | None], bool]:
         if b"\x02" not in first:
             return self._line, False
         name = self.path.name.replace("sample_skeleton", "common_features").removesuffix(".gz")
-        path = existing(
-            self.common or self.path.with_name(name),
-            f"{self.path} needs its common features: put them there, unpacked, or give common=FILE",
-        )
+        how = f"{self.path} needs its common features: put them there, unpacked, or give common=FILE"
+        path = existing(self.common or self.path.with_name(name), how)
         if is_gzip(path) or path == self.path:
             raise ValueError(f"{path} cannot be the common features: give common=FILE, unpacked, for keyed access")
-        return partial(self._skeleton, stack.enter_context(common_features(path, self._report))), False
+        return partial(self._skeleton, stack.enter_context(self._common_features(path))), False
+
+    @contextmanager
+    def _common_features(self, path: Path) -> Iterator[Callable[[bytes], Features]]:
+        """Keyed access to ``common_features_*.csv`` with little memory: a temporary database keeps the byte positions.
+
+        The file is read once, and what is wrong with it reported. The function in return gives the features of a key;
+        it raises RowError if there are none or they are faulty, naming this file and its line.
+        """
+        # An empty name makes a private database that SQLite removes by itself.
+        with closing(sqlite3.connect("")) as index, path.open("rb") as file:
+            index.execute("CREATE TABLE entry (key BLOB PRIMARY KEY, position INTEGER, line INTEGER) WITHOUT ROWID")
+            for number, position, key in self._lines(path, lambda first: (_key_of, False)):
+                entry = (key, position, number)
+                if not index.execute("INSERT OR IGNORE INTO entry VALUES (?, ?, ?)", entry).rowcount:
+                    expected = f"expected each common_feature_index once, got {show(key)} again"
+                    self._report(path, number, RowError("repeated index", expected))
+
+            @lru_cache(maxsize=1024)
+            def features(key: bytes) -> Features:
+                found = index.execute("SELECT position, line FROM entry WHERE key = ?", (key,)).fetchone()
+                if found is None:
+                    raise RowError("no common features", f"expected a common_feature_index of {path}, got {show(key)}")
+                file.seek(found[0])
+                _, count, listing = file.readline().rstrip(b"\r\n").split(b",", 2)
+                try:
+                    return _TRIPLES.parse(listing, count)
+                except RowError as error:
+                    raise RowError("bad common features", str(DataError(path, found[1], error))) from None
+
+            yield features
 
     def _line(self, line: bytes) -> Sample | None:
         number, click, purchase, listing = _split(line, "row,click,purchase,field:id...")

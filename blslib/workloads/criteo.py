@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from blslib.workloads.batch import Batch
-from blslib.workloads.files import Loader, RowError, parsed_lines, show
+from blslib.workloads.files import Loader, RowError, show
 from blslib.workloads.published import CRITEO_DENSE, CRITEO_ROWS
 
 Sample = tuple[float, list[int], list[int]]
@@ -68,7 +68,7 @@ class Criteo(Loader):
     cure = "give a Criteo file, to notebooks as BLS_CRITEO=FILE, or unset it for made data (see data/README.md)"
 
     def _pass(self) -> Iterator[Sample]:
-        return (sample for _, _, sample in parsed_lines(self.path, _form_of, self._report))
+        return (sample for _, _, sample in self._lines(self.path, _form_of))
 
     def _batch(self, samples: list[Sample]) -> Batch:
         labels, integers, categories = zip(*samples, strict=True)

@@ -62,56 +62,12 @@ def show(text: bytes, most: int = 40) -> str:
     return ascii(text[:most].decode("latin-1")) + ("..." if len(text) > most else "")
 
 
-Report = Callable[[Path, int, RowError], None]
-"""Is told every fault with its file and line; where it returns, the line is left out."""
+FormOf = Callable[[bytes], tuple[Callable[[bytes], Any], bool]]
+"""Told the first line of a file, returns the parser of a line, which gets it with its line end, and whether the first
+line is a header."""
 
 LONGEST_BYTES = 1 << 20
 """No row of these data sets comes near; a file without line ends, or a small one that unpacks to a huge one, does."""
-
-
-def parsed_lines(
-    path: Path,
-    form_of: Callable[[bytes], tuple[Callable[[bytes], Any], bool]],
-    report: Report,
-) -> Iterator[tuple[int, int, Any]]:
-    """Parse a file line by line, plain or gzip.
-
-    Args:
-        path: the file.
-        form_of: told the first line, returns the parser of a line, which gets it with its line end, and whether the
-            first line is a header.
-        report: told every fault.
-
-    Yields:
-        Number of the line, counted from 1, its position in the file, and what the parser returns, unless it is None.
-    """
-    number, rows = 0, 0
-    try:
-        with gzip.open(path, "rb") if is_gzip(path) else path.open("rb") as file:
-            while line := file.readline(LONGEST_BYTES + 1):
-                number, position = number + 1, file.tell() - len(line)
-                if number == 1:
-                    parse, header = form_of(line)
-                    if header:
-                        continue
-                rows += 1
-                try:
-                    if len(line) > LONGEST_BYTES:
-                        expected = f"expected no more than {LONGEST_BYTES} bytes, got {show(line)}"
-                        raise RowError("line too long", expected)
-                    sample = parse(line)
-                except RowError as error:
-                    report(path, number, error)
-                    while len(line) > LONGEST_BYTES and not line.endswith(b"\n"):
-                        line = file.readline(LONGEST_BYTES + 1)
-                else:
-                    if sample is not None:
-                        yield number, position, sample
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        report(path, number + 1, RowError("cut short", f"expected the rest of the gzip stream, got: {error}"))
-    else:
-        if not rows:
-            report(path, number + 1, RowError("empty file", "expected at least one row of data, got none"))
 
 
 _KEPT = 2048
@@ -170,9 +126,44 @@ class Loader(ABC):
         """One batch of these samples."""
 
     def _report(self, path: Path, line: int, error: RowError) -> None:
+        """Where it returns, the line is left out."""
         if self.on_error == "raise":
             raise DataError(path, line, error)
         self.skipped[error.reason] += 1
+
+    def _lines(self, path: Path, form_of: FormOf) -> Iterator[tuple[int, int, Any]]:
+        """Parse a file line by line, plain or gzip, and report every fault.
+
+        Yields:
+            Number of the line, counted from 1, its position in the file, and what the parser returns unless it is None.
+        """
+        number, rows = 0, 0
+        try:
+            with gzip.open(path, "rb") if is_gzip(path) else path.open("rb") as file:
+                while line := file.readline(LONGEST_BYTES + 1):
+                    number, position = number + 1, file.tell() - len(line)
+                    if number == 1:
+                        parse, header = form_of(line)
+                        if header:
+                            continue
+                    rows += 1
+                    try:
+                        if len(line) > LONGEST_BYTES:
+                            expected = f"expected no more than {LONGEST_BYTES} bytes, got {show(line)}"
+                            raise RowError("line too long", expected)
+                        sample = parse(line)
+                    except RowError as error:
+                        self._report(path, number, error)
+                        while len(line) > LONGEST_BYTES and not line.endswith(b"\n"):
+                            line = file.readline(LONGEST_BYTES + 1)
+                    else:
+                        if sample is not None:
+                            yield number, position, sample
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            self._report(path, number + 1, RowError("cut short", f"expected the rest of the gzip stream, got: {error}"))
+        else:
+            if not rows:
+                self._report(path, number + 1, RowError("empty file", "expected at least one row of data, got none"))
 
     def _stream(self) -> Iterator[Any]:
         """The samples of the file, over and over if ``samples`` asks for a number of them."""

@@ -1,6 +1,6 @@
 """Batches made from numbers alone: rows, pooling factors and a law of lookups."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 
@@ -44,17 +44,15 @@ class Synthetic:
     dense_features: int = CRITEO_DENSE
     seed: int = 0
     iterations: int | None = None
-    tables: Iterable[int] | None = None
+    tables: Collection[int] | None = None
 
     def __post_init__(self) -> None:
         if not self.rows or min(self.rows) < 1 or self.batch_size < 1:
             raise ValueError(
                 f"rows and batch_size must be 1 or more, got rows={tuple(self.rows)} and batch_size={self.batch_size}"
             )
-        wanted = frozenset(range(len(self.rows)) if self.tables is None else self.tables)
-        if wanted and not 0 <= min(wanted) <= max(wanted) < len(self.rows):
+        if not set(wanted := self.tables or ()) <= set(range(len(self.rows))):
             raise ValueError(f"tables {sorted(wanted)} are not all in 0..{len(self.rows) - 1}: name existing ones")
-        object.__setattr__(self, "tables", wanted)
 
     def pooling_at(self, iteration: int) -> np.ndarray:
         """(T,) float64: mean ids per sample of one iteration."""
@@ -69,7 +67,7 @@ class Synthetic:
 
     def batch(self, iteration: int) -> Batch:
         """The batch of one iteration, counted from 0; the same whenever and wherever it is asked for."""
-        made: frozenset[int] = self.tables  # type: ignore[assignment]
+        made = range(len(self.rows)) if self.tables is None else self.tables
         dense = Key(self.seed, 0, iteration).rng(DENSE).random((self.batch_size, self.dense_features), dtype=np.float32)
         ids, offsets = [], []
         for table, mean in enumerate(self.pooling_at(iteration)):
