@@ -23,7 +23,6 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
 
@@ -186,7 +185,6 @@ class Engines:
         deadline_s = time.monotonic() + START_TIMEOUT_S
         self.folder = tempfile.mkdtemp(prefix="bls-")  # private: a profile at home may hold a dead cluster's files
         self._open.callback(shutil.rmtree, self.folder, ignore_errors=True)
-        self._open.callback(self._collect)
         guard = self._open.enter_context(contextlib.closing(Guard(self.folder)))
         client_file, engine_file = (
             f"{self.folder}/profile/security/ipcontroller-{of}.json" for of in ("client", "engine")
@@ -206,19 +204,9 @@ class Engines:
     def _begin(self, guard: Guard, name: str, command: Sequence[str]) -> None:
         """Start a program that the guard watches; what it says goes to ``name.log``."""
         environment = {"IPYTHONDIR": self.folder, "IPP_PROFILE_DIR": f"{self.folder}/profile"}
-        how: dict[str, Any] = {"env": rank_environment() | environment, "start_new_session": True}
-
-        def begin() -> None:
-            with Path(self.folder, f"{name}.log").open("wb") as log:
-                process = psutil.Popen(
-                    [*command, "--log-level=ERROR"], stdin=subprocess.DEVNULL, stdout=log, stderr=log, **how
-                )
-            self._programs[name] = process
-            guard.watch(process.pid)
-
-        # In a thread, which no interrupt reaches: none can fall between the start of a program and its being watched.
-        with ThreadPoolExecutor(1) as thread:
-            thread.submit(begin).result()
+        how: dict[str, Any] = {"env": rank_environment() | environment, "stderr": subprocess.STDOUT}
+        with Path(self.folder, f"{name}.log").open("wb") as log:
+            self._programs[name] = guard.start([*command, "--log-level=ERROR"], stdout=log, **how)
 
     def _until(self, count: Callable[[], int], wanted: int, things: str, deadline_s: float) -> None:
         while (found := count()) < wanted:
@@ -231,13 +219,6 @@ class Engines:
     def _ended(self) -> list[str]:
         """Those of our own programs that have ended, which takes the ranks with it."""
         return [name for name, process in self._programs.items() if not is_alive(process)]
-
-    def _collect(self) -> None:
-        """Take leave of our programs, which the guard has ended."""
-        for process in self._programs.values():
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # what a program that died itself has left in its group
-            process.wait()
 
     def _adopt(self, client: ipyparallel.Client) -> None:
         self._client = self._open.enter_context(client)
