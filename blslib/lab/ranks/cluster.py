@@ -24,7 +24,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import ipyparallel
 import psutil
@@ -73,8 +73,8 @@ def engines(n: int = 4) -> "Engines":
     return _at_hand[n]
 
 
-class Engines:
-    """n engines whose ids are their MPI ranks; a context manager.
+class Engines(contextlib.ExitStack):
+    """n engines whose ids are their MPI ranks; a context manager. ``close`` may be called twice.
 
     Attributes:
         size: P.
@@ -89,12 +89,12 @@ class Engines:
 
     def __init__(self, n: int, borrow: str | None = None) -> None:
         """Borrow the cluster of a connection file, if given and of n ranks; else start one."""
+        super().__init__()
         self.size = n
         self.folder = ""
         self._stuck: set[int] = set()
         self._client: ipyparallel.Client | None = None
         self._programs: dict[str, psutil.Popen] = {}
-        self._open = contextlib.ExitStack()
         self.owned = borrow is None or not self._borrow(borrow)
         if self.owned:
             self._start()
@@ -142,17 +142,11 @@ class Engines:
         """Whether the ranks were given back, or did not come up."""
         return self._client is None
 
-    def close(self) -> None:
-        """Disconnect, and end the cluster if it is our own. May be called twice."""
+    def __exit__(self, *error: Any) -> bool:
+        """Disconnect, and end the cluster if it is our own."""
         atexit.unregister(self.close)
         self._client = None
-        self._open.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        return bool(super().__exit__(*error))
 
     def _borrow(self, connection_file: str) -> bool:
         try:
@@ -184,8 +178,8 @@ class Engines:
     def _launch(self) -> ipyparallel.Client:
         deadline_s = time.monotonic() + START_TIMEOUT_S
         self.folder = tempfile.mkdtemp(prefix="bls-")  # private: a profile at home may hold a dead cluster's files
-        self._open.callback(shutil.rmtree, self.folder, ignore_errors=True)
-        guard = self._open.enter_context(contextlib.closing(Guard(self.folder)))
+        self.callback(shutil.rmtree, self.folder, ignore_errors=True)
+        guard = self.enter_context(contextlib.closing(Guard(self.folder)))
         client_file, engine_file = (
             f"{self.folder}/profile/security/ipcontroller-{of}.json" for of in ("client", "engine")
         )
@@ -194,7 +188,7 @@ class Engines:
         engine = [sys.executable, "-m", "ipyparallel.engine", "--mpi"]
         self._begin(guard, "mpiexec", [mpiexec(), "-n", str(self.size), *engine])
         try:
-            client = self._open.enter_context(ipyparallel.Client(client_file, timeout=START_TIMEOUT_S / 2))
+            client = self.enter_context(ipyparallel.Client(client_file, timeout=START_TIMEOUT_S / 2))
         except Exception as error:
             raise RuntimeError(self._diagnose(f"{type(error).__name__}: {error}")) from error
         self._until(lambda: len(client.ids), self.size, "ranks", deadline_s)
@@ -221,7 +215,7 @@ class Engines:
         return [name for name, process in self._programs.items() if not is_alive(process)]
 
     def _adopt(self, client: ipyparallel.Client) -> None:
-        self._client = self._open.enter_context(client)
+        self._client = self.enter_context(client)
         self.view = client[list(range(self.size))]
         self.view.block = True
         if get_ipython() is not None:
