@@ -27,13 +27,6 @@ class Contender(NamedTuple):
     name: str
     bound: int
 
-    def build(
-        self, comm: MPI.Intracomm, send_counts: Sequence[int], recv_counts: Sequence[int], slot_bytes: int
-    ) -> Any:
-        """The exchange, for float32 blocks of these numbers of items. Collective."""
-        build = found.load(folder, self.name).build
-        return build(comm, self.bound, send_counts=send_counts, recv_counts=recv_counts, slot_bytes=slot_bytes)
-
 
 def contenders(names: Sequence[str], bounds: Sequence[int]) -> list[Contender]:
     """Each named contender at each bound, the synchronous ones at 0; nothing twice.
@@ -67,9 +60,11 @@ def exchanges(
     Raises:
         MemoryError: on every rank, if a host has no room for all of them.
     """
-    free = free_bytes()
+    free, sizes = free_bytes(), {"send_counts": send_counts, "recv_counts": recv_counts, "slot_bytes": slot_bytes}
     with ExitStack() as stack:
-        made = {item: stack.enter_context(item.build(comm, send_counts, recv_counts, slot_bytes)) for item in items}
+        made: dict[Contender, Any] = {}
+        for item in items:
+            made[item] = stack.enter_context(found.load(folder, item.name).build(comm, item.bound, **sizes))
         _check_room(comm, sum(exchange.memory_bytes for exchange in made.values()), free)
         for exchange in made.values():
             warm_up(exchange)
