@@ -16,7 +16,7 @@ from blslib import __version__, files
 from blslib.diagnosis.tracefile import TraceError
 from blslib.lab import bench, found
 from blslib.lab.compare import contenders
-from blslib.lab.options import at_least, names, several, size
+from blslib.lab.options import RANKS, at_least, names, several, size
 from blslib.signals import answering
 
 _PLAIN = argparse.RawDescriptionHelpFormatter
@@ -33,16 +33,7 @@ def parser() -> argparse.ArgumentParser:
     chosen = benches.add_subparsers(dest="name", required=True, metavar="NAME")
     for name, module in bench.benches().items():
         one = chosen.add_parser(name, help=bench.about(module), description=module.__doc__, formatter_class=_PLAIN)
-        ranks: Any = getattr(module, "RANKS", 4)
-        several_ranks = isinstance(ranks, tuple)
-        usual = ",".join(map(str, ranks)) if several_ranks else ranks
-        one.add_argument(
-            "--ranks",
-            type=several(at_least(1)) if several_ranks else at_least(1),
-            default=ranks,
-            metavar="P,P,..." if several_ranks else "P",
-            help=f"MPI processes to start ({usual})",
-        )
+        one.add_argument("--ranks", **getattr(module, "RANKS", RANKS))
         one.add_argument("--bounds", type=several(at_least(0)), metavar="K,K,...", help="bounds to try")
         one.add_argument("--repeats", type=at_least(1), metavar="N", help="exactly so many, not until it is known")
         one.add_argument("--quick", action="store_true", help="under a minute: fewer sizes, bounds and repeats")
