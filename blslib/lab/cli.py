@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,18 +106,35 @@ def _bench(given: dict[str, Any]) -> int:
     except RuntimeError as error:
         print(error, file=sys.stderr)
         return 1
-    text = json.dumps(rows, indent=1, default=lambda scalar: scalar.item()) + "\n"
-    try:
-        files.write({} if out in (None, "-") else {Path(out): text})
-    finally:
-        print(text if out == "-" else bench.table(name, rows) + "\n", end="")
+    _deliver(out, rows, lambda: bench.table(name, rows), {})
     return 0
+
+
+def _deliver(out: str | None, content: Any, shown: Callable[[], str], others: dict[Path, str]) -> list[Path]:
+    """Write what was found as JSON, and other files with it; then print it for people, also where that failed.
+
+    Args:
+        out: where the JSON goes, if anywhere; ``-`` prints it and nothing else.
+        content: what was found.
+        shown: the same for people.
+        others: more files, by path.
+
+    Returns:
+        The files of which people are to be told.
+    """
+    alone, text = out == "-", json.dumps(content, indent=1, default=lambda scalar: scalar.item()) + "\n"
+    wanted = others if alone or out is None else {**others, Path(out): text}
+    try:
+        files.write(wanted)
+    finally:
+        print(text if alone else shown() + "\n", end="")
+    return [] if alone else list(wanted)
 
 
 def _diagnose(given: dict[str, Any]) -> int:
     from blslib.diagnosis import diagnose, traces
 
-    paths, out, page = given["files"], given["json"], given["html"]
+    paths, page = given["files"], given["html"]
     started_s = time.perf_counter()
     try:
         trace = traces.read(paths, sampled=given["sampled"])
@@ -126,19 +143,10 @@ def _diagnose(given: dict[str, Any]) -> int:
         return 2
     read_s = time.perf_counter() - started_s
     found = diagnose.diagnose(trace, slot_bytes=given["slot_bytes"])
-    text = json.dumps(found.as_row() | {"read_s": read_s}, indent=1) + "\n"
-    try:
-        written = {} if out in (None, "-") else {Path(out): text}
-        if page is not None:
-            written[page] = diagnose.html(found, ", ".join(path.name for path in paths[:4]))
-        files.write(written)
-    finally:
-        if out == "-":
-            print(text, end="")
-        else:
-            print(diagnose.text(found))
-            print(f"read {sum(path.stat().st_size for path in paths) / 1e6:,.1f} MB in {read_s:.1f} s")
-    for path in written if out != "-" else ():
+    told = f"read {sum(path.stat().st_size for path in paths) / 1e6:,.1f} MB in {read_s:.1f} s"
+    pages = {} if page is None else {page: diagnose.html(found, ", ".join(path.name for path in paths[:4]))}
+    row = found.as_row() | {"read_s": read_s}
+    for path in _deliver(given["json"], row, lambda: f"{diagnose.text(found)}\n{told}", pages):
         print(f"wrote {path}")
     return 0
 
@@ -166,18 +174,12 @@ def _place(given: dict[str, Any]) -> int:
         return 1
     if audited:
         found.append(place.Placed("plan", audited, of_ranks(audited, listed, options.cost), str(given["plan"])))
-    text = json.dumps(place.rows(found, listed), indent=1) + "\n"
-    wanted = {given["save"]: plan.to_json(best.placement, listed), given["json"] and Path(given["json"]): text}
-    written = {path: content for path, content in wanted.items() if path not in (None, Path("-"))}
-    files.write(written)
-    if given["json"] == "-":
-        print(text, end="")
-        return 0
-    print(f"{len(listed)} tables of {source}\n\n{place.text(found, best, listed, options)}")
+    shown = f"{len(listed)} tables of {source}\n\n{place.text(found, best, listed, options)}"
     if recorded:
         saved = place.bought(best, split(recorded.work_s, recorded.total_s, bound=recorded.bound))
-        print(f"in the recorded run this would save {saved:.1%} of the time, if lookups are all of the ranks' work")
-    for path in written:
+        shown += f"\nin the recorded run this would save {saved:.1%} of the time, if lookups are all of the ranks' work"
+    plans = {given["save"]: plan.to_json(best.placement, listed)} if given["save"] else {}
+    for path in _deliver(given["json"], place.rows(found, listed), lambda: shown, plans):
         print(f"wrote {path}")
     return 0
 
