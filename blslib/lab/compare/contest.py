@@ -11,6 +11,7 @@ from mpi4py import MPI
 from blslib.lab import found
 from blslib.lab.compare import contenders as folder
 from blslib.lab.compare.intervals import JUDGED, interval
+from blslib.lab.options import Row
 from blslib.lab.ranks.launch import free_bytes
 from blslib.lab.ranks.progress import report
 
@@ -110,6 +111,23 @@ def interleaved(
         enough = done >= config.repeats and (spent_s * (1 + 1 / done) > config.budget_s or known(results))
         if comm.bcast(enough):  # the first rank's clock decides
             return results
+
+
+def rows(
+    results: dict[Contender, list[Result]], setting: Row, measured: Callable[[Contender, int, Result], Row]
+) -> list[Row]:
+    """A row for each contender, bound and repeat.
+
+    Args:
+        results: of ``interleaved``.
+        setting: what was run besides, the same for all.
+        measured: what stands right of ``repeat``, from a contender, a repeat, and its result.
+    """
+    return [
+        {"contender": item.name, "bound": item.bound, **setting, "repeat": repeat, **measured(item, repeat, each)}
+        for item, found in results.items()
+        for repeat, each in enumerate(found)
+    ]
 
 
 def lag_known(time: Callable[[Any], float]) -> Callable[[dict[Contender, list[Any]]], bool]:
