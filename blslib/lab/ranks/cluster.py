@@ -180,19 +180,17 @@ class Engines(contextlib.ExitStack):
         self.folder = tempfile.mkdtemp(prefix="bls-")  # private: a profile at home may hold a dead cluster's files
         self.callback(shutil.rmtree, self.folder, ignore_errors=True)
         guard = self.enter_context(contextlib.closing(Guard(self.folder)))
-        client_file, engine_file = (
-            f"{self.folder}/profile/security/ipcontroller-{of}.json" for of in ("client", "engine")
-        )
+        written = [f"{self.folder}/profile/security/ipcontroller-{of}.json" for of in ("client", "engine")]
         self._begin(guard, "controller", [sys.executable, "-m", "ipyparallel.controller"])
-        self._until(lambda: _whole(client_file) + _whole(engine_file), 2, "connection files", deadline_s)
+        self._until(lambda: sum(map(_whole, written)), 2, "connection files", deadline_s)
         engine = [sys.executable, "-m", "ipyparallel.engine", "--mpi"]
         self._begin(guard, "mpiexec", [mpiexec(), "-n", str(self.size), *engine])
         try:
-            client = self.enter_context(ipyparallel.Client(client_file, timeout=START_TIMEOUT_S / 2))
+            client = self.enter_context(ipyparallel.Client(written[0], timeout=START_TIMEOUT_S / 2))
         except Exception as error:
             raise RuntimeError(self._diagnose(f"{type(error).__name__}: {error}")) from error
         self._until(lambda: len(client.ids), self.size, "ranks", deadline_s)
-        self.connection_file = client_file
+        self.connection_file = written[0]
         return client
 
     def _begin(self, guard: Guard, name: str, command: Sequence[str]) -> None:
