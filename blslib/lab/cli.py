@@ -33,7 +33,6 @@ def parser() -> argparse.ArgumentParser:
     chosen = benches.add_subparsers(dest="name", required=True, metavar="NAME")
     for name, module in bench.benches().items():
         one = chosen.add_parser(name, help=bench.about(module), description=module.__doc__, formatter_class=_PLAIN)
-        one.add_argument("--ranks", **getattr(module, "RANKS", RANKS))
         one.add_argument("--bounds", type=several(at_least(0)), metavar="K,K,...", help="bounds to try")
         one.add_argument("--repeats", type=at_least(1), metavar="N", help="exactly so many, not until it is known")
         one.add_argument("--quick", action="store_true", help="under a minute: fewer sizes, bounds and repeats")
@@ -42,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
             loops = set(contenders.BARE) - set(module.Config.names)
             known = [each for each in found.names(contenders) if each not in loops]
             one.add_argument("--contenders", **names(known, "NAME"))
-        for option, how in getattr(module, "OPTIONS", {}).items():
+        for option, how in ({"ranks": RANKS} | getattr(module, "OPTIONS", {})).items():
             try:
                 one.add_argument(f"--{option}", **how)
             except argparse.ArgumentError as error:  # of the user's: it is there already

@@ -63,7 +63,7 @@ def size(text: str) -> float:
 
 
 BYTES: Row = {"type": several(at_least(4, 4)), "metavar": "N,N,...", "help": "bytes per block, multiples of 4"}
-RANKS: Row = {"type": at_least(1), "default": 4, "metavar": "P", "help": "MPI processes to start (4)"}
+RANKS: Row = {"type": at_least(1), "default": 4, "metavar": "P", "help": "MPI processes, by default %(default)s"}
 
 
 def names(known: Collection[str], metavar: str) -> Row:

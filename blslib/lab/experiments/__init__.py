@@ -6,8 +6,8 @@ A bench has besides:
 =============  ======================================================================================================
 ``plan``       from what was asked (``lab.options.Given``) to configurations, or pairs of one and a number of ranks
 ``COLUMNS``    those of the summary that are printed, as words in one string
-``OPTIONS``    options of its own by name, as arguments of ``argparse``
-``RANKS``      what ``--ranks`` takes, as arguments of ``argparse``, if that is not one number, by default 4
+``OPTIONS``    options of its own by name, as arguments of ``argparse``; ``ranks`` stands in the place of one number,
+               by default 4
 ``TWO_HOSTS``  True if half as many ranks again are wanted on a second host
 =============  ======================================================================================================
 
