@@ -15,10 +15,8 @@ def answering(answer: Callable[[int, FrameType | None], object]) -> Iterator[Non
 
     Does nothing outside of the main thread, as no signal is handled there.
     """
-    before = {}
-    if threading.current_thread() is threading.main_thread():
-        before = {number: signal.getsignal(number) for number in ENDING}
-    before = {number: old for number, old in before.items() if old not in (signal.SIG_IGN, None)}
+    ours = ENDING if threading.current_thread() is threading.main_thread() else ()
+    before = {number: old for number in ours if (old := signal.getsignal(number)) not in (signal.SIG_IGN, None)}
     try:
         for number in before:
             signal.signal(number, answer)

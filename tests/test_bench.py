@@ -16,12 +16,13 @@ from tests.conftest import LONG_S, ROOT
 
 Rows = list[dict[str, Any]]
 
+PLACED = "load-balanced,correlated,row-split"
 SMALL = {
     "alltoallv": ["--bytes", "256,4096", "--bounds", "0,1", "--repeats", "2"],
     "arrivals": ["--patterns", "rotating,gather-like", "--bounds", "0,4", "--repeats", "1", "--quick"],
     "delayed": ["--laws", "rotating", "--bounds", "0,4", "--repeats", "2", "--quick"],
     "dlrm": ["--scenarios", "rotating", "--bounds", "0,2", "--repeats", "2", "--quick"],
-    "placed": "--scenarios static --strategies load-balanced,correlated,row-split --bounds 0,2 --repeats 2 --quick".split(),
+    "placed": ["--scenarios", "static", "--strategies", PLACED, "--bounds", "0,2", "--repeats", "2", "--quick"],
     "serving": ["--rates", "300", "--bounds", "0,4", "--repeats", "2", "--quick", "--contenders", "bls"],
     "torch": ["--bytes", "64", "--bounds", "0,1", "--repeats", "2"],
 }

@@ -462,13 +462,12 @@ def test_a_guard_ends_what_it_watches_and_removes_the_folder(tmp_path: Path) -> 
     folder = tmp_path / "private"
     folder.mkdir()
     with closing(Guard(str(folder))) as guard:
-        parent = subprocess.Popen([sys.executable, "-c", PARENT], start_new_session=True)
-        guard.watch(parent.pid)
+        parent = guard.start([sys.executable, "-c", PARENT])
         started = psutil.Process(parent.pid)
         assert until(started.children)
         tree = [started, *started.children()]
     assert not alive(tree)
-    parent.wait(LONG_S)
+    assert parent.returncode == -signal.SIGTERM
     assert not folder.exists()
 
 

@@ -104,7 +104,7 @@ def test_a_plan_is_shown_where_nothing_else_is_found(
     assert code == 0 and f"{path}, above the cap on 2 ranks" in out and "least time" not in out
     assert "searched: impossible: the tables have 154,118,144 bytes, 2 ranks of 1,048,576 have 2,097,152" in told
     code, _, told = ran(capsys, str(listed), "--plan", str(path), "--cap", "1MiB", "--save", str(tmp_path / "best"))
-    assert code == 1 and "no placement was found that could be saved" in told
+    assert code == 1 and "no placement was found" in told
     code, _, told = ran(capsys, str(listed), "--plan", str(path), "--shards", "3")
     assert code == 2 and "is for 2 ranks: leave --shards 3 out" in told
 

@@ -14,7 +14,7 @@ STRATEGIES: Looks = {
     "contiguous": ("#7A5C3E", "circle"),
     "capacity-balanced": ("#332288", "triangle-up"),
     "load-balanced": ("#44AA99", "triangle-down"),
-    "net-specific": ("#882255", "diamond"),
+    "net-specific": ("#6E2C6E", "diamond"),
     "row-split": ("#DDCC77", "wedge"),
     "searched": ("#AA4499", "triangle-right"),
 }

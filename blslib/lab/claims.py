@@ -199,11 +199,7 @@ def headlines(claims: Sequence[Claim]) -> list[Claim]:
 
 def table(claims: Sequence[Claim]) -> str:
     """The claims as text of at most 120 columns, for a terminal; with its reason what was not to be expected."""
-    rows = [
-        HEADS,
-        {name: "-" * width for name, width in WIDTHS.items()},
-        *(_cells(claim, aside=True) for claim in sorted(claims, key=itemgetter("claim"))),
-    ]
+    rows = _rows(claims, {name: "-" * width for name, width in WIDTHS.items()}, aside=True)
     wrapped = [[textwrap.wrap(row[name], width) for name, width in WIDTHS.items()] for row in rows]
     lines = [line for row in wrapped for line in zip_longest(*row, fillvalue="")]
     return "\n".join("  ".join(map(str.ljust, line, WIDTHS.values())).rstrip() for line in lines)
@@ -211,11 +207,7 @@ def table(claims: Sequence[Claim]) -> str:
 
 def markdown(claims: Sequence[Claim], *, reasons: bool = True) -> str:
     """The claims as a table in Markdown, with a column of reasons, or with those alone that ``table`` has."""
-    rows = [
-        HEADS,
-        dict.fromkeys(HEADS, "---"),
-        *(_cells(claim, aside=not reasons) for claim in sorted(claims, key=itemgetter("claim"))),
-    ]
+    rows = _rows(claims, dict.fromkeys(HEADS, "---"), aside=not reasons)
     names = [name for name in HEADS if reasons or name != "reason"]
     return "\n".join(f"| {' | '.join(row[name].replace('|', '&#124;') for name in names)} |" for row in rows)
 
@@ -251,6 +243,11 @@ def _scores(source: str, runs: int, differ: int) -> Claim:
     reason = f"{differ:,} of {runs:,} runs differ" if differ else f"bit-identical in {runs:,} runs"
     about = {"claim": "(e) accuracy fully preserved", "source": source, "quantity": "scores", "repeats": runs}
     return {**about, "differ": differ, "verdict": FAILS if differ else HOLDS, "reason": reason, "headline": False}
+
+
+def _rows(claims: Sequence[Claim], rule: dict[str, str], aside: bool) -> list[dict[str, str]]:
+    """Of a table: its head, a rule below it, and the claims in order."""
+    return [HEADS, rule, *(_cells(claim, aside) for claim in sorted(claims, key=itemgetter("claim")))]
 
 
 def _cells(claim: Claim, aside: bool) -> dict[str, str]:

@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from blslib import __version__, files
 from blslib.diagnosis.tracefile import TraceError
 from blslib.lab import bench, found
 from blslib.lab.compare import contenders
-from blslib.lab.options import at_least, names, several, size
+from blslib.lab.options import RANKS, at_least, names, several, size
 from blslib.signals import answering
 
 _PLAIN = argparse.RawDescriptionHelpFormatter
@@ -33,16 +33,6 @@ def parser() -> argparse.ArgumentParser:
     chosen = benches.add_subparsers(dest="name", required=True, metavar="NAME")
     for name, module in bench.benches().items():
         one = chosen.add_parser(name, help=bench.about(module), description=module.__doc__, formatter_class=_PLAIN)
-        ranks: Any = getattr(module, "RANKS", 4)
-        several_ranks = isinstance(ranks, tuple)
-        usual = ",".join(map(str, ranks)) if several_ranks else ranks
-        one.add_argument(
-            "--ranks",
-            type=several(at_least(1)) if several_ranks else at_least(1),
-            default=ranks,
-            metavar="P,P,..." if several_ranks else "P",
-            help=f"MPI processes to start ({usual})",
-        )
         one.add_argument("--bounds", type=several(at_least(0)), metavar="K,K,...", help="bounds to try")
         one.add_argument("--repeats", type=at_least(1), metavar="N", help="exactly so many, not until it is known")
         one.add_argument("--quick", action="store_true", help="under a minute: fewer sizes, bounds and repeats")
@@ -51,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
             loops = set(contenders.BARE) - set(module.Config.names)
             known = [each for each in found.names(contenders) if each not in loops]
             one.add_argument("--contenders", **names(known, "NAME"))
-        for option, how in getattr(module, "OPTIONS", {}).items():
+        for option, how in ({"ranks": RANKS} | getattr(module, "OPTIONS", {})).items():
             try:
                 one.add_argument(f"--{option}", **how)
             except argparse.ArgumentError as error:  # of the user's: it is there already
@@ -115,18 +105,35 @@ def _bench(given: dict[str, Any]) -> int:
     except RuntimeError as error:
         print(error, file=sys.stderr)
         return 1
-    text = json.dumps(rows, indent=1, default=lambda scalar: scalar.item()) + "\n"
-    try:
-        files.write({} if out in (None, "-") else {Path(out): text})
-    finally:
-        print(text if out == "-" else bench.table(name, rows) + "\n", end="")
+    _deliver(out, rows, lambda: bench.table(name, rows), {})
     return 0
+
+
+def _deliver(out: str | None, content: Any, shown: Callable[[], str], others: dict[Path, str]) -> list[Path]:
+    """Write what was found as JSON, and other files with it; then print it for people, also where that failed.
+
+    Args:
+        out: where the JSON goes, if anywhere; ``-`` prints it and nothing else.
+        content: what was found.
+        shown: the same for people.
+        others: more files, by path.
+
+    Returns:
+        The files of which people are to be told.
+    """
+    alone, text = out == "-", json.dumps(content, indent=1, default=lambda scalar: scalar.item()) + "\n"
+    wanted = others if alone or out is None else {**others, Path(out): text}
+    try:
+        files.write(wanted)
+    finally:
+        print(text if alone else shown() + "\n", end="")
+    return [] if alone else list(wanted)
 
 
 def _diagnose(given: dict[str, Any]) -> int:
     from blslib.diagnosis import diagnose, traces
 
-    paths, out, page = given["files"], given["json"], given["html"]
+    paths, page = given["files"], given["html"]
     started_s = time.perf_counter()
     try:
         trace = traces.read(paths, sampled=given["sampled"])
@@ -135,19 +142,10 @@ def _diagnose(given: dict[str, Any]) -> int:
         return 2
     read_s = time.perf_counter() - started_s
     found = diagnose.diagnose(trace, slot_bytes=given["slot_bytes"])
-    text = json.dumps(found.as_row() | {"read_s": read_s}, indent=1) + "\n"
-    try:
-        written = {} if out in (None, "-") else {Path(out): text}
-        if page is not None:
-            written[page] = diagnose.html(found, ", ".join(path.name for path in paths[:4]))
-        files.write(written)
-    finally:
-        if out == "-":
-            print(text, end="")
-        else:
-            print(diagnose.text(found))
-            print(f"read {sum(path.stat().st_size for path in paths) / 1e6:,.1f} MB in {read_s:.1f} s")
-    for path in written if out != "-" else ():
+    told = f"read {sum(path.stat().st_size for path in paths) / 1e6:,.1f} MB in {read_s:.1f} s"
+    pages = {} if page is None else {page: diagnose.html(found, ", ".join(path.name for path in paths[:4]))}
+    row = found.as_row() | {"read_s": read_s}
+    for path in _deliver(given["json"], row, lambda: f"{diagnose.text(found)}\n{told}", pages):
         print(f"wrote {path}")
     return 0
 
@@ -177,22 +175,19 @@ def _place(given: dict[str, Any]) -> int:
     best = place.chosen(found)
     if audited:
         found.append(place.audited(audited, listed, options, str(given["plan"])))
-    if not found:
+    if not found or (given["save"] and not best):
+        print("no placement was found", file=sys.stderr)
         return 1
-    if given["save"] and best is None:
-        print("no placement was found that could be saved", file=sys.stderr)
-        return 1
-    texts = {"save": plan.to_json(best.placement, listed)} if best else {}
-    texts["json"] = json.dumps(place.rows(found, listed), indent=1) + "\n"
-    files.write(written := {Path(given[to]): text for to, text in texts.items() if given[to] not in (None, "-")})
-    if alone := [text for to, text in texts.items() if given[to] == "-"]:
-        print(*alone, sep="", end="")
+    saved = plan.to_json(best.placement, listed) if best else ""
+    if given["save"] == "-":
+        print(saved, end="")
         return 0
-    print(f"{len(listed)} tables of {source}\n\n{place.text(found, best, listed, options)}")
+    shown = f"{len(listed)} tables of {source}\n\n{place.text(found, best, listed, options)}"
     if recorded and best:
-        saved = place.bought(best, split(recorded.work_s, recorded.total_s, bound=recorded.bound))
-        print(f"in the recorded run this would save {saved:.1%} of the time, if lookups are all of the ranks' work")
-    for path in written:
+        less = place.bought(best, split(recorded.work_s, recorded.total_s, bound=recorded.bound))
+        shown += f"\nin the recorded run this would save {less:.1%} of the time, if lookups are all of the ranks' work"
+    plans = {Path(given["save"]): saved} if given["save"] else {}
+    for path in _deliver(given["json"], place.rows(found, listed), lambda: shown, plans):
         print(f"wrote {path}")
     return 0
 

@@ -21,7 +21,7 @@ def save(chart: alt.TopLevelMixin, stem: str, suffix: str = "") -> Path:
     folder = root() / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{stem}{suffix}.png"
-    files.write({path.with_suffix(".svg"): vl_convert.vegalite_to_svg(chart.to_dict()), path: _png(chart)})
+    files.write({path.with_suffix(".svg"): vl_convert.vegalite_to_svg(chart.to_dict()), path: _png(chart.to_json())})
     return path
 
 
@@ -36,19 +36,17 @@ def show(chart: alt.TopLevelMixin) -> None:
         with alt.renderers.enable("jupyter", offline=True):
             display(chart)
         return
-    png, said = _png(chart), chart.to_dict()["description"]
+    png, said = _png(chart.to_json()), chart.to_dict()["description"]
     width = int.from_bytes(png[16:20], "big") * 72 // PPI  # in every PNG the picture's width stands there
     display({"image/png": png, "text/plain": said}, raw=True, metadata={"image/png": {"width": width, "alt": said}})
 
 
-def _png(chart: alt.TopLevelMixin) -> bytes:
-    """The chart as PNG; one that was saved is shown without being drawn again."""
-    return _drawn(chart.to_json())
-
-
 @lru_cache(maxsize=1)
-def _drawn(spec: str) -> bytes:
-    """A chart as PNG, packed again: the converter packs for speed, into three times the room."""
+def _png(spec: str) -> bytes:
+    """A chart as PNG, packed again: the converter packs for speed, into three times the room.
+
+    One that was saved is shown without being drawn again.
+    """
     png = vl_convert.vegalite_to_png(spec, ppi=PPI)
     head, packed, place = png[:33], b"", 33  # signature and header; then chunks of length, kind, body, checksum
     while place < len(png):

@@ -28,31 +28,28 @@ def several(kind: Callable[[str], object], known: Collection[object] = ()) -> Ca
     return parse
 
 
-def at_least(least: int, unit: int = 1) -> Callable[[str], int]:
-    """A whole number."""
+def number(kind: Callable[[str], Any], what: str, allowed: Callable[[Any], bool]) -> Callable[[str], Any]:
+    """A number of a kind that is allowed; ``what`` names it where one is not."""
 
-    def parse(text: str) -> int:
-        value = int(text)
-        if not least <= value < 1 << 40 or value % unit:
+    def parse(text: str) -> Any:
+        value = kind(text)
+        if not allowed(value):
             raise ValueError
         return value
 
-    what = f"whole number >= {least}" + (f", a multiple of {unit}" if unit > 1 else "")
-    parse.__name__ = f"{what}, and below 2**40"
+    parse.__name__ = what
     return parse
+
+
+def at_least(least: int, unit: int = 1) -> Callable[[str], int]:
+    """A whole number."""
+    what = f"whole number >= {least}" + (f", a multiple of {unit}" if unit > 1 else "")
+    return number(int, f"{what}, and below 2**40", lambda value: least <= value < 1 << 40 and value % unit == 0)
 
 
 def positive(what: str) -> Callable[[str], float]:
     """A number above 0 of what is named."""
-
-    def parse(text: str) -> float:
-        value = float(text)
-        if not 0 < value < math.inf:
-            raise ValueError
-        return value
-
-    parse.__name__ = f"number of {what} > 0"
-    return parse
+    return number(float, f"number of {what} > 0", lambda value: 0 < value < math.inf)
 
 
 def size(text: str) -> float:
@@ -66,6 +63,7 @@ def size(text: str) -> float:
 
 
 BYTES: Row = {"type": several(at_least(4, 4)), "metavar": "N,N,...", "help": "bytes per block, multiples of 4"}
+RANKS: Row = {"type": at_least(1), "default": 4, "metavar": "P", "help": "MPI processes, by default %(default)s"}
 
 
 def names(known: Collection[str], metavar: str) -> Row:

@@ -11,6 +11,7 @@ from mpi4py import MPI
 from blslib.lab import found
 from blslib.lab.compare import contenders as folder
 from blslib.lab.compare.intervals import JUDGED, interval
+from blslib.lab.options import Row
 from blslib.lab.ranks.launch import free_bytes
 from blslib.lab.ranks.progress import report
 
@@ -26,13 +27,6 @@ class Contender(NamedTuple):
 
     name: str
     bound: int
-
-    def build(
-        self, comm: MPI.Intracomm, send_counts: Sequence[int], recv_counts: Sequence[int], slot_bytes: int
-    ) -> Any:
-        """The exchange, for float32 blocks of these numbers of items. Collective."""
-        build = found.load(folder, self.name).build
-        return build(comm, self.bound, send_counts=send_counts, recv_counts=recv_counts, slot_bytes=slot_bytes)
 
 
 def contenders(names: Sequence[str], bounds: Sequence[int]) -> list[Contender]:
@@ -67,9 +61,11 @@ def exchanges(
     Raises:
         MemoryError: on every rank, if a host has no room for all of them.
     """
-    free = free_bytes()
+    free, sizes = free_bytes(), {"send_counts": send_counts, "recv_counts": recv_counts, "slot_bytes": slot_bytes}
     with ExitStack() as stack:
-        made = {item: stack.enter_context(item.build(comm, send_counts, recv_counts, slot_bytes)) for item in items}
+        made: dict[Contender, Any] = {}
+        for item in items:
+            made[item] = stack.enter_context(found.load(folder, item.name).build(comm, item.bound, **sizes))
         _check_room(comm, sum(exchange.memory_bytes for exchange in made.values()), free)
         for exchange in made.values():
             warm_up(exchange)
@@ -115,6 +111,23 @@ def interleaved(
         enough = done >= config.repeats and (spent_s * (1 + 1 / done) > config.budget_s or known(results))
         if comm.bcast(enough):  # the first rank's clock decides
             return results
+
+
+def rows(
+    results: dict[Contender, list[Result]], setting: Row, measured: Callable[[Contender, int, Result], Row]
+) -> list[Row]:
+    """A row for each contender, bound and repeat.
+
+    Args:
+        results: of ``interleaved``.
+        setting: what was run besides, the same for all.
+        measured: what stands right of ``repeat``, from a contender, a repeat, and its result.
+    """
+    return [
+        {"contender": item.name, "bound": item.bound, **setting, "repeat": repeat, **measured(item, repeat, each)}
+        for item, found in results.items()
+        for repeat, each in enumerate(found)
+    ]
 
 
 def lag_known(time: Callable[[Any], float]) -> Callable[[dict[Contender, list[Any]]], bool]:

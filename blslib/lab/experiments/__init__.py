@@ -6,8 +6,8 @@ A bench has besides:
 =============  ======================================================================================================
 ``plan``       from what was asked (``lab.options.Given``) to configurations, or pairs of one and a number of ranks
 ``COLUMNS``    those of the summary that are printed, as words in one string
-``OPTIONS``    options of its own by name, as arguments of ``argparse``
-``RANKS``      the numbers of ranks by default, if ``--ranks`` takes several; else one number is taken, by default 4
+``OPTIONS``    options of its own by name, as arguments of ``argparse``; ``ranks`` stands in the place of one number,
+               by default 4
 =============  ======================================================================================================
 
 The first line of its docstring is its help. Whatever lists benches imports all of these files, so that heavy imports

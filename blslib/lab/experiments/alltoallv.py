@@ -50,7 +50,7 @@ def run(comm: "MPI.Intracomm", config: Config) -> list[Row]:
 
 def measure(comm: "MPI.Intracomm", config: Config, counts: list[int], slot_bytes: int) -> list[Row]:
     """The same for these numbers of float32 items, to each rank and from each; the largest block has ``slot_bytes``."""
-    from blslib.lab.compare.contest import Contender, contenders, exchanges, interleaved, lag_known
+    from blslib.lab.compare.contest import Contender, contenders, exchanges, interleaved, lag_known, rows
     from blslib.lab.compare.loop import LEAST_CALLS, Loop
 
     items = contenders(config.names, config.bounds)
@@ -66,17 +66,8 @@ def measure(comm: "MPI.Intracomm", config: Config, counts: list[int], slot_bytes
             return loop.time_us(made[item], calls[item])
 
         found = interleaved(comm, items, once, config, lag_known(float))
-    return [
-        {
-            "contender": item.name,
-            "bound": item.bound,
-            "ranks": comm.size,
-            "bytes_per_block": config.bytes_per_block,
-            "repeat": repeat,
-            "time_us": time_us,
-            "calls": calls[item],
-            "memory_bytes": made[item].memory_bytes,
-        }
-        for item, times_us in found.items()
-        for repeat, time_us in enumerate(times_us)
-    ]
+
+    def measured(item: Contender, _: int, time_us: float) -> Row:
+        return {"time_us": time_us, "calls": calls[item], "memory_bytes": made[item].memory_bytes}
+
+    return rows(found, {"ranks": comm.size, "bytes_per_block": config.bytes_per_block}, measured)

@@ -57,8 +57,5 @@ def run(comm: "MPI.Intracomm", config: Config) -> list[Row]:
     gather = config.pattern == "gather-like"
     kept = tuple(name for name in config.names if not (gather and name == "mpi-equal"))
     config = replace(config, law=PATTERNS[config.pattern], to_first=gather, names=kept)
-    found = []
-    for row in delayed.run(comm, config):
-        del row["law"]
-        found.append({"pattern": config.pattern, **row})
-    return found
+    rows = delayed.run(comm, config)
+    return [{"pattern": config.pattern, **{name: row[name] for name in row if name != "law"}} for row in rows]

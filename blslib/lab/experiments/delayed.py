@@ -61,24 +61,17 @@ def run(comm: "MPI.Intracomm", config: Config) -> list[Row]:
     Raises:
         RuntimeError: a block arrived with wrong contents.
     """
+    from blslib.lab.compare.contest import rows
+
     made, runs = measure(comm, config)
-    return [
-        {
-            "contender": item.name,
-            "bound": item.bound,
-            "law": config.law,
-            "mean_delay_s": config.mean_delay_s,
-            "base_s": config.base_s,
-            "ranks": comm.size,
-            "bytes_per_block": config.bytes_per_block,
-            "iterations": config.iterations,
-            "repeat": repeat,
-            **each.measures(item.bound, runs.get(item._replace(bound=0), found)[repeat]),
-            "memory_bytes": made[item].memory_bytes,
-        }
-        for item, found in runs.items()
-        for repeat, each in enumerate(found)
-    ]
+    setting = {"law": config.law, "mean_delay_s": config.mean_delay_s, "base_s": config.base_s, "ranks": comm.size}
+    setting |= {"bytes_per_block": config.bytes_per_block, "iterations": config.iterations}
+
+    def measured(item: "Contender", repeat: int, run: "Run") -> Row:
+        alone = runs.get(item._replace(bound=0), runs[item])[repeat]
+        return {**run.measures(item.bound, alone), "memory_bytes": made[item].memory_bytes}
+
+    return rows(runs, setting, measured)
 
 
 def measure(comm: "MPI.Intracomm", config: Config) -> "tuple[dict[Contender, Any], dict[Contender, list[Run]]]":

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from blslib.lab.experiments import dlrm
-from blslib.lab.options import Given, Row, names, settings
+from blslib.lab.options import RANKS, Given, Row, names, settings
 from blslib.placement.strategies import STRATEGIES, Options, correlated
 from blslib.workloads.scenarios import SCENARIOS
 
@@ -23,8 +23,11 @@ if TYPE_CHECKING:
     from blslib.placement.tables import Table
 
 COLUMNS = "scenario strategy contender bound measured_s over_groups lag_effect load_balance serialisation transfer identical"  # fmt: skip # noqa: E501
-OPTIONS = {"scenarios": names(SCENARIOS, "NAME"), "strategies": names((*STRATEGIES, "correlated"), "NAME")}
-RANKS = 2
+OPTIONS = {
+    "scenarios": names(SCENARIOS, "NAME"),
+    "strategies": names((*STRATEGIES, "correlated"), "NAME"),
+    "ranks": RANKS | {"default": 2},
+}
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from blslib.lab.experiments import delayed, dlrm
-from blslib.lab.options import Given, Row, names, settings
+from blslib.lab.options import RANKS, Given, Row, at_least, names, settings, several
 from blslib.theory import imbalance
 from blslib.theory.delays import LAWS
 from blslib.theory.maxplus import Cost
@@ -25,8 +25,11 @@ if TYPE_CHECKING:
     from blslib.lab.compare.run import Run
 
 COLUMNS = "law ranks bound measured_s predicted_s error over_best recommended repeats"
-OPTIONS = {"laws": names(LAWS, "LAW"), "scenarios": dlrm.OPTIONS["scenarios"]}
-RANKS = (2, 4, 8)
+OPTIONS = {
+    "ranks": RANKS | {"type": several(at_least(1)), "default": (2, 4, 8), "metavar": "P,P,..."},
+    "laws": names(LAWS, "LAW"),
+    "scenarios": dlrm.OPTIONS["scenarios"],
+}
 BASE_S = 1e-3
 CALIBRATIONS, RECORDED = 5, 3
 

@@ -60,22 +60,19 @@ def _once(comm: "MPI.Intracomm", bound: int, work_s: float, delays_s: list[float
             clock.post([block] * comm.size)
         clock.drain()
         run = gathered(comm, clock, started_s)
-    between_s = np.array(comm.allgather(worked_s)) + run.started_s[:, None]
-    delayed = comm.allgather([delay_s > 0 for delay_s in delays_s])
-    edges_s = np.column_stack([run.started_s, run.returned_s])
-    rows = []
-    for rank in range(comm.size):
-        stretches = []
-        for i in range(run.calls):
-            left_s, entered_s = edges_s[rank, i], run.entered_s[rank, i]
-            stretches.append((i, "work", left_s, between_s[rank, i]))
-            if delayed[rank][i]:
-                stretches.append((i, "delay", between_s[rank, i], entered_s))
-            stretches.append((i, "waiting", entered_s, run.returned_s[rank, i]))
-        stretches.append((run.calls, "waiting", run.returned_s[rank, -1], run.ended_s[rank]))
-        columns = ("bound", "lag", "rank", "iteration", "phase", "start_s", "end_s")
-        rows += [
-            dict(zip(columns, (bound, run.lag, rank, i, phase, float(start_s), float(end_s)), strict=True))
-            for i, phase, start_s, end_s in stretches
-        ]
-    return rows
+    own = comm.rank
+    left_s = [run.started_s[own], *run.returned_s[own]]
+    stretches = []
+    for i, delay_s in enumerate(delays_s):
+        between_s, entered_s = run.started_s[own] + worked_s[i], run.entered_s[own, i]
+        stretches.append((i, "work", left_s[i], between_s))
+        if delay_s:
+            stretches.append((i, "delay", between_s, entered_s))
+        stretches.append((i, "waiting", entered_s, left_s[i + 1]))
+    stretches.append((run.calls, "waiting", left_s[-1], run.ended_s[own]))
+    common = {"bound": bound, "lag": run.lag, "rank": own}
+    mine = [
+        {**common, "iteration": i, "phase": phase, "start_s": float(start_s), "end_s": float(end_s)}
+        for i, phase, start_s, end_s in stretches
+    ]
+    return [row for rows in comm.allgather(mine) for row in rows]

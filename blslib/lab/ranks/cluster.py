@@ -23,9 +23,8 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import ipyparallel
 import psutil
@@ -74,8 +73,8 @@ def engines(n: int = 4) -> "Engines":
     return _at_hand[n]
 
 
-class Engines:
-    """n engines whose ids are their MPI ranks; a context manager.
+class Engines(contextlib.ExitStack):
+    """n engines whose ids are their MPI ranks; a context manager. ``close`` may be called twice.
 
     Attributes:
         size: P.
@@ -90,12 +89,12 @@ class Engines:
 
     def __init__(self, n: int, borrow: str | None = None) -> None:
         """Borrow the cluster of a connection file, if given and of n ranks; else start one."""
+        super().__init__()
         self.size = n
         self.folder = ""
         self._stuck: set[int] = set()
         self._client: ipyparallel.Client | None = None
         self._programs: dict[str, psutil.Popen] = {}
-        self._open = contextlib.ExitStack()
         self.owned = borrow is None or not self._borrow(borrow)
         if self.owned:
             self._start()
@@ -143,17 +142,11 @@ class Engines:
         """Whether the ranks were given back, or did not come up."""
         return self._client is None
 
-    def close(self) -> None:
-        """Disconnect, and end the cluster if it is our own. May be called twice."""
+    def __exit__(self, *error: Any) -> bool:
+        """Disconnect, and end the cluster if it is our own."""
         atexit.unregister(self.close)
         self._client = None
-        self._open.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        return bool(super().__exit__(*error))
 
     def _borrow(self, connection_file: str) -> bool:
         try:
@@ -185,40 +178,27 @@ class Engines:
     def _launch(self) -> ipyparallel.Client:
         deadline_s = time.monotonic() + START_TIMEOUT_S
         self.folder = tempfile.mkdtemp(prefix="bls-")  # private: a profile at home may hold a dead cluster's files
-        self._open.callback(shutil.rmtree, self.folder, ignore_errors=True)
-        self._open.callback(self._collect)
-        guard = self._open.enter_context(contextlib.closing(Guard(self.folder)))
-        client_file, engine_file = (
-            f"{self.folder}/profile/security/ipcontroller-{of}.json" for of in ("client", "engine")
-        )
+        self.callback(shutil.rmtree, self.folder, ignore_errors=True)
+        guard = self.enter_context(contextlib.closing(Guard(self.folder)))
+        written = [f"{self.folder}/profile/security/ipcontroller-{of}.json" for of in ("client", "engine")]
         self._begin(guard, "controller", [sys.executable, "-m", "ipyparallel.controller"])
-        self._until(lambda: _whole(client_file) + _whole(engine_file), 2, "connection files", deadline_s)
+        self._until(lambda: sum(map(_whole, written)), 2, "connection files", deadline_s)
         engine = [sys.executable, "-m", "ipyparallel.engine", "--mpi"]
         self._begin(guard, "mpiexec", [mpiexec(), "-n", str(self.size), *engine])
         try:
-            client = self._open.enter_context(ipyparallel.Client(client_file, timeout=START_TIMEOUT_S / 2))
+            client = self.enter_context(ipyparallel.Client(written[0], timeout=START_TIMEOUT_S / 2))
         except Exception as error:
             raise RuntimeError(self._diagnose(f"{type(error).__name__}: {error}")) from error
         self._until(lambda: len(client.ids), self.size, "ranks", deadline_s)
-        self.connection_file = client_file
+        self.connection_file = written[0]
         return client
 
     def _begin(self, guard: Guard, name: str, command: Sequence[str]) -> None:
         """Start a program that the guard watches; what it says goes to ``name.log``."""
         environment = {"IPYTHONDIR": self.folder, "IPP_PROFILE_DIR": f"{self.folder}/profile"}
-        how: dict[str, Any] = {"env": rank_environment() | environment, "start_new_session": True}
-
-        def begin() -> None:
-            with Path(self.folder, f"{name}.log").open("wb") as log:
-                process = psutil.Popen(
-                    [*command, "--log-level=ERROR"], stdin=subprocess.DEVNULL, stdout=log, stderr=log, **how
-                )
-            self._programs[name] = process
-            guard.watch(process.pid)
-
-        # In a thread, which no interrupt reaches: none can fall between the start of a program and its being watched.
-        with ThreadPoolExecutor(1) as thread:
-            thread.submit(begin).result()
+        how: dict[str, Any] = {"env": rank_environment() | environment, "stderr": subprocess.STDOUT}
+        with Path(self.folder, f"{name}.log").open("wb") as log:
+            self._programs[name] = guard.start([*command, "--log-level=ERROR"], stdout=log, **how)
 
     def _until(self, count: Callable[[], int], wanted: int, things: str, deadline_s: float) -> None:
         while (found := count()) < wanted:
@@ -232,15 +212,8 @@ class Engines:
         """Those of our own programs that have ended, which takes the ranks with it."""
         return [name for name, process in self._programs.items() if not is_alive(process)]
 
-    def _collect(self) -> None:
-        """Take leave of our programs, which the guard has ended."""
-        for process in self._programs.values():
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # what a program that died itself has left in its group
-            process.wait()
-
     def _adopt(self, client: ipyparallel.Client) -> None:
-        self._client = self._open.enter_context(client)
+        self._client = self.enter_context(client)
         self.view = client[list(range(self.size))]
         self.view.block = True
         if get_ipython() is not None:

@@ -8,6 +8,7 @@ import contextlib
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -123,17 +124,33 @@ class Guard:
         command = [sys.executable, "-P", __file__, folder]
         how: dict[str, Any] = {"stdin": subprocess.PIPE, "text": True, "start_new_session": True}
         self._process = subprocess.Popen(command, env=rank_environment(), **how)
+        self._started: list[psutil.Popen] = []
 
-    def watch(self, pid: int) -> None:
-        """Add a process, with all that it has started by the time we are gone."""
+    def start(self, command: Sequence[str], **how: Any) -> psutil.Popen:
+        """Start a program which ends, with all that it has started by then, when the guard is closed or we are gone.
+
+        Args:
+            command: program and arguments.
+            how: as of ``subprocess.Popen``.
+        """
         assert self._process.stdin is not None
-        self._process.stdin.write(f"{pid}\n")
-        self._process.stdin.flush()
+        with undisturbed():
+            process = psutil.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, **how)
+            self._started.append(process)
+            self._process.stdin.write(f"{process.pid}\n")
+            self._process.stdin.flush()
+        return process
 
     def close(self) -> None:
-        """End whatever still runs of the watched, and the guard itself."""
-        with contextlib.suppress(BrokenPipeError):
-            self._process.communicate()
+        """End whatever still runs of what was started, and the guard itself."""
+        with undisturbed():
+            with contextlib.suppress(BrokenPipeError):
+                self._process.communicate()
+            for process in self._started:
+                if process.returncode is None:  # until we have asked for it, nobody else can be given its number
+                    with contextlib.suppress(ProcessLookupError):
+                        os.killpg(process.pid, signal.SIGKILL)  # what a program that died itself left in its group
+                    process.wait()
 
 
 def _stand_guard(folder: str) -> None:
@@ -171,22 +188,13 @@ def run_guarded(
         TimeoutError: the deadline passed; carries the end of the output.
     """
     # A file and not a pipe: a pipe would stay open, and we would wait, for as long as any grandchild holds it.
-    with tempfile.TemporaryFile("w+", errors="replace") as output, contextlib.ExitStack() as stack:
-        how: dict[str, Any] = {"stdin": subprocess.DEVNULL, "env": env, "cwd": cwd, "start_new_session": True}
-        if capture:
-            how |= {"stdout": output, "stderr": subprocess.STDOUT}
-        with undisturbed():
-            guard = stack.enter_context(contextlib.closing(Guard()))
-            process = subprocess.Popen(command, **how)
-            guard.watch(process.pid)
-        try:
-            with contextlib.suppress(subprocess.TimeoutExpired):
+    with tempfile.TemporaryFile("w+", errors="replace") as output:
+        streams: dict[str, Any] = {"stdout": output, "stderr": subprocess.STDOUT} if capture else {}
+        with contextlib.closing(Guard()) as guard:  # which ends what still runs, however we leave
+            process = guard.start(command, env=env, cwd=cwd, **streams)
+            with contextlib.suppress(psutil.TimeoutExpired):
                 process.wait(timeout_s)
             late = process.returncode is None
-        finally:
-            with undisturbed():
-                guard.close()  # which ends what still runs, however we leave
-                process.wait()
         output.seek(0)
         printed = output.read()
     if late:

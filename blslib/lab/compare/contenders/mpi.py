@@ -9,6 +9,6 @@ from blslib.collective.baselines import MpiAlltoallv
 BOUNDED = False
 
 
-def build(comm: MPI.Intracomm, bound: int, *, slot_bytes: int, **counts: Any) -> MpiAlltoallv:
+def build(comm: MPI.Intracomm, bound: int, *, slot_bytes: int, **how: Any) -> MpiAlltoallv:
     """With counts known beforehand and buffers made once."""
-    return MpiAlltoallv(comm, **counts)
+    return MpiAlltoallv(comm, **how)
