@@ -122,6 +122,16 @@ def heading(name: str, given: Given) -> str:
     )
 
 
+def abort() -> None:
+    """Say what went wrong, and end all ranks: others may be waiting for this one."""
+    from mpi4py import MPI
+
+    traceback.print_exc()
+    sys.stderr.flush()
+    time.sleep(0.5)  # or the launcher may be gone before it has passed that on
+    MPI.COMM_WORLD.Abort(1)
+
+
 if __name__ == "__main__":
     from blslib.collective.mpi import MPI
 
@@ -137,9 +147,7 @@ if __name__ == "__main__":
         while not together.Test():
             time.sleep(0.01)
             if time.monotonic() > deadline_s:
-                traceback.print_exc()
-                MPI.COMM_WORLD.Abort(1)
+                abort()
         sys.exit(1 if MPI.COMM_WORLD.rank else str(told))
     except Exception:
-        traceback.print_exc()
-        MPI.COMM_WORLD.Abort(1)  # others may be waiting for this one
+        abort()
