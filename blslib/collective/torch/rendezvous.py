@@ -16,15 +16,29 @@ from urllib.parse import parse_qs, urlparse
 from torch._C._distributed_c10d import FileStore, PrefixStore, Store, TCPStore
 from torch.distributed import default_pg_timeout
 
+from blslib.collective.errors import ExchangeError
 from blslib.collective.mpi import MPI
-from blslib.collective.torch.mpi import own_mpi
 from blslib.collective.waiting import complete
 
 Handler = Callable[..., Iterator[tuple[Store, int, int]]]
 
+_PID = os.getpid()
 
 _FILES: dict[tuple[int, ...], tuple[FileStore, Iterator[int]]] = {}
 """By ranks of the world: the file they share on their host, and numbers for what they use it for, one after another."""
+
+
+def own_mpi() -> None:
+    """Make sure that this process may use MPI.
+
+    Raises:
+        ExchangeError: it was forked from a rank.
+    """
+    if os.getpid() != _PID:
+        raise ExchangeError(
+            f"process {os.getpid()} was forked from the rank that is process {_PID}, and MPI knows only that one: let "
+            "the rank exchange, or start the child by spawn"
+        )
 
 
 def mpi_store(comm: MPI.Intracomm, timeout: timedelta) -> Store:
