@@ -582,6 +582,36 @@ def test_options(comm, monkeypatch):
         BLSGroup(comm, {"bound": 1}, timeout)
 
 
+def test_an_interface_that_is_not_there_is_told_with_the_cure(comm, monkeypatch):
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "nosuch0")
+    words = f"gloo has not connected rank {comm.rank} to the others over nosuch0: let GLOO_SOCKET_IFNAME name one"
+    with pytest.raises(ExchangeError, match=words):
+        BLSGroup(comm, None, timedelta(seconds=20))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="calls loopback what Linux does")
+def test_one_rank_may_have_its_interface_named(comm, start, monkeypatch):
+    if comm.rank == 0:
+        monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    start()
+    total = torch.ones(1)
+    dist.all_reduce(total)
+    assert total.item() == comm.size
+
+
+@pytest.mark.ranks(2)
+def test_a_rank_that_does_not_come_to_make_the_group(comm):
+    own, options = comm.Dup(), {"bound": 1} if comm.rank == 0 else None
+    with pytest.raises(
+        LateError if comm.rank else TypeError, match=r"the rendezvous timed out after 0\.3 s|pg_options"
+    ):
+        BLSGroup(own, options, timedelta(seconds=0.3))
+    comm.Barrier()
+    if comm.rank == 0:
+        own.Ibarrier().Wait()  # which MPI is still about elsewhere
+    own.Free()
+
+
 def test_slots_fit_the_first_call_of_the_largest_rank(comm, start):
     group = start()
     rows = 1 + 999 * (comm.rank == comm.size - 1)
@@ -890,6 +920,7 @@ GLOO_SAYS = " (Timed out|timed out|closed|timeout)|reset"
     [
         (lambda group, timeout: group.barrier(timeout=timeout).wait(), True),
         (lambda group, timeout: group.allreduce(torch.zeros(1), timeout=timeout).wait(), True),
+        (lambda group, timeout: [group.set_timeout(timeout), group.allreduce(torch.zeros(1)).wait()], True),
         (lambda group, timeout: group.allreduce(torch.zeros(1)).wait(timeout), False),
     ],
 )
@@ -904,6 +935,7 @@ def test_the_timeout_in_place_of_options_counts(comm, start, call, breaks):
     if comm.rank:
         with pytest.raises(RuntimeError, match=GLOO_SAYS) if breaks else nullcontext():
             call(group, long)
+    group.set_timeout(timedelta(seconds=60))
     output, work = exchange(comm.size, 4)  # whose way is another
     assert work.wait() and output.tolist() == expected(comm.size, lambda _: 4)
 

@@ -17,7 +17,6 @@ from blslib.collective.baselines import Baseline
 from blslib.collective.exchange import Arrival, Block
 from blslib.collective.torch.gloo import gloo_group
 from blslib.collective.torch.process_group import BLSGroup, BLSOptions
-from blslib.collective.torch.rendezvous import mpi_store
 
 TIMEOUT = timedelta(seconds=60)
 
@@ -48,11 +47,10 @@ class TorchAlltoallv(Baseline):
         slot_bytes: int | None,
     ) -> None:
         super().__init__(comm, bound, send_counts, recv_counts, np.float32, rooms=None if backend == "gloo" else 1)
-        bls = BLSOptions(bound, slot_bytes)
         if backend == "gloo":
-            self._group = gloo_group(self._comm, mpi_store(self._comm, TIMEOUT), TIMEOUT, threads=bound + 2)
+            self._group = gloo_group(self._comm, TIMEOUT, threads=bound + 2)
         else:
-            self._group = BLSGroup(self._comm.Dup(), bls, TIMEOUT)
+            self._group = BLSGroup(self._comm.Dup(), BLSOptions(bound, slot_bytes), TIMEOUT)
         even = self._comm.allreduce(len({*send_counts, *recv_counts}) == 1, op=MPI.LAND)
         counts = {"output_split_sizes": recv_counts, "input_split_sizes": send_counts}
         splits: dict[str, Any] = {} if even else {name: [int(n) for n in each] for name, each in counts.items()}

@@ -14,7 +14,7 @@ from torch._C._distributed_c10d import PrefixStore, Store
 
 from blslib.collective.errors import ExchangeError
 from blslib.collective.mpi import MPI
-from blslib.collective.torch.rendezvous import on_one_host, own_mpi
+from blslib.collective.torch.rendezvous import mpi_store, on_one_host, own_mpi
 from blslib.collective.torch.work import RefusedError, in_words, on_cpu, seconds
 
 _HANDED_OVER = (
@@ -39,27 +39,40 @@ def _disown() -> None:
 os.register_at_fork(after_in_child=_disown)  # so that no call has to ask: in a child every group has failed
 
 
-def gloo_group(comm: MPI.Intracomm, store: Store, timeout: timedelta, threads: int = 2) -> dist.ProcessGroup:
+def gloo_group(
+    comm: MPI.Intracomm, timeout: timedelta, store: Store | None = None, threads: int = 2
+) -> dist.ProcessGroup:
     """Torch's own group over gloo for the ranks of ``comm``. Collective.
 
     On one host it talks over loopback, unless GLOO_SOCKET_IFNAME in the environment says otherwise.
 
     Args:
-        comm: says who and where the ranks are; nothing else is asked of it.
-        store: the ranks' own.
+        comm: says who and where the ranks are.
         timeout: of the ranks' meeting, and of every wait that is given no other.
+        store: where the ranks meet; None has them meet through MPI.
         threads: works that it can have in hand at once; each is busy with one until that is done.
+
+    Raises:
+        ExchangeError: they have not met, or have found no way to each other.
     """
+    store = store or mpi_store(comm, timeout)
+    one_host, interfaces = on_one_host(comm, timeout), os.environ.get("GLOO_SOCKET_IFNAME")
     options = dist.ProcessGroupGloo._Options()
     options._timeout, options._threads = timeout, threads
-    if interfaces := os.environ.get("GLOO_SOCKET_IFNAME"):
-        options._devices = [dist.ProcessGroupGloo.create_device(interface=name) for name in interfaces.split(",")]
-    elif on_one_host(comm):  # the default asks the name service who this host is, and may leave it for that
-        options._devices = [dist.ProcessGroupGloo.create_device(hostname="127.0.0.1")]
-    else:
-        options._devices = [dist.ProcessGroupGloo.create_default_device()]
+    try:
+        if interfaces:
+            options._devices = [dist.ProcessGroupGloo.create_device(interface=name) for name in interfaces.split(",")]
+        elif one_host:  # the default asks the name service who this host is, and may leave it for that
+            options._devices = [dist.ProcessGroupGloo.create_device(hostname="127.0.0.1")]
+        else:
+            options._devices = [dist.ProcessGroupGloo.create_default_device()]
+        gloo = dist.ProcessGroupGloo(PrefixStore("gloo", store), comm.rank, comm.size, options)
+    except RuntimeError as error:
+        raise ExchangeError(
+            f"gloo has not connected rank {comm.rank} to the others over {interfaces or 'the interface it chose'}: let "
+            f"GLOO_SOCKET_IFNAME name one that reaches them, on every rank, or see what those ranks say: {error}"
+        ) from error
     group = dist.ProcessGroup(store, comm.rank, comm.size)
-    gloo = dist.ProcessGroupGloo(PrefixStore("gloo", store), comm.rank, comm.size, options)
     group._register_backend(torch.device("cpu"), dist.ProcessGroup.BackendType.GLOO, gloo)
     group._set_default_backend(dist.ProcessGroup.BackendType.GLOO)
     return group
@@ -73,18 +86,18 @@ class GlooGroup(dist.ProcessGroup):
 
     Args:
         comm: the group's own.
-        store: where the ranks meet.
         timeout: of every wait that is given no other.
+        store: where the ranks meet; None has them meet through MPI.
 
     Attributes:
         failure: why nothing works any more, if it is so.
     """
 
-    def __init__(self, comm: MPI.Intracomm, store: Store, timeout: timedelta) -> None:
+    def __init__(self, comm: MPI.Intracomm, timeout: timedelta, store: Store | None) -> None:
         super().__init__(comm.rank, comm.size)
         self._comm, self._timeout_s = comm, timeout.total_seconds()
         self.failure: Exception | None = None
-        self._gloo: dist.ProcessGroup | None = gloo_group(comm, store, timeout)
+        self._gloo: dist.ProcessGroup | None = gloo_group(comm, timeout, store)
         _GROUPS.add(self)
 
     def _hand_over(self, name: str, *given: Any, **options: Any) -> dist.Work:

@@ -81,7 +81,7 @@ class BLSGroup(GlooGroup):
             raise TypeError(f"pg_options of a {NAME!r} group are BLSOptions, got {type(options).__name__}")
         self.bound = _setting(options.bound, "BLS_BOUND") or 0
         self._slot_bytes = _setting(options.slot_bytes, "BLS_SLOT_BYTES")
-        super().__init__(comm, store or rendezvous.mpi_store(comm, timeout), timeout)
+        super().__init__(comm, timeout, store)
         self._ranks = comm.size
         self._exchange: BoundedLagAlltoallv | None = None
         self._posted = 0

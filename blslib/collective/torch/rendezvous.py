@@ -44,9 +44,9 @@ def own_mpi() -> None:
 def mpi_store(comm: MPI.Intracomm, timeout: timedelta) -> Store:
     """A store that all ranks of ``comm`` share: a file on one host, else a port of rank 0. Collective."""
     own_mpi()
-    complete(comm.Ibarrier(), "the rendezvous", timeout.total_seconds())
+    one_host = on_one_host(comm, timeout)
     ranks = tuple(comm.allgather(MPI.COMM_WORLD.rank))
-    if on_one_host(comm):  # a port would ask the name service who is there, and wait for one that does not answer
+    if one_host:  # a port would ask the name service who is there, and wait for one that does not answer
         if ranks not in _FILES:
             _FILES[ranks] = _file(comm, timeout), count()
         file, numbers = _FILES[ranks]
@@ -57,8 +57,9 @@ def mpi_store(comm: MPI.Intracomm, timeout: timedelta) -> Store:
     return store or TCPStore(host, port, comm.size, False, timeout, wait_for_workers=False)
 
 
-def on_one_host(comm: MPI.Intracomm) -> bool:
-    """Whether all ranks of ``comm`` are on the same host. Collective."""
+def on_one_host(comm: MPI.Intracomm, timeout: timedelta) -> bool:
+    """Whether all ranks of ``comm`` are on the same host. Collective: waits in MPI once all have come, no sooner."""
+    complete(comm.Ibarrier(), "the rendezvous", timeout.total_seconds())
     return len(set(comm.allgather(MPI.Get_processor_name()))) == 1
 
 
