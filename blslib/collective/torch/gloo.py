@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from datetime import timedelta
 from functools import partialmethod
 from typing import Any
-from weakref import WeakSet
 
 import torch
 import torch.distributed as dist
@@ -14,8 +13,8 @@ from torch._C._distributed_c10d import PrefixStore, Store
 
 from blslib.collective.errors import ExchangeError
 from blslib.collective.mpi import MPI
-from blslib.collective.torch.rendezvous import mpi_store, on_one_host, own_mpi
-from blslib.collective.torch.work import RefusedError, in_words, on_cpu, seconds
+from blslib.collective.torch.rendezvous import mpi_store, on_one_host
+from blslib.collective.torch.work import RefusedError, in_words, on_cpu
 
 _HANDED_OVER = (
     "allreduce allreduce_coalesced broadcast reduce reduce_scatter reduce_scatter_single _reduce_scatter_base "
@@ -27,16 +26,6 @@ _HANDED_OVER = (
 
 _IN_ONE_PIECE = {"allreduce", "broadcast", "reduce", "reduce_scatter", "scatter", "send", "recv", "recv_anysource"}
 """Where gloo takes a tensor's memory for its values, and would move what lies between them without a word."""
-
-_GROUPS: WeakSet["GlooGroup"] = WeakSet()
-
-
-def _disown() -> None:
-    for group in list(_GROUPS):
-        group.disown()
-
-
-os.register_at_fork(after_in_child=_disown)  # so that no call has to ask: in a child every group has failed
 
 
 def gloo_group(
@@ -98,7 +87,6 @@ class GlooGroup(dist.ProcessGroup):
         self._comm, self._timeout_s = comm, timeout.total_seconds()
         self.failure: Exception | None = None
         self._gloo: dist.ProcessGroup | None = gloo_group(comm, timeout, store)
-        _GROUPS.add(self)
 
     def _hand_over(self, name: str, *given: Any, **options: Any) -> dist.Work:
         """Call gloo, whose errors and works are the caller's.
@@ -107,30 +95,18 @@ class GlooGroup(dist.ProcessGroup):
             ExchangeError: the group has failed or ended.
             RefusedError: tensors that gloo would not refuse, and get wrong.
         """
-        if self.failure is not None or self._gloo is None:
+        gloo = self._gloo  # which another thread may be about to end
+        if gloo is None:
             raise self.failure or ExchangeError("the group has ended")
-        for tensor in _flat([*given, *options.values()]):
+        for tensor in tensors_in([*given, *options.values()]):
             _check(name, tensor)
-        return getattr(self._gloo, name)(*given, **options)
+        return getattr(gloo, name)(*given, **options)
 
     def fail(self, error: Exception) -> None:
         """Fail whatever comes, and keep what gloo has in hand: its end would wait for that."""
         self.failure = self.failure or in_words(error)
-        if self._gloo is not None:
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._gloo))  # for good, also at the interpreter's end
-            self._gloo = None
-
-    def disown(self) -> None:
-        """In a forked child, leave the group to the parent: it ends here, and nobody else is told."""
-        try:
-            own_mpi()
-        except ExchangeError as error:
-            self.fail(error)
-
-    def timeout_s(self, options: Any) -> float:
-        """The call's own timeout if it has one, in its options or in their place, else the group's."""
-        given = options if isinstance(options, timedelta) else getattr(options, "timeout", None)
-        return seconds(given, self._timeout_s)
+        keep(self._gloo)
+        self._gloo = None
 
     def set_timeout(self, timeout: timedelta) -> None:
         self._timeout_s = timeout.total_seconds()
@@ -142,13 +118,18 @@ for _name in _HANDED_OVER.split():
     setattr(GlooGroup, _name, partialmethod(GlooGroup._hand_over, _name))
 
 
-def _flat(given: Any) -> Iterator[torch.Tensor]:
+def keep(what: object) -> None:
+    """Keep an object for good: neither what uses its memory nor its own end has to be waited for, not even at exit."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(what))
+
+
+def tensors_in(given: Any) -> Iterator[torch.Tensor]:
     """Tensors out of lists of lists of them and other arguments."""
     if isinstance(given, torch.Tensor):
         yield given
     elif isinstance(given, list | tuple):
         for each in given:
-            yield from _flat(each)
+            yield from tensors_in(each)
 
 
 def _check(name: str, tensor: torch.Tensor) -> None:

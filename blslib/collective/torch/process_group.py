@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from itertools import accumulate, pairwise
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -27,16 +28,11 @@ from blslib.collective.errors import ExchangeError
 from blslib.collective.exchange import Arrival
 from blslib.collective.mpi import MPI
 from blslib.collective.torch import rendezvous
-from blslib.collective.torch.gloo import GlooGroup
-from blslib.collective.torch.work import NAME, AllToAllWork, Bytes, RefusedError, Tensors, flat_bytes
+from blslib.collective.torch.gloo import GlooGroup, keep, tensors_in
+from blslib.collective.torch.work import NAME, AllToAllWork, Bytes, RefusedError, Tensors, flat_bytes, seconds
 from blslib.collective.waiting import complete
 
 LEAST_SLOT_BYTES = 4096
-_FAILURES = (ExchangeError, MemoryError)
-"""What ends a group: the second if there is no room for a large block."""
-
-_KEPT: list[np.ndarray] = []
-"""What MPI may not have finished with when a group failed."""
 
 _AGREEMENT = "the all-to-all's agreement on slots"
 
@@ -94,6 +90,7 @@ class BLSGroup(GlooGroup):
         self._open = True
         self._name = ""
         atexit.register(self._leave)
+        _GROUPS.add(self)
 
     @property
     def memory_bytes(self) -> int:
@@ -132,14 +129,12 @@ class BLSGroup(GlooGroup):
         pieces = [flat_bytes(room) for room in rooms]
         return self._post([flat_bytes(tensor) for tensor in inputs], outputs, rooms, pieces, timeout or opts)
 
-    def allgather(self, outputs: Any, inputs: Any, opts: Any = None, timeout: timedelta | None = None) -> dist.Work:
+    def allgather(self, outputs: Any, inputs: Any, *given: Any, **options: Any) -> dist.Work:
         """As ``dist.all_gather``. Where sizes differ, which gloo refuses, it is an all-to-all, and may lag like one."""
-        (found,) = outputs if isinstance(outputs[0], Sequence) else (outputs,)
+        found = list(tensors_in(outputs))
         if len({each.numel() for each in found}) > 1:
-            (mine,) = (inputs,) if isinstance(inputs, torch.Tensor) else inputs
-            return self.alltoall(found, [mine] * self._ranks, opts, timeout)
-        options = {} if timeout is None else {"timeout": timeout}
-        return self._hand_over("allgather", outputs, inputs, *([] if opts is None else [opts]), **options)
+            return self.alltoall(found, list(tensors_in(inputs)) * self._ranks, *given, **options)
+        return self._hand_over("allgather", outputs, inputs, *given, **options)
 
     def _pieces(self, tensor: torch.Tensor, splits: Sequence[int], name: str) -> list[np.ndarray]:
         """The bytes of a tensor, cut along its first dimension into one block per rank; views if it is in one piece."""
@@ -160,7 +155,8 @@ class BLSGroup(GlooGroup):
         return [flat[start * row_bytes : end * row_bytes] for start, end in pairwise((0, *accumulate(splits)))]
 
     def _post(self, blocks: Bytes, outputs: Tensors, rooms: Tensors, pieces: Bytes, options: Any) -> AllToAllWork:
-        timeout_s = self.timeout_s(options)
+        given = options if isinstance(options, timedelta) else getattr(options, "timeout", None)
+        timeout_s = seconds(given, self._timeout_s)
         work = AllToAllWork(self, outputs, rooms, pieces, timeout_s)
         if self.failure is None:
             with self._my_call():
@@ -218,7 +214,7 @@ class BLSGroup(GlooGroup):
         """
         if isinstance(error, RefusedError) or (isinstance(error, MemoryError) and self._exchange is None):
             raise error
-        if isinstance(error, _FAILURES):
+        if isinstance(error, ExchangeError | MemoryError):  # the second if there is no room for a large block
             if self._replaced_at:
                 error.add_note(f"iterations are counted from {self._replaced_at} on, when slots were made larger")
             self.fail(error)
@@ -229,7 +225,8 @@ class BLSGroup(GlooGroup):
     def fail(self, error: Exception) -> None:
         """Fail what is under way, and whatever comes."""
         super().fail(error)
-        _KEPT.append(self._found)
+        if self._answer:  # MPI has not finished it, as far as we know, and may write there
+            keep(self._found)
         while self._outstanding:
             self._outstanding.popitem()[1].fail(self.failure or error)
 
@@ -315,9 +312,8 @@ class BLSGroup(GlooGroup):
             self._take(self._exchange.drain())
             self._exchange.close()
         if self._answer is not None:
-            complete(
-                self._answer, _AGREEMENT, self._timeout_s
-            )  # only now, as it may be known only now that a rank posted less often
+            # Only now, as it may be known only now that a rank posted less often.
+            complete(self._answer, _AGREEMENT, self._timeout_s)
         complete(self._comm.Ibarrier(), f"the end of group {self._name!r}", self._timeout_s)
         self._comm.Free()
         self._gloo = None  # which finishes what it has in hand
@@ -337,11 +333,6 @@ class BLSGroup(GlooGroup):
             with suppress(RuntimeError):  # another thread is in a call, and frees nothing while it waits
                 self._exchange.__exit__(type(error), error, None)
 
-    def disown(self) -> None:
-        """In a forked child, leave the group to the parent: it ends here, and nobody else is told."""
-        self._forget()
-        super().disown()
-
     def _forget(self) -> None:
         self._open = False
         atexit.unregister(self._leave)
@@ -350,6 +341,22 @@ class BLSGroup(GlooGroup):
         """At the end of a program that did not destroy the group: the other ranks may be waiting for this one."""
         error = getattr(sys, "last_value", None)
         self.abort(error) if error else self.shutdown()
+
+
+_GROUPS: WeakSet[BLSGroup] = WeakSet()
+
+
+def _disown() -> None:
+    """In a forked child, leave all groups to the parent: they end here, and nobody else is told."""
+    try:
+        rendezvous.own_mpi()
+    except ExchangeError as error:
+        for group in list(_GROUPS):
+            group._forget()
+            group.fail(error)
+
+
+os.register_at_fork(after_in_child=_disown)  # so that no call has to ask: in a child every group has failed
 
 
 def _room(output: torch.Tensor) -> torch.Tensor:

@@ -40,14 +40,10 @@ def flat_bytes(tensor: torch.Tensor) -> np.ndarray:
     Raises:
         RefusedError: it is not on the CPU, or sparse.
     """
-    try:
-        return tensor.detach().resolve_conj().resolve_neg().contiguous().view(-1).view(torch.uint8).numpy()
-    except (RuntimeError, TypeError):
-        on_cpu(tensor)  # says why, and costs nothing where all is well
-        if tensor.layout == torch.strided:
-            raise
-        text = f"tensor has layout {tensor.layout}, {NAME!r} moves dense tensors: call to_dense() first"
-        raise RefusedError(text) from None
+    on_cpu(tensor)
+    if tensor.layout != torch.strided:
+        raise RefusedError(f"tensor has layout {tensor.layout}, {NAME!r} moves dense tensors: call to_dense() first")
+    return tensor.detach().resolve_conj().resolve_neg().contiguous().view(-1).view(torch.uint8).numpy()
 
 
 def on_cpu(tensor: torch.Tensor) -> None:
