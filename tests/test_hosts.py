@@ -118,6 +118,22 @@ def is_cut_off(comm: Any, folder: Path, timeout_s: float) -> dict[str, Any]:
     return {"seen": seen, "failure": failure, "waited_s": time.monotonic() - started_s}
 
 
+def torch_groups(comm: Any) -> dict[str, Any]:
+    """What torch's group does over the exchange, and over gloo, whose interface the environment names."""
+    import torch
+    import torch.distributed as dist
+
+    import blslib.collective.torch  # noqa: F401 (registers it)
+
+    dist.init_process_group("bls", init_method="tcp://10.77.1.1:29511", rank=comm.rank, world_size=comm.size)
+    total, blocks = torch.ones(3), torch.zeros(comm.size)
+    dist.all_reduce(total)
+    dist.all_to_all_single(blocks, torch.full((comm.size,), float(comm.rank)))
+    dist.barrier()
+    dist.destroy_process_group()
+    return {"total": total.tolist(), "blocks": blocks.tolist()}
+
+
 def engines_are_borrowed(folder: Path, *launcher: str) -> None:
     """A notebook's engines on two hosts, as docs/cluster.md sets them up: a cluster from outside, borrowed."""
     from ipyparallel import Cluster
@@ -184,10 +200,12 @@ def two() -> Iterator[hosts.Hosts]:
         yield made
 
 
-def run(made: hosts.Hosts, ranks: list[int], folder: Path, *arguments: str, code: int = 0) -> list[dict[str, Any]]:
+def run(
+    made: hosts.Hosts, ranks: list[int], folder: Path, *arguments: str, code: int = 0, env: dict[str, str] | None = None
+) -> list[dict[str, Any]]:
     name, *numbers = arguments
     command = ["-m", "tests.test_hosts", name, str(folder), *numbers]
-    done = made.run(ranks, command, timeout_s=LIMIT_S, cwd=ROOT)
+    done = made.run(ranks, command, timeout_s=LIMIT_S, env=env, cwd=ROOT)
     print(done.stdout)
     assert done.returncode == code, done.stdout
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(sum(ranks))]
@@ -207,6 +225,12 @@ def test_they_are_hosts(count: int, tmp_path: Path) -> None:
 def test_delivers_what_mpi_alltoallv_delivers(count: int, tmp_path: Path) -> None:
     with hosts.Hosts(count) as made:
         assert [rank["checked"] for rank in run(made, [2] * count, tmp_path, "delivers")] == [360] * 2 * count
+
+
+def test_a_group_of_torch_s_reaches_the_other_host(two: hosts.Hosts, tmp_path: Path) -> None:
+    """Gloo over the network that it is told; there is no name service here by which it could find one."""
+    found = run(two, [2, 2], tmp_path, "torch_groups", env={"GLOO_SOCKET_IFNAME": "net"})
+    assert found == [{"total": [4.0] * 3, "blocks": [0.0, 1.0, 2.0, 3.0]}] * 4
 
 
 def test_a_thin_network_carries_no_more_than_it_can(tmp_path: Path) -> None:

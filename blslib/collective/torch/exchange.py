@@ -3,7 +3,6 @@
 Its groups stand beside torch's default group, which these exchanges neither need nor touch.
 """
 
-import os
 from collections.abc import Sequence
 from datetime import timedelta
 from functools import partial
@@ -16,8 +15,8 @@ from mpi4py import MPI
 
 from blslib.collective.baselines import Baseline
 from blslib.collective.exchange import Arrival, Block
+from blslib.collective.torch.gloo import gloo_group
 from blslib.collective.torch.process_group import BLSGroup, BLSOptions
-from blslib.collective.torch.rendezvous import mpi_store, on_one_host
 
 TIMEOUT = timedelta(seconds=60)
 
@@ -48,8 +47,10 @@ class TorchAlltoallv(Baseline):
         slot_bytes: int | None,
     ) -> None:
         super().__init__(comm, bound, send_counts, recv_counts, np.float32, rooms=None if backend == "gloo" else 1)
-        bls = BLSOptions(bound, slot_bytes)
-        self._group = _gloo(self._comm, bound) if backend == "gloo" else BLSGroup(self._comm.Dup(), bls, TIMEOUT)
+        if backend == "gloo":
+            self._group = gloo_group(self._comm, TIMEOUT, threads=bound + 2)
+        else:
+            self._group = BLSGroup(self._comm.Dup(), BLSOptions(bound, slot_bytes), TIMEOUT)
         even = self._comm.allreduce(len({*send_counts, *recv_counts}) == 1, op=MPI.LAND)
         counts = {"output_split_sizes": recv_counts, "input_split_sizes": send_counts}
         splits: dict[str, Any] = {} if even else {name: [int(n) for n in each] for name, each in counts.items()}
@@ -85,20 +86,3 @@ class TorchAlltoallv(Baseline):
             self._take(self._posted)
             self._group.shutdown()
         super().close()
-
-
-def _gloo(comm: MPI.Intracomm, bound: int) -> dist.ProcessGroup:
-    group = dist.ProcessGroup(mpi_store(comm, TIMEOUT), comm.rank, comm.size)
-    options = dist.ProcessGroupGloo._Options()
-    options._timeout = TIMEOUT
-    if interfaces := os.environ.get("GLOO_SOCKET_IFNAME"):
-        options._devices = [dist.ProcessGroupGloo.create_device(interface=name) for name in interfaces.split(",")]
-    elif on_one_host(comm):  # the default asks the name service who this host is, and may leave it for that
-        options._devices = [dist.ProcessGroupGloo.create_device(hostname="127.0.0.1")]
-    else:
-        options._devices = [dist.ProcessGroupGloo.create_default_device()]
-    options._threads = bound + 2  # each is busy with one work until that is done
-    gloo = dist.ProcessGroupGloo(dist.PrefixStore("gloo", group.get_group_store()), comm.rank, comm.size, options)
-    group._register_backend(torch.device("cpu"), dist.ProcessGroup.BackendType.GLOO, gloo)
-    group._set_default_backend(dist.ProcessGroup.BackendType.GLOO)
-    return group

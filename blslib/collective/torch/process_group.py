@@ -2,7 +2,7 @@
 
 Importing this module registers it: under ``mpiexec``, ``dist.init_process_group("bls")`` then takes rank and size from
 MPI. ``docs/torch.md`` says what a program gains and what it must keep in mind. All-to-alls go through one
-``BoundedLagAlltoallv`` per group, everything else through MPI. Like an exchange, a group serves one thread at a time.
+``BoundedLagAlltoallv`` per group, everything else through gloo. Like an exchange, a group serves one thread at a time.
 """
 
 import atexit
@@ -14,26 +14,27 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
 from itertools import accumulate, pairwise
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import Store
 
 from blslib.collective.alltoallv import BoundedLagAlltoallv
 from blslib.collective.errors import ExchangeError
 from blslib.collective.exchange import Arrival
 from blslib.collective.mpi import MPI
 from blslib.collective.torch import rendezvous
-from blslib.collective.torch.mpi import MpiGroup, own_mpi
-from blslib.collective.torch.work import NAME, AllToAllWork, Bytes, RefusedError, Tensors, Work, flat_bytes
+from blslib.collective.torch.gloo import GlooGroup, keep, tensors_in
+from blslib.collective.torch.work import NAME, AllToAllWork, Bytes, RefusedError, Tensors, flat_bytes, seconds
 from blslib.collective.waiting import complete
 
 LEAST_SLOT_BYTES = 4096
-_FAILURES = (ExchangeError, MemoryError)
-"""What ends a group: the second if there is no room for a large block."""
+
+_AGREEMENT = "the all-to-all's agreement on slots"
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class BLSOptions:
     slot_bytes: int | None = None
 
 
-class BLSGroup(MpiGroup):
+class BLSGroup(GlooGroup):
     """A group of MPI ranks whose all-to-alls may lag.
 
     Collective: every rank of ``comm`` makes it, and shuts it down. The exchange is built by the first all-to-all, which
@@ -62,18 +63,21 @@ class BLSGroup(MpiGroup):
         comm: the group's own; freed by ``shutdown``.
         options: None takes the environment's.
         timeout: of every wait that is given no other.
+        store: where gloo's ranks meet; None has them meet through MPI.
 
     Raises:
         TypeError, ValueError: options, or variables of the environment, that mean nothing.
     """
 
-    def __init__(self, comm: MPI.Intracomm, options: BLSOptions | None, timeout: timedelta) -> None:
-        super().__init__(comm, timeout)
+    def __init__(
+        self, comm: MPI.Intracomm, options: BLSOptions | None, timeout: timedelta, store: Store | None = None
+    ) -> None:
         options = options or BLSOptions()
         if not isinstance(options, BLSOptions):
             raise TypeError(f"pg_options of a {NAME!r} group are BLSOptions, got {type(options).__name__}")
         self.bound = _setting(options.bound, "BLS_BOUND") or 0
         self._slot_bytes = _setting(options.slot_bytes, "BLS_SLOT_BYTES")
+        super().__init__(comm, timeout, store)
         self._ranks = comm.size
         self._exchange: BoundedLagAlltoallv | None = None
         self._posted = 0
@@ -81,11 +85,12 @@ class BLSGroup(MpiGroup):
         self._outstanding: dict[int, AllToAllWork] = {}  # by iteration
         self._largest = self._ask_at = 0
         self._found = np.zeros(1, np.int64)
-        self._answer: Work | None = None
+        self._answer: MPI.Request | None = None
         self._calling = threading.Lock()
         self._open = True
         self._name = ""
         atexit.register(self._leave)
+        _GROUPS.add(self)
 
     @property
     def memory_bytes(self) -> int:
@@ -100,7 +105,7 @@ class BLSGroup(MpiGroup):
         input_splits: Sequence[int],
         opts: Any = None,
         timeout: timedelta | None = None,
-    ) -> Work:
+    ) -> AllToAllWork:
         """As ``dist.all_to_all_single``. ``input`` may be used again on return, ``output`` after ``wait``.
 
         Raises:
@@ -113,7 +118,9 @@ class BLSGroup(MpiGroup):
 
     alltoall_base = all_to_all_single
 
-    def alltoall(self, outputs: Tensors, inputs: Tensors, opts: Any = None, timeout: timedelta | None = None) -> Work:
+    def alltoall(
+        self, outputs: Tensors, inputs: Tensors, opts: Any = None, timeout: timedelta | None = None
+    ) -> AllToAllWork:
         """As ``dist.all_to_all``: a tensor for every rank, and one from every rank."""
         if not len(outputs) == len(inputs) == self._ranks:
             given = f"{len(outputs)} outputs and {len(inputs)} inputs"
@@ -121,6 +128,13 @@ class BLSGroup(MpiGroup):
         rooms = [_room(output) for output in outputs]
         pieces = [flat_bytes(room) for room in rooms]
         return self._post([flat_bytes(tensor) for tensor in inputs], outputs, rooms, pieces, timeout or opts)
+
+    def allgather(self, outputs: Any, inputs: Any, *given: Any, **options: Any) -> dist.Work:
+        """As ``dist.all_gather``. Where sizes differ, which gloo refuses, it is an all-to-all, and may lag like one."""
+        found = list(tensors_in(outputs))
+        if len({each.numel() for each in found}) > 1:
+            return self.alltoall(found, list(tensors_in(inputs)) * self._ranks, *given, **options)
+        return self._hand_over("allgather", outputs, inputs, *given, **options)
 
     def _pieces(self, tensor: torch.Tensor, splits: Sequence[int], name: str) -> list[np.ndarray]:
         """The bytes of a tensor, cut along its first dimension into one block per rank; views if it is in one piece."""
@@ -140,8 +154,9 @@ class BLSGroup(MpiGroup):
         row_bytes = len(flat) // max(rows, 1)
         return [flat[start * row_bytes : end * row_bytes] for start, end in pairwise((0, *accumulate(splits)))]
 
-    def _post(self, blocks: Bytes, outputs: Tensors, rooms: Tensors, pieces: Bytes, options: Any) -> Work:
-        timeout_s = self.timeout_s(options)
+    def _post(self, blocks: Bytes, outputs: Tensors, rooms: Tensors, pieces: Bytes, options: Any) -> AllToAllWork:
+        given = options if isinstance(options, timedelta) else getattr(options, "timeout", None)
+        timeout_s = seconds(given, self._timeout_s)
         work = AllToAllWork(self, outputs, rooms, pieces, timeout_s)
         if self.failure is None:
             with self._my_call():
@@ -199,7 +214,7 @@ class BLSGroup(MpiGroup):
         """
         if isinstance(error, RefusedError) or (isinstance(error, MemoryError) and self._exchange is None):
             raise error
-        if isinstance(error, _FAILURES):
+        if isinstance(error, ExchangeError | MemoryError):  # the second if there is no room for a large block
             if self._replaced_at:
                 error.add_note(f"iterations are counted from {self._replaced_at} on, when slots were made larger")
             self.fail(error)
@@ -210,6 +225,8 @@ class BLSGroup(MpiGroup):
     def fail(self, error: Exception) -> None:
         """Fail what is under way, and whatever comes."""
         super().fail(error)
+        if self._answer:  # MPI has not finished it, as far as we know, and may write there
+            keep(self._found)
         while self._outstanding:
             self._outstanding.popitem()[1].fail(self.failure or error)
 
@@ -226,14 +243,13 @@ class BLSGroup(MpiGroup):
         self._largest = max(self._largest, *map(len, blocks))
         if self._posted == self._ask_at:
             found = self._found = np.array([self._largest])
-            ask = partial(self._comm.Iallreduce, MPI.IN_PLACE, found, MPI.MAX)
-            self._answer = self._start("the all-to-all's agreement on slots", ask, found)
+            self._answer = self._comm.Iallreduce(MPI.IN_PLACE, found, MPI.MAX)
         assert self._answer is not None
         if self._exchange is not None and self._posted < self._ask_at + self.bound + 1:
             if self._posted >= self._ask_at:
-                self._answer.is_completed()  # MPI moves it on in calls alone
+                self._answer.Test()  # MPI moves it on in calls alone
             return self._exchange
-        self._answer.wait(timedelta(seconds=timeout_s))
+        complete(self._answer, _AGREEMENT, timeout_s)
         largest = int(self._found[0])
         if self._exchange is None:
             self._exchange = self._build(max(largest * 5 // 4, LEAST_SLOT_BYTES), timeout_s)
@@ -291,25 +307,23 @@ class BLSGroup(MpiGroup):
     def _end(self) -> None:
         if self.failure is not None:
             raise self.failure
-        for work in self.requests - {self._answer}:
-            with suppress(Exception):  # its own failure is nobody else's
-                work.wait()
-            if not work.Test():  # a late one may be done by now
-                raise work.exception() or ExchangeError("MPI has not finished what was started")
         if self._exchange is not None:
             self._exchange.timeout_s = self._timeout_s
             self._take(self._exchange.drain())
             self._exchange.close()
         if self._answer is not None:
-            self._answer.wait()  # only now, as it may be known only now that a rank posted less often
+            # Only now, as it may be known only now that a rank posted less often.
+            complete(self._answer, _AGREEMENT, self._timeout_s)
         complete(self._comm.Ibarrier(), f"the end of group {self._name!r}", self._timeout_s)
         self._comm.Free()
+        self._gloo = None  # which finishes what it has in hand
 
     def abort(self, error: BaseException | None = None) -> None:
         """End without the other ranks, and tell them why."""
         if not self._open:
             return
-        super().abort(error)
+        why = "" if error is None else f": {type(error).__name__}: {error}"
+        self.fail(ExchangeError(f"the group was aborted{why}"))
         self._leave_exchange(error or ExchangeError("the group was aborted"))
         self._forget()
 
@@ -319,11 +333,6 @@ class BLSGroup(MpiGroup):
             with suppress(RuntimeError):  # another thread is in a call, and frees nothing while it waits
                 self._exchange.__exit__(type(error), error, None)
 
-    def disown(self) -> None:
-        """In a forked child, leave the group to the parent: it ends here, and nobody else is told."""
-        self._forget()
-        super().disown()
-
     def _forget(self) -> None:
         self._open = False
         atexit.unregister(self._leave)
@@ -332,6 +341,22 @@ class BLSGroup(MpiGroup):
         """At the end of a program that did not destroy the group: the other ranks may be waiting for this one."""
         error = getattr(sys, "last_value", None)
         self.abort(error) if error else self.shutdown()
+
+
+_GROUPS: WeakSet[BLSGroup] = WeakSet()
+
+
+def _disown() -> None:
+    """In a forked child, leave all groups to the parent: they end here, and nobody else is told."""
+    try:
+        rendezvous.own_mpi()
+    except ExchangeError as error:
+        for group in list(_GROUPS):
+            group._forget()
+            group.fail(error)
+
+
+os.register_at_fork(after_in_child=_disown)  # so that no call has to ask: in a child every group has failed
 
 
 def _room(output: torch.Tensor) -> torch.Tensor:
@@ -354,7 +379,7 @@ def _setting(given: int | None, variable: str) -> int | None:
 
 def _create(options: Any, group_options: BLSOptions | None) -> BLSGroup:
     """What torch calls for ``init_process_group`` and, on the group's ranks, for ``new_group``."""
-    own_mpi()
+    rendezvous.own_mpi()
     world, members = MPI.COMM_WORLD, list(options.global_ranks_in_group)
     here = (options.group_rank, options.group_size)
     if not members and here != (world.rank, world.size):
@@ -367,7 +392,7 @@ def _create(options: Any, group_options: BLSOptions | None) -> BLSGroup:
     options.store.set(f"rank {here[0]}", "here")
     options.store.wait([f"rank {rank}" for rank in range(here[1])], options.timeout)
     group = world.group.Incl(members) if members else world.group
-    return BLSGroup(world.Create_group(group), group_options, options.timeout)
+    return BLSGroup(world.Create_group(group), group_options, options.timeout, options.store)
 
 
 dist.Backend.register_backend(NAME, _create, extended_api=True, devices=["cpu"])

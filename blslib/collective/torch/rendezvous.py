@@ -16,23 +16,37 @@ from urllib.parse import parse_qs, urlparse
 from torch._C._distributed_c10d import FileStore, PrefixStore, Store, TCPStore
 from torch.distributed import default_pg_timeout
 
+from blslib.collective.errors import ExchangeError
 from blslib.collective.mpi import MPI
-from blslib.collective.torch.mpi import own_mpi
 from blslib.collective.waiting import complete
 
 Handler = Callable[..., Iterator[tuple[Store, int, int]]]
 
+_PID = os.getpid()
 
 _FILES: dict[tuple[int, ...], tuple[FileStore, Iterator[int]]] = {}
 """By ranks of the world: the file they share on their host, and numbers for what they use it for, one after another."""
 
 
+def own_mpi() -> None:
+    """Make sure that this process may use MPI.
+
+    Raises:
+        ExchangeError: it was forked from a rank.
+    """
+    if os.getpid() != _PID:
+        raise ExchangeError(
+            f"process {os.getpid()} was forked from the rank that is process {_PID}, and MPI knows only that one: let "
+            "the rank exchange, or start the child by spawn"
+        )
+
+
 def mpi_store(comm: MPI.Intracomm, timeout: timedelta) -> Store:
     """A store that all ranks of ``comm`` share: a file on one host, else a port of rank 0. Collective."""
     own_mpi()
-    complete(comm.Ibarrier(), "the rendezvous", timeout.total_seconds())
+    one_host = on_one_host(comm, timeout)
     ranks = tuple(comm.allgather(MPI.COMM_WORLD.rank))
-    if on_one_host(comm):  # a port would ask the name service who is there, and wait for one that does not answer
+    if one_host:  # a port would ask the name service who is there, and wait for one that does not answer
         if ranks not in _FILES:
             _FILES[ranks] = _file(comm, timeout), count()
         file, numbers = _FILES[ranks]
@@ -43,8 +57,9 @@ def mpi_store(comm: MPI.Intracomm, timeout: timedelta) -> Store:
     return store or TCPStore(host, port, comm.size, False, timeout, wait_for_workers=False)
 
 
-def on_one_host(comm: MPI.Intracomm) -> bool:
-    """Whether all ranks of ``comm`` are on the same host. Collective."""
+def on_one_host(comm: MPI.Intracomm, timeout: timedelta) -> bool:
+    """Whether all ranks of ``comm`` are on the same host. Collective: waits in MPI once all have come, no sooner."""
+    complete(comm.Ibarrier(), "the rendezvous", timeout.total_seconds())
     return len(set(comm.allgather(MPI.Get_processor_name()))) == 1
 
 

@@ -1,4 +1,4 @@
-"""What torch has in hand while a collective of ours is under way, and how tensors are looked at."""
+"""What torch has in hand while an all-to-all of ours is under way, and how tensors are looked at."""
 
 from collections.abc import Sequence
 from datetime import timedelta
@@ -11,7 +11,6 @@ import torch.distributed as dist
 from blslib.collective.errors import BlockError, ExchangeError, LateError
 
 if TYPE_CHECKING:
-    from blslib.collective.torch.mpi import MpiGroup
     from blslib.collective.torch.process_group import BLSGroup
 
 NAME = "bls"
@@ -41,20 +40,16 @@ def flat_bytes(tensor: torch.Tensor) -> np.ndarray:
     Raises:
         RefusedError: it is not on the CPU, or sparse.
     """
-    try:
-        return tensor.detach().resolve_conj().resolve_neg().contiguous().view(-1).view(torch.uint8).numpy()
-    except (RuntimeError, TypeError):
-        dense(tensor)  # says why, and costs nothing where all is well
-        raise
-
-
-def dense(tensor: torch.Tensor) -> torch.Tensor:
-    """The same tensor, if it is one that this backend moves."""
-    if not tensor.is_cpu:
-        raise RefusedError(f"tensor is on device {tensor.device}, {NAME!r} moves cpu tensors: copy it to the cpu first")
+    on_cpu(tensor)
     if tensor.layout != torch.strided:
         raise RefusedError(f"tensor has layout {tensor.layout}, {NAME!r} moves dense tensors: call to_dense() first")
-    return tensor
+    return tensor.detach().resolve_conj().resolve_neg().contiguous().view(-1).view(torch.uint8).numpy()
+
+
+def on_cpu(tensor: torch.Tensor) -> None:
+    """Refuse a tensor that this backend does not move."""
+    if not tensor.is_cpu:
+        raise RefusedError(f"tensor is on device {tensor.device}, {NAME!r} moves cpu tensors: copy it to the cpu first")
 
 
 def in_words(error: Exception) -> Exception:
@@ -64,30 +59,34 @@ def in_words(error: Exception) -> Exception:
     return error
 
 
-class Work(dist._Work):
-    """One collective under way, as torch hands it to the caller.
+class AllToAllWork(dist._Work):
+    """An all-to-all under way, as torch hands it to the caller.
 
     Args:
         group: whose it is.
         outputs: the tensors that it fills.
+        rooms: where they are received, each in its output or in a draft of it.
+        pieces: the rooms' bytes, rank by rank.
         timeout_s: of every wait that is given no other.
+
+    Attributes:
+        iteration: which of its group's all-to-alls this is, counted from 0, the same on every rank; -1 if the group
+            had failed before.
     """
 
-    def __init__(self, group: "MpiGroup", outputs: Tensors, timeout_s: float) -> None:
+    def __init__(self, group: "BLSGroup", outputs: Tensors, rooms: Tensors, pieces: Bytes, timeout_s: float) -> None:
         super().__init__()
-        self._of, self._outputs, self._timeout_s = group, outputs, timeout_s
+        self._group, self._outputs, self._rooms, self._pieces = group, outputs, rooms, pieces
+        self._timeout_s, self.iteration = timeout_s, -1
         self._done = False
         self._error: Exception | None = None
 
-    def _advance(self, timeout_s: float | None) -> None:
-        """Wait until this is done or has failed; without a time, look once."""
-        raise NotImplementedError
-
     def _look(self, timeout_s: float | None) -> None:
-        if not self._done and self._of.failure is None:
-            self._advance(timeout_s)
-        if self._of.failure is not None:
-            self.fail(self._of.failure)
+        """Wait until this is done or has failed; without a time, look once."""
+        if not self._done and self._group.failure is None:
+            self._group.collect(None if timeout_s is None else self.iteration, timeout_s or self._timeout_s)
+        if self._group.failure is not None:
+            self.fail(self._group.failure)
 
     def fail(self, error: Exception) -> None:
         """Keep an error for ``wait``, unless this has its end already."""
@@ -134,22 +133,6 @@ class Work(dist._Work):
         future: torch.futures.Future = torch.futures.Future()
         future.set_result(self._outputs)
         return future
-
-
-class AllToAllWork(Work):
-    """An all-to-all under way.
-
-    Attributes:
-        iteration: which of its group's all-to-alls this is, counted from 0, the same on every rank; -1 if the group
-            had failed before.
-    """
-
-    def __init__(self, group: "BLSGroup", outputs: Tensors, rooms: Tensors, pieces: Bytes, timeout_s: float) -> None:
-        super().__init__(group, outputs, timeout_s)
-        self._group, self._rooms, self._pieces, self.iteration = group, rooms, pieces, -1
-
-    def _advance(self, timeout_s: float | None) -> None:
-        self._group.collect(None if timeout_s is None else self.iteration, timeout_s or self._timeout_s)
 
     def arrive(self, blocks: Bytes) -> None:
         """Copy the blocks out of the ring, into the caller's tensors."""
