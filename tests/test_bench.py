@@ -22,6 +22,7 @@ SMALL = {
     "arrivals": ["--patterns", "rotating,gather-like", "--bounds", "0,4", "--repeats", "1", "--quick"],
     "delayed": ["--laws", "rotating", "--bounds", "0,4", "--repeats", "2", "--quick"],
     "dlrm": ["--scenarios", "rotating", "--bounds", "0,2", "--repeats", "2", "--quick"],
+    "lookup": ["--repeats", "2", "--quick"],
     "placed": ["--scenarios", "static", "--strategies", PLACED, "--bounds", "0,2", "--repeats", "2", "--quick"],
     "serving": ["--rates", "300", "--bounds", "0,4", "--repeats", "2", "--quick", "--contenders", "bls"],
     "torch": ["--bytes", "64", "--bounds", "0,1", "--repeats", "2"],
@@ -69,7 +70,7 @@ def test_every_setting_has_its_repeats(measured: dict[str, Rows], name: str) -> 
             middle, high = lines[column.removesuffix("_low")], lines[column.removesuffix("_low") + "_high"]
             there = middle.notna()
             assert (lines[column][there] <= middle[there]).all() and (middle[there] <= high[there]).all()
-    assert (lines["time_us" if "time_us" in lines else "measured_s"] > 0).all()
+    assert (lines[next(name for name in ("time_us", "measured_s", "lookup_us") if name in lines)] > 0).all()
 
 
 def pairs(rows: Rows, **where: Any) -> set[tuple[str, int]]:
@@ -113,6 +114,16 @@ def test_no_run_is_quicker_than_its_prediction(measured: dict[str, Rows]) -> Non
 
 def test_scores_are_the_same_to_the_bit(measured: dict[str, Rows]) -> None:
     assert all(row["identical"] is True for row in measured["dlrm"] + measured["serving"])
+
+
+def test_packed_tables_are_smaller_and_off_by_little(measured: dict[str, Rows]) -> None:
+    """A row of D values takes D + 8 bytes in int8, D / 2 + 4 in int4; their errors are half a step at most, summed."""
+    lines = summary(measured["lookup"]).set_index(["kind", "rows", "dim"])
+    for (kind, rows, dim), line in lines.iterrows():
+        row_bytes = {"float32": 4 * dim, "int8": dim + 8, "int4": dim / 2 + 4}[kind]
+        assert line["table_mib"] == rows * row_bytes / 2**20
+        least, most = {"float32": (0, 0), "int8": (1e-5, 0.01), "int4": (1e-3, 0.15)}[kind]
+        assert least <= line["error_rms"] <= line["error_max"] <= most
 
 
 def test_placements_stand_beside_whole_groups(measured: dict[str, Rows]) -> None:

@@ -12,8 +12,10 @@ import pytest
 
 from blslib.lab import cli, place, tables
 from blslib.placement import models, plan
-from blslib.placement.loads import imbalance
+from blslib.placement.loads import LookupCost, imbalance
+from blslib.placement.shards import whole
 from blslib.placement.strategies import STRATEGIES, Options
+from blslib.placement.tables import Table
 from blslib.theory.imbalance import Split
 from blslib.workloads.batch import Batch
 from blslib.workloads.synthetic import Synthetic
@@ -138,6 +140,18 @@ def test_bad_lists_are_told_in_one_line(
     (tmp_path / name).write_text(text)
     code, _, said = ran(capsys, str(tmp_path / name))
     assert code == 2 and told in said and name in said and len(said) < 400
+
+
+def test_nets_that_follow_each_other_wait_for_their_own_busiest_shard() -> None:
+    """Two nets of one table each: together on two shards they take as long as one after the other on one."""
+    listed = (Table("a", 10, 8, net="x", time_us=30.0), Table("b", 10, 8, net="y", time_us=20.0))
+    shapes = [table.shape for table in listed]
+    assert place.in_turn_us(whole(shapes, [0, 1], 2), listed, LookupCost()) == pytest.approx(50)
+    assert place.in_turn_us(whole(shapes, [0, 0], 1), listed, LookupCost()) == pytest.approx(50)
+    pair = tuple(replace(table, net="x") for table in listed)
+    assert place.in_turn_us(whole(shapes, [0, 1], 2), pair, LookupCost()) == pytest.approx(30)
+    [found], _ = place.placed(pair, 2, Options(), ["load-balanced"])
+    assert place.overview([found], pair, Options())[0]["in_turn_us"] == pytest.approx(30)
 
 
 def test_what_a_placement_buys() -> None:

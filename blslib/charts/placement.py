@@ -11,14 +11,15 @@ from blslib.charts.look import LOOKS, LOOSE, WIDTH, Looks, Table, by, heading
 
 INK = "#444444"
 STRATEGIES: Looks = {
+    "by-group": ("#7A5C3E", "circle"),
     "contiguous": ("#7A5C3E", "circle"),
     "capacity-balanced": ("#332288", "triangle-up"),
     "load-balanced": ("#44AA99", "triangle-down"),
     "net-specific": ("#6E2C6E", "diamond"),
-    "row-split": ("#DDCC77", "wedge"),
+    "correlated": ("#B8860B", "square"),
     "searched": ("#AA4499", "triangle-right"),
 }
-"""Those that are drawn as series, with colour and shape."""
+"""Those that are drawn as series, with colour and shape; tables by their order, in groups or not, look alike."""
 
 
 def dots(rows: Table, title: str, lines: Sequence[str], *, what: str) -> alt.FacetChart:
@@ -71,7 +72,7 @@ def lag_and_placement(rows: Table, *, cores: int, bound: int) -> Any:
 
 
 def curves(rows: Table, x: alt.X, y: str, title: str, lines: Sequence[str]) -> alt.FacetChart:
-    """A line for each strategy, a panel for each measure.
+    """A line for each strategy, a panel for each measure, two beside each other.
 
     Args:
         rows: ``strategy``, ``panel``, the column of ``x``, and ``value``.
@@ -87,9 +88,10 @@ def curves(rows: Table, x: alt.X, y: str, title: str, lines: Sequence[str]) -> a
     )
     parts = list(table["panel"].unique())
     layers = [base.mark_line(), base.mark_point().encode(shape=by(alt.Shape, "strategy", looks, shapes))]
-    chart = alt.layer(*layers, data=table, width=WIDTH // len(parts) - 60, height=200)
+    chart = alt.layer(*layers, data=table, width=WIDTH // 2 - 50, height=170)
     ends = table.groupby(["panel", "strategy"], sort=False)["value"].agg(["min", "max"])
     said = "; ".join(f"{panel}, {name}: {low:.2f} to {high:.2f}" for (panel, name), low, high in ends.itertuples())
-    return chart.facet(column=alt.Column("panel:N", sort=parts, title=None), spacing=30).properties(
-        title=heading(title, lines), description=f"A line per strategy, a panel per measure: {said}."
+    facet = alt.Facet("panel:N", sort=parts, title=None)
+    return chart.facet(facet, columns=2, spacing=30, title=heading(title, lines)).properties(
+        description=f"A line per strategy, a panel per measure: {said}."
     )

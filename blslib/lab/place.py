@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from blslib.lab.options import Row
-from blslib.placement.loads import Loads, imbalance, of_ranks, of_shards
+from blslib.placement.loads import Loads, LookupCost, imbalance, of_ranks, of_shards
 from blslib.placement.optimum import optimum
 from blslib.placement.shards import Placement, whole
 from blslib.placement.strategies import STRATEGIES, ImpossibleError, NoneFoundError, Options
@@ -60,6 +60,15 @@ def requests(placement: Placement, tables: Sequence[Table]) -> np.ndarray:
     return np.bincount([rank for rank, _ in pairs], minlength=placement.ranks)
 
 
+def in_turn_us(placement: Placement, tables: Sequence[Table], cost: LookupCost) -> float:
+    """Microseconds of a batch if nets follow each other: the busiest rank's lookups of each net, summed over nets."""
+    spent_us: dict[str, np.ndarray] = {table.net: np.zeros(placement.ranks) for table in tables}
+    each_us = of_shards(placement.shards, tables, cost, placement.ranks).time_us
+    for shard, one_us in zip(placement.shards, each_us, strict=True):
+        spent_us[tables[shard.table].net][slice(None) if shard.rank is None else shard.rank] += one_us
+    return float(sum(net_us.max() for net_us in spent_us.values()))
+
+
 def rows(found: Sequence[Placed], tables: Sequence[Table]) -> list[Row]:
     """A row for each strategy and rank."""
     table = []
@@ -75,7 +84,8 @@ def rows(found: Sequence[Placed], tables: Sequence[Table]) -> list[Row]:
 def overview(found: Sequence[Placed], tables: Sequence[Table], options: Options) -> list[Row]:
     """A row for each strategy: of each load the greatest over the mean, and what the busiest rank has.
 
-    ``sent`` is over what whole tables send, ``over_optimum`` the time of the busiest rank over that of the optimum.
+    ``sent`` is over what whole tables send, ``in_turn_us`` if nets follow each other, ``over_optimum`` the time of the
+    busiest rank over that of the optimum.
     """
     whole_sent = 4 * options.cost.batch * sum(table.dim for table in tables)
     lowest_us = next((each.loads.time_us.max() for each in found if each.strategy == BEST), np.nan)
@@ -89,6 +99,7 @@ def overview(found: Sequence[Placed], tables: Sequence[Table], options: Options)
             "requests": int(requests(placement, tables).sum()),
             "most_mib": float(loads.bytes.max() / 2**20),
             "busiest_us": float(loads.time_us.max()),
+            "in_turn_us": in_turn_us(placement, tables, options.cost),
             "over_optimum": float(loads.time_us.max() / lowest_us),
             "told": told,
         }

@@ -6,6 +6,8 @@ from functools import cached_property
 from itertools import groupby
 from typing import NamedTuple
 
+import numpy as np
+
 MOST_RANKS = 2**20
 
 
@@ -87,6 +89,14 @@ class Placement:
     def replicated(self) -> tuple[Shard, ...]:
         """The shards that every rank holds."""
         return tuple(shard for shard in self.shards if shard.rank is None)
+
+    def spread(self, shapes: Sequence[tuple[int, int]], loads: np.ndarray) -> np.ndarray:
+        """(P, N) what each rank has of (T, N) loads of the tables, by its share of their values."""
+        found = np.zeros((self.ranks, loads.shape[1]))
+        for table, rows, columns, rank in self.shards:
+            share = len(rows) * len(columns) / np.prod(shapes[table])
+            found[slice(None) if rank is None else rank] += loads[table] * (share / (self.ranks if rank is None else 1))
+        return found
 
     def check(self, shapes: Sequence[tuple[int, int]], names: Sequence[str] = ()) -> None:
         """See that every row and column of every table is held exactly once.

@@ -4,10 +4,10 @@ All placements see one and the same stream of batches. The weight of a table is 
 batches of that stream; ``correlated`` knows besides which tables are hot together, and competes with lag.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from blslib.workloads.scenarios import SCENARIOS
 if TYPE_CHECKING:
     from mpi4py import MPI
 
+    from blslib.lab.scenarios import Scenario
     from blslib.placement.shards import Placement
     from blslib.placement.tables import Table
 
@@ -62,10 +63,11 @@ def run(comm: "MPI.Intracomm", config: Config) -> list[Row]:
     from blslib.lab.rows import BY_GROUP
 
     delay = delaying(comm, config.law, config.iterations, config.mean_delay_s, config.seed)
+    tables, loads_us = comm.bcast(weighed(config) if comm.rank == 0 else None)
     with ExitStack() as stack:
         cases = {
             (strategy, item): (here, model, exchange)
-            for strategy, placement in placements(comm, config)
+            for strategy, placement in [(BY_GROUP, None), *placements(tables, loads_us, comm.size, config.strategies)]
             for here, model, made in [stack.enter_context(dlrm.prepared(comm, config, placement, config.groups))]
             for item, exchange in made.items()
         }
@@ -87,28 +89,67 @@ def run(comm: "MPI.Intracomm", config: Config) -> list[Row]:
     return rows
 
 
-def placements(comm: "MPI.Intracomm", config: Config) -> "Iterator[tuple[str, Placement | None]]":
-    """The strategies and their placements of the scenario's tables, timed on the first rank. Collective."""
-    from blslib.lab.rows import BY_GROUP
-
-    tables, loads_us = comm.bcast(weighed(config) if comm.rank == 0 else None)
-    yield BY_GROUP, None
-    for name in config.strategies:
-        given = tables, comm.size
+def placements(
+    tables: "Sequence[Table]", loads_us: np.ndarray, ranks: int, strategies: Sequence[str]
+) -> "Iterator[tuple[str, Placement]]":
+    """Strategies by name, and their placements; ``correlated`` alone looks at the loads batch by batch."""
+    for name in strategies:
+        given = tables, ranks
         yield name, correlated(*given, loads_us) if name == "correlated" else STRATEGIES[name](*given, Options())
 
 
 def weighed(config: Config) -> "tuple[tuple[Table, ...], np.ndarray]":
     """The scenario's tables with the time of their lookups, and (T, N) that time in each iteration."""
-    from blslib.lab import scenarios, tables
+    from blslib.lab import tables
 
-    size: dict[str, Any] = {
-        "iterations": config.iterations,
-        "batch_size": config.batch_size,
-        "max_rows": config.max_rows,
-    }
-    here = scenarios.build(config.scenario, ranks=1, rank=0, seed=config.seed, groups=config.groups, **size)
-    timed = tables.timed(tables.of_batches(here.model.rows, here.model.dim, here.pool), here.pool)
-    lookups = np.stack([here.pool[which].lookups for which in here.order], axis=1)
+    here = scenario(config, 1)
+    batches = [here.pool[which] for which in here.order]
+    met = [here.pool[which] for which in sorted(set(here.order.tolist()))]  # as often as each other, about
+    timed = tables.timed(tables.of_batches(here.model.rows, here.model.dim, met), met)
+    lookups = np.stack([batch.lookups for batch in batches], axis=1)
     time_us = np.array([table.time_us for table in timed])
     return timed, time_us[:, None] * lookups / np.maximum(lookups.mean(axis=1, keepdims=True), 1e-300)
+
+
+def scenario(config: Config, ranks: int) -> "Scenario":
+    """As the first of so many ranks sees it, with whole groups of tables on each."""
+    from blslib.lab import scenarios
+
+    return scenarios.build(
+        config.scenario,
+        ranks=ranks,
+        rank=0,
+        iterations=config.iterations,
+        batch_size=config.batch_size,
+        max_rows=config.max_rows,
+        seed=config.seed,
+        groups=config.groups,
+    )
+
+
+def foreseen(config: Config, ranks: Sequence[int]) -> list[Row]:
+    """The same on other numbers of ranks by the max-plus law, if lookups are all of the work and the exchange is free.
+
+    Returns:
+        A row for each strategy and number of ranks: ``load_balance``, the mean over the busiest rank's work; and
+        ``placement``, ``lag`` and ``both``, what is won over whole groups at bound 0, by lag at the last bound alone,
+        and by both.
+    """
+    from blslib.lab.rows import BY_GROUP
+    from blslib.theory.maxplus import makespan
+
+    tables, loads_us = weighed(config)
+    rows, bound = list[Row](), config.bounds[-1]
+    for count in ranks:
+        made = {BY_GROUP: scenario(config, count).placement}
+        made |= dict(placements(tables, loads_us, count, config.strategies))
+        work_us = {
+            name: placement.spread([table.shape for table in tables], loads_us) for name, placement in made.items()
+        }
+        groups_us = makespan(work_us[BY_GROUP], 0)
+        for name, each_us in work_us.items():
+            alone_us, both_us, total_us = makespan(each_us, 0), makespan(each_us, bound), each_us.sum(axis=1)
+            won = {"placement": groups_us / alone_us, "lag": alone_us / both_us, "both": groups_us / both_us}
+            balance = float(total_us.mean() / total_us.max())
+            rows.append({"scenario": config.scenario, "strategy": name, "ranks": count, "load_balance": balance, **won})
+    return rows
