@@ -22,6 +22,7 @@ usage: ./reproduce.sh [--quick] [NN-name ...]   run all notebooks, or those name
        ./reproduce.sh test --mpi openmpi [ARGS ...]  the test suite on Open MPI, in an environment of its own
        ./reproduce.sh setup                     make the environment only
        ./reproduce.sh lab [ARGS ...]            open JupyterLab (ARGS go to it)
+       ./reproduce.sh site                      make pages of the last run, and a playground that needs a browser alone
        ./reproduce.sh --help
 
 Every command first makes the environment if it is not there yet: .venv with pip, or, if a conda environment named
@@ -188,6 +189,12 @@ case "${1:-}" in
         # the kernel of this environment before one of the same name in the user's home.
         JUPYTER_PREFER_ENV_PATH=1 exec "$python" -m jupyterlab \
             --ServerApp.root_dir="$root" --LabApp.default_url=/lab/tree/notebooks --LabApp.news_url=None "${@:2}"
+        ;;
+    site)
+        [ $# -eq 1 ] || fail "site takes no arguments, got: ${*:2}"
+        set_up
+        trap - INT TERM HUP
+        exec "$python" -m blslib.lab.site
         ;;
     *)
         # Judged before the set-up, so that a slip of the pen does not cost minutes.

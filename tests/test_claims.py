@@ -250,6 +250,8 @@ def test_tables_and_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_statement_about_a_number(value: tuple[float, ...], verdict: str) -> None:
     claim = claims.stated("(x) all is even", "made up", Interval(*value), 1.0, 1.05, 9)
     assert (claim["verdict"], claim["repeats"], claim["quantity"]) == (verdict, 9, "statement")
-    assert "{:.2f} ({:.2f} to {:.2f}), 1.00 to 1.05 is meant".format(*value) in claims.markdown([claim])
+    assert "{:.2f} ({:.2f} to {:.2f}); at least 1.00 and at most 1.05 was meant".format(*value) in claims.markdown(
+        [claim]
+    )
     assert claims.headlines([claim]) == []
     assert claims.table([claim]).splitlines()[-1].strip()

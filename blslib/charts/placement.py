@@ -57,13 +57,13 @@ def lag_and_placement(rows: Table, *, cores: int, bound: int) -> Any:
         color=by(alt.Color, "series", colors, colors.values()),
     )
     shape = by(alt.Shape, "series", colors, ("diamond", "circle"))
-    x = alt.X("over_groups:Q", title="throughput over whole groups of tables at bound 0 (×)", scale=LOOSE)
+    x = alt.X("over_groups:Q", title="throughput over groups (×)", scale=LOOSE)
     layers = [
         alt.Chart().mark_rule(color="#888888", strokeWidth=1).encode(x=alt.datum(1.0)),
         base.mark_rule().encode(x="over_groups_low:Q", x2="over_groups_high:Q"),
         base.mark_point().encode(x=x, shape=shape),
     ]
-    lines = [look.setting(table), look.INTERVALS]
+    lines = [look.setting(table), f"Over whole groups of tables at bound 0. {look.INTERVALS}"]
     said = (
         f"throughput over groups at bound 0, by strategy; bounded lag: {look.ranges(table, 'scenario', 'over_groups')}"
     )
@@ -71,7 +71,7 @@ def lag_and_placement(rows: Table, *, cores: int, bound: int) -> Any:
     return look.panels(layers, table, "scenario", title, lines, said, alt.Step(24))
 
 
-def curves(rows: Table, x: alt.X, y: str, title: str, lines: Sequence[str]) -> alt.FacetChart:
+def curves(rows: Table, x: alt.X, y: str, title: str, lines: Sequence[str], *, shared: bool = True) -> alt.FacetChart:
     """A line for each strategy, a panel for each measure, two beside each other.
 
     Args:
@@ -79,6 +79,7 @@ def curves(rows: Table, x: alt.X, y: str, title: str, lines: Sequence[str]) -> a
         x: the axis along.
         y: title of the values.
         title, lines: of the chart.
+        shared: whether all panels have one axis of values.
     """
     table = pd.DataFrame(rows)
     looks = {name: look for name, look in STRATEGIES.items() if name in set(table["strategy"])}
@@ -92,6 +93,7 @@ def curves(rows: Table, x: alt.X, y: str, title: str, lines: Sequence[str]) -> a
     ends = table.groupby(["panel", "strategy"], sort=False)["value"].agg(["min", "max"])
     said = "; ".join(f"{panel}, {name}: {low:.2f} to {high:.2f}" for (panel, name), low, high in ends.itertuples())
     facet = alt.Facet("panel:N", sort=parts, title=None)
-    return chart.facet(facet, columns=2, spacing=30, title=heading(title, lines)).properties(
+    faceted = chart.facet(facet, columns=2, spacing=30, title=heading(title, lines))
+    return faceted.resolve_scale(y="shared" if shared else "independent").properties(
         description=f"A line per strategy, a panel per measure: {said}."
     )

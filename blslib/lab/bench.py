@@ -49,19 +49,17 @@ def bench(name: str, given: Given) -> list[Row]:
     from blslib.signals import undisturbed
 
     module = found.load(experiments, name)
-    steps = [step if isinstance(step, tuple) else (step, given.ranks) for step in module.plan(given)]
-    rows: list[Row] = []
-    for ranks in dict.fromkeys(ranks for _, ranks in steps):
-        check_room(ranks)
-        with ExitStack() as stack:
-            with undisturbed():
-                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="bls-"))
-            plan, out = Path(folder, "plan"), Path(folder, "rows")
-            files.write({plan: pickle.dumps((name, [config for config, on in steps if on == ranks]))})
-            done = run_ranks(ranks, ["-m", "blslib.lab.bench", str(plan), str(out)], timeout_s=TIMEOUT_S, capture=False)
-            if done.returncode or not out.exists():
-                raise RuntimeError(f"the ranks of bench {name} ended with code {done.returncode}, see above")
-            rows += pickle.loads(out.read_bytes())
+    check_room(given.ranks)
+    with ExitStack() as stack:
+        with undisturbed():
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="bls-"))
+        plan, out = Path(folder, "plan"), Path(folder, "rows")
+        files.write({plan: pickle.dumps((name, module.plan(given)))})
+        command = ["-m", "blslib.lab.bench", str(plan), str(out)]
+        done = run_ranks(given.ranks, command, timeout_s=TIMEOUT_S, capture=False)
+        if done.returncode or not out.exists():
+            raise RuntimeError(f"the ranks of bench {name} ended with code {done.returncode}, see above")
+        rows: list[Row] = pickle.loads(out.read_bytes())
     if not rows:
         raise RuntimeError(f"bench {name} measured nothing: it takes none of what was named")
     return rows
@@ -113,11 +111,10 @@ def heading(name: str, given: Given) -> str:
     from blslib.lab.rows import provenance
 
     machine = provenance()
-    ranks = ", ".join(map(str, given.ranks)) if isinstance(given.ranks, tuple) else given.ranks
     settings = " ".join(f"{key}={value}" for key, value in machine["mpi_settings"].items() if key.startswith("MPIR"))
     return (
         f"bench {name}: {about(found.load(experiments, name))}\n"
-        f"{ranks} ranks on {machine['cores']} cores ({machine['processor']}), {machine['mpi']}, {settings}\n"
+        f"{given.ranks} ranks on {machine['cores']} cores ({machine['processor']}), {machine['mpi']}, {settings}\n"
         "median [95 % interval] over the repeats, contenders interleaved in one run, in an order drawn for each repeat"
     )
 

@@ -23,6 +23,7 @@ ranks take turns on cores, their work changes with the bound, of which the theor
 """
 
 import json
+import math
 import textwrap
 from collections.abc import Sequence
 from itertools import zip_longest
@@ -185,7 +186,8 @@ def stated(claim: str, source: str, value: Interval, least: float, most: float, 
     """
     verdict = HOLDS if least <= value.low and value.high <= most else OPEN
     verdict = FAILS if value.high < least or value.low > most else verdict
-    reason = "{:.2f} ({:.2f} to {:.2f})".format(*value) + f", {least:.2f} to {most:.2f} is meant"
+    ends = [f"at least {least:.2f}"] * (least > 0) + [f"at most {most:.2f}"] * (most < math.inf)
+    reason = "{:.2f} ({:.2f} to {:.2f})".format(*value) + f"; {' and '.join(ends)} was meant"
     about = {"claim": claim, "source": source, "quantity": "statement", "repeats": repeats}
     return {**about, "verdict": verdict, "reason": reason, "headline": False}
 

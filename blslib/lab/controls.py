@@ -1,8 +1,9 @@
-"""Controls for notebooks: sliders that run the ranks again."""
+"""Controls for notebooks: sliders and menus, and below them what follows from them, anew whenever one is let go."""
 
+import os
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from blslib.lab.experiments import timeline
 from blslib.theory.delays import named
 
 LAWS = [
@@ -11,43 +12,55 @@ LAWS = [
     ("bernoulli: every rank in one iteration of ten, at random", "bernoulli"),
     ("permanent: the last rank in every iteration", "permanent"),
 ]
-"""Those of the control, and whom a delay hits."""
+"""For a menu of laws of delay, and whom a delay hits."""
 
 
-def delays_and_bound(ranks: Any, *, cores: int) -> Any:
-    """Sliders for bound and delay, and the timeline of a new run on live ranks whenever one of them is let go.
+def panel(draw: Callable[..., None], **controls: Any) -> Any:
+    """Controls, and what ``draw`` prints and shows for their values.
 
-    The delay is that of one rank in one iteration, as it is drawn, and not the mean over all of them. Where the ranks
-    are gone, a sentence stands in the place of the picture.
+    Where something is wrong, such as ranks that are gone, its one sentence stands in the place of the picture. Where
+    nobody is there to move a control, as in a run of all notebooks, the first picture is shown by itself.
 
     Args:
-        ranks: of ``cluster.engines``.
-        cores: of the machine, for the caption.
+        draw: is called with the value of each control by its name.
+        controls: of ``slider`` and ``menu``.
 
     Returns:
-        A widget to display.
+        A widget to display, or None.
     """
     import ipywidgets as widgets
 
-    from blslib.charts import runs as charts
-    from blslib.lab import figures
-    from blslib.lab.ranks.cluster import GoneError, experiment
-
-    def redraw(bound: int, delay_ms: int, law: str) -> None:
-        # Where the mean of a law is 1, a delay lasts this long; where all are delayed, 1 on average.
-        of_mean = getattr(named(law, 1.0, ranks.size), "delay_s", 1.0)
-        bounds = (0, bound) if bound else (0,)
+    def safely(**values: Any) -> None:
         try:
-            rows = experiment(ranks, timeline.run, timeline.Config(bounds, law, delay_ms / 1000 / of_mean))
-        except GoneError as gone:
-            print(str(gone).partition("\n")[0])
-        else:
-            figures.show(charts.timeline(rows, cores=cores))
+            draw(**values)
+        except KeyboardInterrupt:
+            print("interrupted: move a control to go on")
+        except (RuntimeError, ValueError, OSError, MemoryError) as error:
+            print(str(error).partition("\n")[0])
 
-    wide: Any = {"style": {"description_width": "9em"}, "layout": {"width": "38em"}}
-    return widgets.interactive(
-        redraw,
-        bound=widgets.IntSlider(2, 0, 8, description="bound", continuous_update=False, **wide),
-        delay_ms=widgets.IntSlider(48, 0, 160, 4, description="one delay (ms)", continuous_update=False, **wide),
-        law=widgets.Dropdown(options=LAWS, description="law", **wide),
-    )
+    if os.environ.get("IPP_NONINTERACTIVE") == "1":
+        return draw(**{name: control.value for name, control in controls.items()})
+    return widgets.interactive(safely, **controls)
+
+
+def slider(description: str, value: int, least: int, most: int, step: int = 1) -> Any:
+    """A slider for whole numbers."""
+    import ipywidgets as widgets
+
+    return widgets.IntSlider(value, least, most, step, description=description, continuous_update=False, **_wide())
+
+
+def menu(description: str, options: Sequence[Any]) -> Any:
+    """A menu of values, or of pairs of words and a value."""
+    import ipywidgets as widgets
+
+    return widgets.Dropdown(options=options, description=description, **_wide())
+
+
+def _wide() -> dict[str, Any]:
+    return {"style": {"description_width": "11em"}, "layout": {"width": "40em"}}
+
+
+def mean_s(law: str, delay_s: float, ranks: int) -> float:
+    """The mean over all ranks and iterations if one delay lasts so long; where all are delayed, so long on average."""
+    return delay_s / getattr(named(law, 1.0, ranks), "delay_s", 1.0)

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pandas as pd
 import psutil
 
@@ -153,8 +154,20 @@ def fill(page: Path, mark: str, text: str) -> None:
     files.write({page: filled})
 
 
+def gallery(notebooks: Sequence[Path]) -> str:
+    """Every picture in the text of the notebooks, with its words, in Markdown."""
+    lines = []
+    for notebook in notebooks:
+        cells = nbformat.read(notebook, as_version=4).cells
+        text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+        lines.append(f"\n## [{notebook.stem}](../notebooks/{notebook.name})\n")
+        for words, name in re.findall(r"!\[([^]]+)\]\(\.\./figures/([^)]+)\)", text):
+            lines.append(f"![{words}]({name})\n\n{words}\n")
+    return "\n".join(lines)
+
+
 def fill_pages(repository: Path, minutes: dict[str, float]) -> None:
-    """Write what the reference run found into README.md and REPRODUCING.md.
+    """Write what the reference run found into README.md and REPRODUCING.md, and its pictures into figures/README.md.
 
     Args:
         repository: with the pages, and ``data/``.
@@ -164,7 +177,9 @@ def fill_pages(repository: Path, minutes: dict[str, float]) -> None:
         StopError: a page has no place for something.
     """
     readme, reproducing = repository / "README.md", repository / "REPRODUCING.md"
-    found = claims(repository, choose(repository / "notebooks", []))
+    notebooks = choose(repository / "notebooks", [])
+    found = claims(repository, notebooks)
+    fill(repository / "figures" / "README.md", "gallery", gallery(notebooks))
     fill(readme, "claims", f"\n{markdown(headlines(found), reasons=False)}\n")
     fill(reproducing, "claims", f"\n{markdown(found)}\n")
     if (rates := repository / "data" / "05-serving" / "highest-rates.csv").exists():

@@ -4,7 +4,7 @@ An experiment has a frozen configuration and ``run(comm, config)``, which is col
 A bench has besides:
 
 =============  ======================================================================================================
-``plan``       from what was asked (``lab.options.Given``) to configurations, or pairs of one and a number of ranks
+``plan``       from what was asked (``lab.options.Given``) to configurations
 ``COLUMNS``    those of the summary that are printed, as words in one string
 ``OPTIONS``    options of its own by name, as arguments of ``argparse``; ``ranks`` stands in the place of one number,
                by default 4
