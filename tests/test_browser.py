@@ -6,6 +6,7 @@ at is the page; where a cell is out of sight, JupyterLab's own model of it.
 
 import contextlib
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -20,6 +21,7 @@ from typing import Any
 import psutil
 import pytest
 
+from blslib.lab import site
 from blslib.lab.ranks.launch import end_trees
 from tests.conftest import LONG_S, ROOT, alive, punctual, until, within
 from tests.test_cluster import MOMENTS, traces_of
@@ -58,7 +60,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     root = copy_of_project(tmp_path_factory.mktemp("lab"))
     shutil.copytree(ROOT / "notebooks", root / "notebooks", dirs_exist_ok=True)
     for folder in ("data", "figures"):
-        shutil.copytree(ROOT / folder, root / folder)
+        shutil.copytree(ROOT / folder, root / folder, dirs_exist_ok=True)
     python = root / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
     python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
@@ -191,7 +193,18 @@ def test_ranks_stay_and_the_reference_run_too(lab: Lab, page: Any, opened: Calla
 
 START = "from blslib.lab.ranks.cluster import engines\nranks = engines(4)"
 
-CONTROL = "from blslib.lab import controls\ncontrols.delays_and_bound(ranks, cores=2)"
+CONTROL = """
+from blslib.charts import runs
+from blslib.lab import controls, figures
+from blslib.lab.experiments import timeline
+from blslib.lab.ranks.cluster import experiment
+
+def again(bound):
+    rows = experiment(ranks, timeline.run, timeline.Config(tuple(sorted({0, bound}))))
+    figures.show(runs.timeline(rows, cores=2))
+
+controls.panel(again, bound=controls.slider("bound", 2, 0, 8))
+"""
 
 
 def test_ranks_that_died_and_a_kernel_that_dies(lab: Lab, page: Any, opened: Callable[[str], psutil.Process]) -> None:
@@ -268,3 +281,51 @@ def test_the_lab_runs_as_root_too(lab: Lab) -> None:
     """The other tests would not have come so far; here, that root is warned."""
     warned = "running as root is not recommended" in (lab.root / "lab.log").read_text()
     assert warned == (os.geteuid() == 0)
+
+
+@pytest.mark.parametrize(("stem", "needs"), [("03-skewed", "img"), ("07-placement", "table"), ("09-diagnose", "pre")])
+def test_a_notebook_s_own_control(
+    lab: Lab, page: Any, opened: Callable[[str], psutil.Process], stem: str, needs: str
+) -> None:
+    """Its panel alone, after the cells that it needs; a slider is moved, and something else shows."""
+    cells = json.loads((lab.root / "notebooks" / f"{stem}.ipynb").read_text())["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    first = "\n".join([code[0], *(cell for cell in code if cell.startswith("ranks = engines(4)"))])
+    [control] = [cell for cell in code if "controls.panel(" in cell]
+    notebook(lab.root / "notebooks", f"54-{stem}", first, 'scenarios = ("rotating", "static")', control)
+    opened(f"54-{stem}")
+    choose(page, "Run", "Run All Cells")
+    page.wait_for_function(DONE)
+    assert errors(page) == []
+    page.locator(f".widget-interact {needs}").first.wait_for()
+    below = move(page, 0)
+    below.locator(needs).first.wait_for()
+    assert "Traceback" not in below.inner_text()
+
+
+def test_the_playground_opens_from_disk(page: Any, tmp_path: Path) -> None:
+    """Every control redraws it; nothing is asked of a network."""
+    path = tmp_path / "playground.html"
+    path.write_text(site.playground().to_html(inline=True, embed_options={"actions": False}))
+    asked: list[str] = []
+    said: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.goto(path.as_uri())
+    chart = page.locator(".vega-embed canvas, .vega-embed svg").first
+    chart.wait_for()
+    seen = [chart.screenshot()]
+
+    def redrawn() -> None:
+        assert until(lambda: page.wait_for_timeout(50) or chart.screenshot() != seen[-1])
+        seen.append(chart.screenshot())
+
+    for name, value in (("left law", "exponential"), ("right law", "bernoulli")):
+        page.locator(".vega-bind", has_text=name).locator("select").select_option(value)
+        redrawn()
+    for name, value in (("one delay (ms)", "160"), ("bound", "1")):
+        page.locator(".vega-bind", has_text=name).locator("input").fill(value)
+        redrawn()
+    page.locator(".vega-bind", has_text="ranks").locator("input").nth(2).check()
+    redrawn()
+    assert said == [] and [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []

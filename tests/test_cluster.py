@@ -15,8 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from blslib.charts import runs as charts
-from blslib.lab import controls, figures
+from blslib.lab import controls
 from blslib.lab.experiments import dlrm, serving, timeline
 from blslib.lab.ranks import cluster, progress
 from blslib.lab.ranks.cluster import CLUSTER_VARIABLE, Engines, GoneError, RankError, engines, experiment
@@ -135,43 +134,52 @@ def test_a_bar_is_named_after_its_case() -> None:
     assert label_of(serving.Config(rate_per_s=40)) == "timeline balanced bernoulli 40/s on 4 ranks"
 
 
-def test_the_control_draws_delays_as_long_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("law", [law for _, law in controls.LAWS])
+def test_a_delay_is_as_long_as_its_control_says(law: str) -> None:
     """On a single rank, of those whom the law hits; of exponential delays on average."""
-    asked: list[timeline.Config] = []
-
-    class Asked:
-        size = 4
-
-        def run(self, _: object, __: object, config: timeline.Config, *___: object, label: str) -> list[object]:
-            asked.append(config)
-            return [[]]
-
-    monkeypatch.setattr(charts, "timeline", lambda rows, cores: None)
-    monkeypatch.setattr(figures, "show", lambda chart: None)
-    control = controls.delays_and_bound(Asked(), cores=2)
-    _, slider, menu, _ = control.children
-    assert slider.description == "one delay (ms)"
-    drawn_s = {}
-    for _, law in menu.options:
-        control.f(bound=2, delay_ms=88, law=law)
-        drawn_s[law] = delays(law, 4, 1000, asked[-1].mean_delay_s, 1)
-    assert set(drawn_s) == {"rotating", "exponential", "bernoulli", "permanent"}
-    assert drawn_s.pop("exponential").mean() == pytest.approx(88e-3, rel=0.05)
-    for law, seconds in drawn_s.items():
-        assert seconds[seconds > 0] == pytest.approx(88e-3), law
+    drawn_s = delays(law, 4, 1000, controls.mean_s(law, 88e-3, 4), 1)
+    if law == "exponential":
+        assert drawn_s.mean() == pytest.approx(88e-3, rel=0.05)
+    else:
+        assert drawn_s[drawn_s > 0] == pytest.approx(88e-3)
 
 
-def test_a_control_without_ranks_says_so_in_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
-    class Gone:
-        size = 4
+def test_controls_call_with_their_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once by themselves, then whenever one is moved; where nobody is there to move them, once, without a widget."""
+    asked: list[tuple[int, str]] = []
 
-        def run(self, *_: object, label: str) -> list[object]:
-            raise GoneError("rank 1 died: the next call starts a new cluster\n[mpiexec] BAD TERMINATION")
+    def draw(bound: int, law: str) -> None:
+        asked.append((bound, law))
 
-    control = controls.delays_and_bound(Gone(), cores=2)
+    def made() -> object:
+        return controls.panel(draw, bound=controls.slider("bound", 2, 0, 8), law=controls.menu("law", controls.LAWS))
+
+    panel = made()
+    slider, menu, _ = panel.children
+    assert (slider.description, menu.description) == ("bound", "law")
+    slider.value, menu.value = 5, "permanent"
+    assert asked == [(2, "rotating"), (5, "rotating"), (5, "permanent")]
+    monkeypatch.setenv("IPP_NONINTERACTIVE", "1")
+    assert made() is None and asked[-1] == (2, "rotating") and len(asked) == 4
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (GoneError("rank 1 died: the next call starts a new cluster\n[mpiexec] BAD TERMINATION"), "rank 1 died: the "),
+        (ValueError("no such law"), "no such law\n"),
+        (KeyboardInterrupt(), "interrupted: move a control to go on\n"),
+    ],
+)
+def test_what_goes_wrong_is_one_sentence(error: BaseException, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def draw(bound: int) -> None:
+        raise error
+
+    panel = controls.panel(draw, bound=controls.slider("bound", 2, 0, 8))
     capsys.readouterr()  # it draws once by itself
-    control.f(bound=2, delay_ms=48, law="rotating")
-    assert capsys.readouterr().out == "rank 1 died: the next call starts a new cluster\n"
+    panel.f(bound=3)
+    told = capsys.readouterr().out
+    assert told.startswith(said) and told.count("\n") == 1
 
 
 def test_under_the_driver_the_bar_goes_to_its_terminal(

@@ -3,10 +3,12 @@
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from blslib.lab import driver
 from blslib.lab.claims import CONTRADICTS, FAILS, GAIN, HOLDS, NO_GAIN, OPEN
 from blslib.lab.ranks import cluster
 from blslib.lab.ranks.launch import end_trees, run_guarded
-from tests.conftest import LONG_S, ROOT, alive, until
+from tests.conftest import LONG_S, ROOT, alive, punctual, until, within
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]-*.ipynb"))
 QUICK_TIMEOUT_S = 15 * LONG_S
@@ -54,6 +56,49 @@ def test_source(path: Path) -> None:
     assert f"../figures/{path.stem}" in text, "no link to the reference figure"
     linked = [part.split(")")[0] for part in text.split("](")[1:] if part.startswith("../")]
     assert not [link for link in linked if not (path.parent / link.split("#")[0]).exists()]
+
+
+def test_every_chart_is_seen_by_a_reader() -> None:
+    """A picture of the reference run for each chart that a notebook draws, with words, in its text; none besides."""
+    drawn, shown = set(), {}
+    for path in NOTEBOOKS:
+        cells = load(path)["cells"]
+        code, text = ("".join("".join(c["source"]) for c in cells if c["cell_type"] == k) for k in ("code", "markdown"))
+        drawn |= {"".join(names) for names in re.findall(r'figures\.save\(\w+, "([\w-]+)"(?:, "([\w-]+)")?\)', code)}
+        shown |= {name: words for words, name in re.findall(r"!\[(.*?)\]\(\.\./figures/([\w-]+)\.png\)", text)}
+        assert "controls.panel(" in code and "## Your turn" in text
+    assert drawn == set(shown) == {path.stem for path in (ROOT / "figures").glob("*.png")}
+    assert all(len(words) > 60 for words in shown.values())
+    page = (ROOT / "figures" / "README.md").read_text()
+    assert all(f"![{words}]({name}.png)" in page for name, words in shown.items())
+    assert all(path.name in (ROOT / "notebooks" / "README.md").read_text() for path in NOTEBOOKS)
+
+
+@punctual
+def test_the_site_is_whole(quick_run: Path) -> None:
+    """Made of a quick run within a minute; whatever its pages link to is there."""
+    environment = {**os.environ, driver.OUT_VARIABLE: str(quick_run)}
+    started_s = time.monotonic()
+    done = subprocess.run([sys.executable, "-m", "blslib.lab.site"], env=environment, cwd=ROOT, capture_output=True)
+    took_s = time.monotonic() - started_s
+    assert done.returncode == 0, done.stderr
+    site = quick_run / "site"
+    assert f"open {site / 'index.html'}" in done.stdout.decode()
+    pages = sorted(site.rglob("*.html"))
+    assert {page.stem for page in pages} >= {"playground", "index", *(path.stem for path in NOTEBOOKS)}
+    for page in pages:
+        for link in re.findall(r'(?:href|src)="(?![a-z]+:|#)([^"#]+)', page.read_text()):
+            target = page.parent / link
+            assert target.exists() or not (ROOT / target.relative_to(site)).is_file(), f"{page.name} links to {link}"
+    within(60, took_s)
+
+
+def test_a_site_without_a_run_says_what_makes_one(tmp_path: Path) -> None:
+    environment = {**os.environ, driver.OUT_VARIABLE: str(tmp_path)}
+    command = [sys.executable, "-m", "blslib.lab.site"]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == f"no executed notebooks in {tmp_path / 'notebooks'}: ./reproduce.sh --quick makes them\n"
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +199,8 @@ def copy_of_project(folder: Path) -> Path:
     for name in ("README.md", "REPRODUCING.md", "reproduce.sh", "requirements.txt", "pyproject.toml"):
         shutil.copy(ROOT / name, folder)
     (folder / "notebooks").mkdir()
+    (folder / "figures").mkdir()
+    shutil.copy(ROOT / "figures" / "README.md", folder / "figures")
     return folder
 
 

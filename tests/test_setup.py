@@ -41,7 +41,6 @@ DEVELOPMENT = {
     "jupyterlab",
     "mpich",
     "mypy",
-    "nbformat",
     "packaging",
     "pytest",
     "pytest-rerunfailures",
