@@ -184,7 +184,7 @@ def test_ranks_stay_and_the_reference_run_too(lab: Lab, page: Any, opened: Calla
         below.locator("img").wait_for()
         assert "Traceback" not in below.inner_text()
         assert not restarted or not alive(before)
-    label = page.get_by_text("one delay (ms)")
+    label = page.get_by_text("one delay (ms)", exact=True)
     assert label.evaluate("label => label.scrollWidth <= label.clientWidth"), "it cannot be read to its end"
     assert fingerprints(lab.root) == reference
     assert (lab.root / "out" / "data" / "01-bounded-lag" / "timeline.csv").exists()
