@@ -274,6 +274,15 @@ def test_latencies_under_load_and_alone() -> None:
         assert f">{name}</text>" in svg
 
 
+def test_lag_is_drawn_rank_by_rank() -> None:
+    made = [{**row, "law": law, "ahead": row["rank"]} for law in PANELS for row in stretches() if row["bound"]]
+    chart = charts.lag(made, cores=2).to_dict()
+    svg = vl_convert.vegalite_to_svg(chart)
+    for words in ("rotating", "static", "rank", "0", "3", "lag (iterations)", "time since the start (ms)"):
+        assert f">{words}</text>" in svg
+    assert "4 ranks on 2 cores, bound 2" in svg and "{'rotating': 3, 'static': 3}" in chart["description"]
+
+
 def placed() -> pd.DataFrame:
     """The summary of placed.run."""
     made = [

@@ -300,6 +300,7 @@ def test_lag_and_work_of_a_run() -> None:
         ended_s=np.array([3.5, 3.2]),
     )
     assert (run.calls, run.lag, run.measured_s) == (3, 1, 3.5)
+    assert run.ahead.tolist() == [[0, 1, 0], [0, 0, 0]]
     np.testing.assert_allclose(run.work_s, [[0.5, 0.5, 0.5], [0.0, 1.5, 0.1]])
     np.testing.assert_allclose(run.waiting_s, [1.6, 1.6])
     # By hand, synchronous: 0.5, then 2.0, then 2.5, then 0.4 after the drain on rank 0.

@@ -46,6 +46,23 @@ def timeline(rows: Table, *, cores: int) -> alt.FacetChart:
     return chart.facet(row=row, title=look.heading(f"What {ranks} ranks do when", lines), description=said)
 
 
+def lag(rows: Table, *, cores: int) -> Any:
+    """How far each rank is ahead of the slowest, over the time of a run; takes rows of ``timeline.run`` and ``law``."""
+    table = pd.DataFrame(rows)
+    table, ranks = table[table["phase"] == "waiting"], sorted(table["rank"].unique())
+    table = table.assign(end_ms=1000 * table["end_s"])
+    color = by(alt.Color, "rank", ranks, look.BLUES[:: len(look.BLUES) // len(ranks)])
+    x = alt.X("end_ms:Q", title="time since the start (ms)", scale=alt.Scale(nice=False))
+    base = alt.Chart().encode(x=x, y=alt.Y("ahead:Q", title="lag (iterations)"), color=color.title("rank"))
+    lines = [
+        f"{len(ranks)} ranks on {cores} cores, bound {look.span(table['bound'])}, from real runs; work is a sleep."
+    ]
+    most = table.groupby("law", sort=False)["ahead"].max()
+    said = f"iterations that each rank is ahead of the slowest; at most: {most.to_dict()}"
+    layers = [base.mark_line(interpolate="step-after"), base.mark_point(size=25)]
+    return panels(layers, table, "law", "How far is each rank ahead of the slowest?", lines, said)
+
+
 def speedup_by_bound(rows: Table, *, cores: int, panel: str = "scenario") -> Any:
     """Throughput over that of MPI_Alltoallv against the bound; takes ``speedup`` of ``dlrm.run``."""
     table = look.told(rows, cores)

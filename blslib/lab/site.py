@@ -117,7 +117,7 @@ def build(out: Path) -> list[Path]:
     Raises:
         FileNotFoundError: no run has executed any.
     """
-    repository = Path(driver.__file__).resolve().parents[2]
+    repository = driver.REPOSITORY
     run = sorted((root() / "notebooks").glob("[0-9][0-9]-*.ipynb"))
     if not run:
         raise FileNotFoundError(f"no executed notebooks in {root() / 'notebooks'}: ./reproduce.sh --quick makes them")

@@ -60,15 +60,18 @@ class Run(NamedTuple):
         return (self.returned_s - self.entered_s).sum(axis=1) + self.collected_s.sum(axis=1) + drains_s
 
     @property
+    def ahead(self) -> np.ndarray:
+        """(P, N) calls returned at a rank, as each returns, less those entered at the slowest by then."""
+        slowest = [
+            np.min([np.searchsorted(entered_s, returned_s, side="right") for entered_s in self.entered_s], axis=0)
+            for returned_s in self.returned_s
+        ]
+        return np.arange(1, self.calls + 1) - slowest
+
+    @property
     def lag(self) -> int:
         """The most that calls returned at one rank exceeded calls entered at another, at any instant."""
-        returned = np.arange(1, self.calls + 1)
-        ahead = [
-            int((returned - np.searchsorted(entered_s, returned_s, side="right")).max())
-            for returned_s in self.returned_s
-            for entered_s in self.entered_s
-        ]
-        return max(0, *ahead)
+        return max(0, int(self.ahead.max()))
 
     def predicted_s(self, bound: int, cost: Cost | None = None) -> float:
         """``measured_s`` by the max-plus recurrence, from the realised work; by default the exchange costs nothing."""

@@ -85,37 +85,29 @@ def run(comm: "MPI.Intracomm", config: Config) -> list[Row]:
     """
     from mpi4py import MPI
 
+    from blslib.lab.compare.contest import rows
+
     source, made, measured = measure(comm, config)
     reference = next(iter(measured.values()))[0].scores
-    rows = []
-    for item, found in measured.items():
-        alone = measured.get(item._replace(bound=0), found)
-        for repeat, each in enumerate(found):
-            comm.Allreduce(MPI.IN_PLACE, each.response_s, op=MPI.MAX)
-            p50_s, p95_s = np.percentile(each.response_s, [50, 95]).tolist()
-            same = np.array_equal(reference, each.scores)
-            rows.append(
-                {
-                    "contender": item.name,
-                    "bound": item.bound,
-                    "scenario": config.scenario,
-                    "law": config.law,
-                    "mean_delay_s": config.mean_delay_s,
-                    "source": source,
-                    "ranks": comm.size,
-                    "batch_size": config.batch_size,
-                    "iterations": config.iterations,
-                    "repeat": repeat,
-                    **each.run.measures(item.bound, alone[repeat].run),
-                    **{f"waiting_rank{r}_s": float(waited_s) for r, waited_s in enumerate(each.run.waiting_s)},
-                    "processor_s": comm.allreduce(each.processor_s),
-                    "response_p50_s": p50_s,
-                    "response_p95_s": p95_s,
-                    "memory_bytes": made[item].memory_bytes,
-                    "identical": comm.allreduce(same, op=MPI.LAND),
-                }
-            )
-    return rows
+    setting = {"scenario": config.scenario, "law": config.law, "mean_delay_s": config.mean_delay_s, "source": source}
+    setting |= {"ranks": comm.size, "batch_size": config.batch_size, "iterations": config.iterations}
+
+    def told(item: "Contender", repeat: int, each: Measured) -> Row:
+        alone = measured.get(item._replace(bound=0), measured[item])[repeat]
+        comm.Allreduce(MPI.IN_PLACE, each.response_s, op=MPI.MAX)
+        p50_s, p95_s = np.percentile(each.response_s, [50, 95]).tolist()
+        same = np.array_equal(reference, each.scores)
+        return {
+            **each.run.measures(item.bound, alone.run),
+            **{f"waiting_rank{r}_s": float(waited_s) for r, waited_s in enumerate(each.run.waiting_s)},
+            "processor_s": comm.allreduce(each.processor_s),
+            "response_p50_s": p50_s,
+            "response_p95_s": p95_s,
+            "memory_bytes": made[item].memory_bytes,
+            "identical": comm.allreduce(same, op=MPI.LAND),
+        }
+
+    return rows(measured, setting, told)
 
 
 def record(comm: "MPI.Intracomm", config: Config) -> list[Row]:

@@ -36,8 +36,9 @@ def run(comm: "MPI.Intracomm", config: Config) -> list[Row]:
     """Run once at each bound, with the same delays. Collective; the rows are on every rank.
 
     Returns:
-        One row for each stretch of time: bound, lag (the greatest of that run), rank, iteration, phase (work, delay,
-        waiting), and start_s and end_s, since the first rank started. The drain counts as one more iteration.
+        One row for each stretch of time: bound, lag (the greatest of that run), rank, iteration, ahead (its lag as its
+        call of that iteration returns), phase (work, delay, waiting), and start_s and end_s, since the first rank
+        started. The drain counts as one more iteration.
     """
     asked_s = delays(config.law, comm.size, config.iterations, config.mean_delay_s, config.seed)[comm.rank]
     return [row for bound in config.bounds for row in _once(comm, bound, config.work_s, asked_s.tolist())]
@@ -70,9 +71,9 @@ def _once(comm: "MPI.Intracomm", bound: int, work_s: float, delays_s: list[float
             stretches.append((i, "delay", between_s, entered_s))
         stretches.append((i, "waiting", entered_s, left_s[i + 1]))
     stretches.append((run.calls, "waiting", left_s[-1], run.ended_s[own]))
-    common = {"bound": bound, "lag": run.lag, "rank": own}
+    common, ahead = {"bound": bound, "lag": run.lag, "rank": own}, [*run.ahead[own].tolist(), 0]
     mine = [
-        {**common, "iteration": i, "phase": phase, "start_s": float(start_s), "end_s": float(end_s)}
-        for i, phase, start_s, end_s in stretches
+        {**common, "iteration": i, "ahead": ahead[i], "phase": phase, "start_s": float(a_s), "end_s": float(b_s)}
+        for i, phase, a_s, b_s in stretches
     ]
     return [row for rows in comm.allgather(mine) for row in rows]
