@@ -16,13 +16,13 @@ from tests.conftest import LONG_S, ROOT
 
 Rows = list[dict[str, Any]]
 
-PLACED = "load-balanced,correlated,row-split"
+PLACED = "load-balanced,correlated,row-split,singular"
 SMALL = {
     "alltoallv": ["--bytes", "256,4096", "--bounds", "0,1", "--repeats", "2"],
     "arrivals": ["--patterns", "rotating,gather-like", "--bounds", "0,4", "--repeats", "1", "--quick"],
     "delayed": ["--laws", "rotating", "--bounds", "0,4", "--repeats", "2", "--quick"],
     "dlrm": ["--scenarios", "rotating", "--bounds", "0,2", "--repeats", "2", "--quick"],
-    "lookup": ["--repeats", "2", "--quick"],
+    "lookup": ["--repeats", "2", "--quick", "--bounds", "0"],
     "placed": ["--scenarios", "static", "--strategies", PLACED, "--bounds", "0,2", "--repeats", "2", "--quick"],
     "serving": ["--rates", "300", "--bounds", "0,4", "--repeats", "2", "--quick", "--contenders", "bls"],
     "torch": ["--bytes", "64", "--bounds", "0,1", "--repeats", "2"],
@@ -129,7 +129,7 @@ def test_packed_tables_are_smaller_and_off_by_little(measured: dict[str, Rows]) 
 def test_placements_stand_beside_whole_groups(measured: dict[str, Rows]) -> None:
     """With the same scores, but for sums of split rows in another order; paired within each repeat."""
     found = measured["placed"]
-    assert {row["strategy"] for row in found} == {BY_GROUP, "load-balanced", "correlated", "row-split"}
+    assert {row["strategy"] for row in found} == {BY_GROUP, "load-balanced", "correlated", "row-split", "singular"}
     for strategy in ("load-balanced", "row-split"):
         assert pairs(found, strategy=strategy) == {("mpi", 0), ("bls", 0), ("bls", 2)}
     assert all(row["identical"] is True for row in found)

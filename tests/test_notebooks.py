@@ -93,6 +93,19 @@ def test_the_site_is_whole(quick_run: Path) -> None:
     within(60, took_s)
 
 
+def test_a_broken_run_costs_no_site(tmp_path: Path) -> None:
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "notebooks" / "01-bounded-lag.ipynb").write_text('{"cells": [')
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "index.html").write_text("of a better day")
+    environment = {**os.environ, driver.OUT_VARIABLE: str(tmp_path)}
+    command = [sys.executable, "-m", "blslib.lab.site"]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "01-bounded-lag.ipynb cannot be read, run it again" in done.stderr
+    assert (tmp_path / "site" / "index.html").read_text() == "of a better day"
+
+
 def test_a_site_without_a_run_says_what_makes_one(tmp_path: Path) -> None:
     environment = {**os.environ, driver.OUT_VARIABLE: str(tmp_path)}
     command = [sys.executable, "-m", "blslib.lab.site"]

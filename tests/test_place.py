@@ -259,9 +259,39 @@ def test_tables_of_a_stream_are_counted_and_timed() -> None:
     source = Synthetic((50_000, 50_000), 256, [2, 40], iterations=3)
     listed = tables.of_batches(source.rows, 16, list(source))
     assert [(table.shape, table.pooling, table.spread) for table in listed] == [((50_000, 16), p, 0.0) for p in (2, 40)]
-    timed = tables.timed(listed, list(source), passes=3)
-    assert [replace(table, time_us=None) for table in timed] == list(listed)
-    few_us, many_us = (table.time_us or 0.0 for table in timed)
-    assert 0 < few_us < many_us
+    each_us = tables.times_us([table.shape for table in listed], list(source), passes=3)
+    assert each_us.shape == (3, 2) and (each_us[:, 0] > 0).all() and (each_us[:, 0] < each_us[:, 1]).all()
     uneven = tables.of_batches((9,), 4, [Batch(np.zeros((2, 1), np.float32), (np.arange(4),), (np.array([0, 1, 4]),))])
     assert (uneven[0].pooling, uneven[0].spread) == (2.0, 1.0)
+
+
+def test_a_cap_is_kept_to_the_byte(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By the optimum, too, whose solver does not see a millionth."""
+    (tmp_path / "t.csv").write_text("name,rows,dim\na,1000000,1\nb,1000001,1\n")
+    code, out, told = ran(capsys, str(tmp_path / "t.csv"), "--shards", "2", "--cap", "4000003", "--json", "-")
+    assert all(row["bytes"] <= 4000003 for row in json.loads(out or "[]"))
+    assert "optimum: found none that keeps the cap to the byte" in told or "optimum: impossible" in told
+    assert "load-balanced: impossible: table b needs 4,000,004 bytes" in told
+
+
+def test_nets_that_get_too_few_ranks_are_no_proof(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What does not fit on the ranks of one net may fit on all."""
+    (tmp_path / "t.csv").write_text("rows,dim,net\n" + "30,1,a\n" * 2 + "20,1,b\n" * 5)
+    _, _, told = ran(capsys, str(tmp_path / "t.csv"), "--shards", "3", "--cap", "240")
+    assert "net-specific: found none: 1 ranks for net 'a' are too few" in told or "net-specific" not in told
+    assert "net-specific: impossible" not in told
+
+
+def test_no_whole_tables_beat_the_best_of_whole_tables() -> None:
+    listed = models.tables("drm3-like")
+    found, _ = place.placed(listed, 8, Options(), ["capacity-balanced", "load-balanced", place.BEST])
+    assert all(row["over_optimum"] >= 1 for row in place.overview(found, listed, Options()))
+
+
+def test_a_plan_is_printed_and_rows_are_written(
+    listed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = tmp_path / "rows.json"
+    code, out, told = ran(capsys, str(listed), "--shards", "2", "--save", "-", "--json", str(rows), "--spare", "1B")
+    assert code == 0 and plan.from_json(out, tables.named(str(listed))[0]).ranks == 2
+    assert json.loads(rows.read_text()) and f"wrote {rows}" in told

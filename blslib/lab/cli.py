@@ -76,7 +76,9 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("tables", metavar="TABLES", help="CSV, JSON or YAML with rows,dim and more, or a model's name")
     one.add_argument("--shards", type=at_least(1), metavar="P", help="ranks to place them on (8, or those of --plan)")
     one.add_argument("--cap", type=size, default=math.inf, metavar="SIZE", help="most bytes on a rank, such as 64GiB")
-    one.add_argument("--spare", type=size, default=2**28, metavar="SIZE", help="of a rank, for small tables (256MiB)")
+    one.add_argument(
+        "--spare", type=size, default=2**28, metavar="SIZE", help="of a rank, for small tables (256MiB; 1B: none)"
+    )
     one.add_argument("--batch", type=at_least(1), default=512, metavar="B", help="samples of a batch (512)")
     one.add_argument("--plan", type=Path, metavar="FILE", help="audit this plan beside the strategies")
     one.add_argument("--save", metavar="FILE", help="write the best placement there as a plan; - prints it alone")
@@ -175,21 +177,20 @@ def _place(given: dict[str, Any]) -> int:
     best = place.chosen(found)
     if audited:
         found.append(place.audited(audited, listed, options, str(given["plan"])))
-    if not found or (given["save"] and not best):
-        print("no placement was found", file=sys.stderr)
+    if not found:
         return 1
     saved = plan.to_json(best.placement, listed) if best else ""
-    if given["save"] == "-":
-        print(saved, end="")
-        return 0
     shown = f"{len(listed)} tables of {source}\n\n{place.text(found, best, listed, options)}"
     if recorded and best:
         less = place.bought(best, split(recorded.work_s, recorded.total_s, bound=recorded.bound))
         shown += f"\nin the recorded run this would save {less:.1%} of the time, if lookups are all of the ranks' work"
-    plans = {Path(given["save"]): saved} if given["save"] else {}
-    for path in _deliver(given["json"], place.rows(found, listed), lambda: shown, plans):
-        print(f"wrote {path}")
-    return 0
+    alone = best is not None and given["save"] == "-"
+    plans = {Path(given["save"]): saved} if best and given["save"] and not alone else {}
+    for path in _deliver(given["json"], place.rows(found, listed), lambda: saved.strip() if alone else shown, plans):
+        print(f"wrote {path}", file=sys.stderr if alone else None)
+    if given["save"] and not best:
+        print("no placement was found that could be saved", file=sys.stderr)
+    return int(bool(given["save"]) and not best)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,6 +1,7 @@
 """The site: notebooks as run, the documents, all figures, and a playground. ``./reproduce.sh site`` builds it.
 
-Everything lies in one folder and needs no server and no network: it opens from a disk as well as from GitHub Pages.
+Everything lies in one folder and opens from a disk as well as from GitHub Pages. Pictures are of the reference run but
+for those in the notebooks' own pages; only these pages ask a network for something, the fonts of formulas.
 """
 
 import itertools
@@ -108,6 +109,7 @@ def playground() -> alt.VConcatChart:
         data=alt.InlineData(values=settings().to_csv(index=False), format=alt.CsvDataFormat(type="csv")),
         title=look.heading("Bounded lag, to play with", LINES),
     )
+    whole.autosize = alt.AutoSizeParams(type="pad", resize=True)  # more ranks have a longer legend
     return whole.resolve_scale(color="independent").add_params(first, second, delay, bound, ranks)
 
 
@@ -116,21 +118,25 @@ def build(out: Path) -> list[Path]:
 
     Raises:
         FileNotFoundError: no run has executed any.
+        ValueError: one cannot be read; the site at hand is as it was.
     """
     repository = driver.REPOSITORY
     run = sorted((root() / "notebooks").glob("[0-9][0-9]-*.ipynb"))
     if not run:
         raise FileNotFoundError(f"no executed notebooks in {root() / 'notebooks'}: ./reproduce.sh --quick makes them")
-    shutil.rmtree(out, ignore_errors=True)
     pages = {Path("playground.html"): playground().to_html(inline=True, embed_options={"actions": False})}
     for path in run:
-        pages[Path("notebooks", f"{path.stem}.html")] = HTMLExporter().from_filename(str(path))[0]
+        try:
+            pages[Path("notebooks", f"{path.stem}.html")] = HTMLExporter().from_filename(str(path))[0]
+        except Exception as error:  # of whatever kind: it was cut short, or is none
+            raise ValueError(f"{path} cannot be read, run it again: {str(error).splitlines()[0]}") from error
     for document in (*repository.glob("*.md"), *repository.glob("docs/*.md"), *repository.glob("[a-z]*/README.md")):
         where = document.relative_to(repository)
         body = markdown2html(document.read_text(encoding="utf-8"))
         home = "".join(LINK.format(os.path.relpath(to, where.parent), words) for to, words in HOME.items())
         pages[where.with_suffix(".html")] = PAGE.format(title=where.stem, home=home, body=body)
     pages[Path("index.html")] = '<meta http-equiv="refresh" content="0; url=notebooks/README.html">'
+    shutil.rmtree(out, ignore_errors=True)  # now that all pages are made
     for where, page in pages.items():
         (out / where).parent.mkdir(parents=True, exist_ok=True)
         shown = re.sub(r'(href="(?![a-z]+:)[^"#]*)\.(?:md|ipynb)\b', r"\1.html", page)
@@ -146,6 +152,6 @@ def build(out: Path) -> list[Path]:
 if __name__ == "__main__":
     try:
         made = build(root() / "site")
-    except OSError as error:
+    except (OSError, ValueError) as error:
         sys.exit(str(error))
     print(f"{len(made)} pages: open {root() / 'site' / 'index.html'}")

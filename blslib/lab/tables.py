@@ -1,8 +1,7 @@
-"""Lists of tables for a placement: of a file or a published model, by name; or of batches, with measured times."""
+"""Lists of tables for a placement: of a file or a published model, by name; or of batches, whose times are measured."""
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -45,15 +44,15 @@ def of_batches(rows: Sequence[int], dim: int, batches: Sequence[Batch]) -> tuple
     )
 
 
-def timed(tables: Sequence[Table], batches: Sequence[Batch], passes: int = 9) -> tuple[Table, ...]:
-    """The same with the time of their lookups in a batch, measured on this core.
+def times_us(shapes: Sequence[tuple[int, int]], batches: Sequence[Batch], passes: int = 9) -> np.ndarray:
+    """(J, T) microseconds of the lookups of each batch in each table, measured on this core.
 
     Table after table of a batch, as the inference loop goes: looked up again and again by itself, a small table would
-    stay in the caches that the others take from it. The median over some passes after one that is not counted.
+    stay in the caches that the others take from it. Medians over some passes after one that is not counted.
 
     Args:
-        tables: T tables of one dimension, made here, with weights that nobody reads.
-        batches: their ids.
+        shapes: (rows, D) of T tables, all of one D; they are made here, with weights that nobody reads.
+        batches: J, with the ids of all tables.
         passes: through all batches.
     """
     import torch
@@ -61,15 +60,14 @@ def timed(tables: Sequence[Table], batches: Sequence[Batch], passes: int = 9) ->
     from blslib.dlrm.config import ModelConfig
     from blslib.dlrm.sharding import ShardedTables
 
-    dim, alone = tables[0].dim, range(len(tables))
-    config = ModelConfig(tuple(table.rows for table in tables), dim, bottom=(1, dim), top=(1,), interaction="cat")
-    placement = whole(config.shapes, alone, len(tables))  # each table on a rank of its own
+    dim, alone = shapes[0][1], range(len(shapes))
+    config = ModelConfig(tuple(rows for rows, _ in shapes), dim, bottom=(1, dim), top=(1,), interaction="cat")
+    placement = whole(config.shapes, alone, len(shapes))  # each table on a rank of its own
     held = [ShardedTables(config, placement, table, seed=0) for table in alone]
-    took_us = np.zeros((passes + 1, len(batches), len(tables)))
+    took_us = np.zeros((passes + 1, len(batches), len(shapes)))
     with torch.inference_mode():
         for of_pass, which, table in np.ndindex(took_us.shape):
             started_s = time.perf_counter()
             held[table].lookup(batches[which])
             took_us[of_pass, which, table] = 1e6 * (time.perf_counter() - started_s)
-    each_us = np.median(took_us[1:], axis=0).mean(axis=0).tolist()
-    return tuple(replace(table, time_us=one_us) for table, one_us in zip(tables, each_us, strict=True))
+    return np.median(took_us[1:], axis=0)

@@ -82,5 +82,7 @@ def optimum(
     if found.x is None:
         raise NoneFoundError(f"found none in {limit_s:g} s, and no proof that there is none: give it more time")
     owners = found.x[:-1].reshape(pieces, ranks).argmax(axis=1)
+    if np.bincount(owners, sizes, ranks).max() > cap:  # by less than a millionth, which the solver does not see
+        raise NoneFoundError("found none that keeps the cap to the byte, and no proof that there is none")
     load = np.bincount(owners, weights, ranks).max()
     return Optimum(owners, float(load), float(min(found.mip_dual_bound * mean, load)))

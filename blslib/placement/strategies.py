@@ -251,7 +251,10 @@ def net_specific(tables: Sequence[Table], ranks: int, options: Options = Options
     for net, many in given.items():
         pieces = [piece for piece in _uncut(tables) if tables[piece.table].net == net]
         sizes = of_shards(pieces, tables, options.cost).bytes
-        own = _placed(tables, pieces, sizes[:, None], sizes, many, options)
+        try:
+            own = _placed(tables, pieces, sizes[:, None], sizes, many, options)
+        except ImpossibleError as error:  # with so many ranks for this net
+            raise NoneFoundError(f"found none: {many} ranks for net {net!r} are too few: {error}") from None
         shards += [shard._replace(rank=first + (shard.rank or 0)) for shard in own.shards]
         first += many
     return Placement(tuple(shards), ranks)

@@ -49,6 +49,11 @@ class Table:
             if value is not None and not least <= value <= _MOST:
                 raise TableError(f"table {self.name}: {what} must be {least:g} to {_MOST:g}, got {value!s:.40}")
 
+        if self.rows * self.dim > _MOST:
+            raise TableError(
+                f"table {self.name}: rows times dim must be at most {_MOST:g}, got {self.rows * self.dim:g}"
+            )
+
     @property
     def shape(self) -> tuple[int, int]:
         """(rows, D)."""
