@@ -21,7 +21,7 @@ from blslib.lab import driver
 from blslib.lab.claims import CONTRADICTS, FAILS, GAIN, HOLDS, NO_GAIN, OPEN
 from blslib.lab.ranks import cluster
 from blslib.lab.ranks.launch import end_trees, run_guarded
-from tests.conftest import LONG_S, ROOT, alive, punctual, until, within
+from tests.conftest import LONG_S, ROOT, alive, until
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]-*.ipynb"))
 QUICK_TIMEOUT_S = 15 * LONG_S
@@ -74,7 +74,6 @@ def test_every_chart_is_seen_by_a_reader() -> None:
     assert all(path.name in (ROOT / "notebooks" / "README.md").read_text() for path in NOTEBOOKS)
 
 
-@punctual
 def test_the_site_is_whole(quick_run: Path) -> None:
     """Made of a quick run within a minute; whatever its pages link to is there."""
     environment = {**os.environ, driver.OUT_VARIABLE: str(quick_run)}
@@ -90,7 +89,7 @@ def test_the_site_is_whole(quick_run: Path) -> None:
         for link in re.findall(r'(?:href|src)="(?![a-z]+:|#)([^"#]+)', page.read_text()):
             target = page.parent / link
             assert target.exists() or not (ROOT / target.relative_to(site)).is_file(), f"{page.name} links to {link}"
-    within(60, took_s)
+    assert took_s < 60  # a tenth of which it takes when nothing else runs
 
 
 def test_a_broken_run_costs_no_site(tmp_path: Path) -> None:
