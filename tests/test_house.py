@@ -39,6 +39,7 @@ LAYERS = (
     ("compare",),
     ("rows",),
     ("scenarios", "figures", "tables"),
+    ("serving",),
     ("experiments", "place"),
     ("bench", "claims", "controls"),
     ("cli", "driver"),

@@ -14,7 +14,7 @@ from blslib.placement import models, plan
 from blslib.placement.loads import LookupCost, imbalance, of_ranks, of_shards
 from blslib.placement.optimum import optimum
 from blslib.placement.shards import Placement, PlacementError, Shard, contiguous, whole
-from blslib.placement.strategies import STRATEGIES, ImpossibleError, NoneFoundError, Options, assign
+from blslib.placement.strategies import STRATEGIES, ImpossibleError, NoneFoundError, Options, assign, correlated
 from blslib.placement.tables import Table, TableError, read
 from tests.conftest import punctual, within
 
@@ -153,6 +153,15 @@ def test_mlperf_is_balanced(ranks: int, contiguous_is: float, whole_is: float, s
     assert imbalance(found.bytes) <= 1.25
     assert found.sent_bytes.sum() <= sent * loads["contiguous"].sent_bytes.sum()
     assert found.time_us.max() < loads["lookup-greedy"].time_us.max() / 1.4
+
+
+def test_tables_hot_together_lie_apart() -> None:
+    """Two tables of four are hot in even batches, two in odd ones; all are equal in the mean."""
+    tables = tuple(Table(str(n), 100, 16) for n in range(4))
+    loads_us = np.array([[9, 1, 9, 1], [9, 1, 9, 1], [1, 9, 1, 9], [1, 9, 1, 9]])
+    owners = [shard.rank for shard in correlated(tables, 2, loads_us).shards]
+    assert owners[0] != owners[1]
+    assert owners[2] != owners[3]
 
 
 def random_case(seed: int, count: int, spread: float = 1.0) -> tuple[np.ndarray, np.ndarray]:

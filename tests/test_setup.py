@@ -22,6 +22,7 @@ INSTALLED_AS = {
     "torch": ("pytorch-cpu", "torch"),
     "vl_convert": ("vl-convert-python", "vl-convert-python"),
     "yaml": ("pyyaml", "PyYAML"),
+    "zmq": ("pyzmq", "pyzmq"),
 }
 # Not imported anywhere, yet needed: the launcher, the kernel, the linters, the browser's side, what installs us.
 TOOLS = {
@@ -47,7 +48,7 @@ DEVELOPMENT = {
     "pytest-rerunfailures",
     "pytest-xdist",
 }
-DEVELOPMENT |= {"ruff", "setuptools"}
+DEVELOPMENT |= {"ruff", "setuptools", "simpy"}
 """What no extra brings: the launcher, the browser's side, and what tests and linters need."""
 
 

@@ -47,6 +47,19 @@ def test_which_groups_are_hot_when():
     assert np.bincount(make("unequal-tables").groups).tolist() == [5, 8, 11]
 
 
+def test_loads_belong_to_batches_groups_or_tables():
+    """Of a batch all tables alike, of a group those in it, of a table by itself; 10 ids in the mean."""
+    for name, different in (("batch-loads", 1), ("group-loads", 3), ("table-loads", 24)):
+        work = make(name)
+        loads = np.array([work.source.pooling_at(batch) for batch in range(16)])
+        assert [len(np.unique(load)) for load in loads] == [different] * 16
+        assert len(np.unique(loads)) == 16 * different
+        if name == "group-loads":
+            assert all(len(np.unique(load[work.groups == group])) == 1 for load in loads for group in range(3))
+        assert loads.mean() == pytest.approx(LIGHT)
+        assert loads.max() > 2 * LIGHT
+
+
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_batches_are_what_the_load_says(name):
     work = make(name)

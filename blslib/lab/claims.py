@@ -174,6 +174,27 @@ def accuracy(rows: Sequence[Row], source: str) -> list[Claim]:
     return [_scores(source, len(same), list(same.values()).count(False))]
 
 
+def stated(
+    claim: str, source: str, value: Interval, least: float, most: float, repeats: int, *, checked: bool = True
+) -> Claim:
+    """A claim about one number: it holds if all of its interval lies within ``least`` to ``most``, fails if none does.
+
+    Args:
+        claim, source: in words, and where the number is from.
+        value: the number with its interval.
+        least, most: of what the claim allows.
+        repeats: behind the interval.
+        checked: False if the number is of a model that did not stand its test: then the claim stays open.
+    """
+    verdict = HOLDS if least <= value.low and value.high <= most else OPEN
+    verdict = FAILS if value.high < least or value.low > most else verdict
+    reason = "{:.2f} ({:.2f} to {:.2f})".format(*value) + f", {least:.2f} to {most:.2f} is meant"
+    if not checked:
+        verdict, reason = OPEN, f"the model behind it missed what was measured; {reason}"
+    about = {"claim": claim, "source": source, "quantity": "statement", "repeats": repeats}
+    return {**about, "verdict": verdict, "reason": reason, "headline": False}
+
+
 def headlines(claims: Sequence[Claim]) -> list[Claim]:
     """The claims that the README shows; those about scores as one."""
     scores = [claim for claim in claims if claim["quantity"] == "scores"]
@@ -243,7 +264,7 @@ def _cells(claim: Claim, aside: bool) -> dict[str, str]:
     cells["claim"] = f"{claim['claim']} ({claim['source']})"
     if aside and claim["verdict"] in {OPEN, CONTRADICTS}:
         cells["verdict"] += f": {claim['reason'].split('; ')[0]}"
-    if claim["quantity"] == "scores":
+    if "whole" not in claim:
         return cells | {"whole": claim["reason"]}
     say = _shorter if claim["quantity"] == "latency" else "{:.2f}".format
     for part in EFFECTS:

@@ -24,6 +24,9 @@ from blslib.lab.options import Row
 
 Rows: TypeAlias = Sequence[Row] | pd.DataFrame
 
+BY_GROUP = "by-group"
+"""The placement that others are compared with: whole groups of tables, as many on each rank."""
+
 OUT_VARIABLE = "BLS_OUT"
 """Environment variable with the folder for ``data/`` and ``figures/``; empty for those of the repository."""
 
@@ -56,6 +59,7 @@ def derived(rows: Rows) -> pd.DataFrame:
     ratio                               measured time over predicted time
     over_work                           measured time over the work of the busiest rank
     work_over_alone                     the work of the busiest rank over that of the same contender at bound 0
+    over_groups                         time of the same contender at bound 0 with whole groups of tables over this
     load_balance, serialisation,        POP's efficiencies: the mean over the busiest rank's work, that over the time
     transfer                            with a free exchange, and that over the time measured
     share_of_mpi, share_of_raw,         of ``time_us``: beside MPI_Alltoallv through our interface, the same in a bare
@@ -77,6 +81,8 @@ def derived(rows: Rows) -> pd.DataFrame:
         table["load_balance"] = table["useful_s"] / limit_s
         table["serialisation"] = limit_s / predicted_s
         table["transfer"] = predicted_s / measured_s
+        if "strategy" in table:
+            table["over_groups"] = over(table, "measured_s", bound=0, strategy=BY_GROUP) / measured_s
     if "time_us" in table:
         for name in ("mpi", "raw"):
             table[f"share_of_{name}"] = table["time_us"] / over(table, "time_us", contender=name, bound=0)

@@ -53,17 +53,37 @@ class Options:
 Strategy = Callable[[Sequence[Table], int, Options], Placement]
 
 
+Score = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""From (P, K) loads and the (K,) weights of a piece to (P,): what is to be small if that rank gets it."""
+
+
+def worst(load: np.ndarray, more: np.ndarray) -> np.ndarray:
+    """The rank's own load, by its worst criterion."""
+    return (load + more).max(axis=1)
+
+
+def together(load: np.ndarray, more: np.ndarray) -> np.ndarray:
+    """What all ranks need who wait for each other in each of K batches."""
+    return np.maximum(load + more, load.max(axis=0)).sum(axis=1)
+
+
 def assign(
-    weights: np.ndarray, sizes: np.ndarray, ranks: int, cap: float = math.inf, apart: Sequence[Hashable] = ()
+    weights: np.ndarray,
+    sizes: np.ndarray,
+    ranks: int,
+    cap: float = math.inf,
+    apart: Sequence[Hashable] = (),
+    score: Score = worst,
 ) -> np.ndarray:
-    """Greedy, heaviest first, each to the rank that is least loaded with it and has room for it (LPT).
+    """Greedy, heaviest first, each to the rank that scores least with it and has room for it (LPT).
 
     Args:
-        weights: (n, K) of each piece, by K criteria of like units; a rank's load is its worst.
+        weights: (n, K) of each piece, by K criteria of like units, or in K batches.
         sizes: (n,) bytes.
         ranks: P.
         cap: bytes of a rank.
         apart: what each piece is of, if no rank is to have two of the same; there must be no more of them than ranks.
+        score: of a rank that would get a piece.
 
     Returns:
         (n,) the rank of each. Ties go to the fewer bytes, then to the lower number; pieces of equal weight go by more
@@ -76,7 +96,7 @@ def assign(
     owners = np.zeros(len(sizes), dtype=int)
     has: dict[Hashable, list[int]] = {}
     for piece in np.lexsort((-sizes, -weights.max(axis=1, initial=0))):
-        scores = (load + weights[piece]).max(axis=1)
+        scores = score(load, weights[piece])
         if cap < math.inf:
             scores[held + sizes[piece] > cap] = math.inf
         if apart:
@@ -158,14 +178,14 @@ def _pieces(tables: Sequence[Table], counts: Iterable[tuple[int, int]]) -> list[
 
 
 def _placed(tables: Sequence[Table], pieces: Sequence[Shard], weights: np.ndarray, sizes: np.ndarray, ranks: int,
-            options: Options, kept: Sequence[Shard] = ()) -> Placement:  # fmt: skip
+            options: Options, kept: Sequence[Shard] = (), score: Score = worst) -> Placement:  # fmt: skip
     """The pieces by ``assign``, with ``kept`` on every rank."""
     room = options.cap_bytes - of_shards(kept, tables, options.cost).bytes.sum()
     possible(tables, pieces, sizes, ranks, room)
     try:
         # A rank with two row blocks of a table would translate all ids twice, and send two sums.
         strips = [(piece.table, piece.columns) for piece in pieces]
-        owners = assign(weights, sizes, ranks, room, strips if len(set(strips)) < len(strips) else ())
+        owners = assign(weights, sizes, ranks, room, strips if len(set(strips)) < len(strips) else (), score)
         if weights.shape[1] == 1:
             owners = exchanged(owners, weights[:, 0], sizes, ranks, room)
     except NoneFoundError as error:
@@ -298,6 +318,23 @@ def _limits(sizes: np.ndarray, options: Options) -> list[float]:
     spare = min(options.spare_bytes, options.cap_bytes) / 2.0 ** np.arange(8)
     fit = np.searchsorted(sizes.cumsum(), spare, side="right")
     return sorted({0.0, *(float(sizes[count - 1]) for count in fit if count)})
+
+
+def correlated(tables: Sequence[Table], ranks: int, loads_us: np.ndarray, options: Options = Options()) -> Placement:
+    """Whole tables, such that those which are hot in the same batches lie apart: loads are packed batch by batch.
+
+    Args:
+        tables: T tables.
+        ranks: P.
+        loads_us: (T, K) time of each table in K batches that stand for the stream.
+        options: what has to be kept.
+
+    Raises:
+        NoneFoundError, ImpossibleError: as of every strategy.
+    """
+    pieces = _uncut(tables)
+    sizes = of_shards(pieces, tables, options.cost).bytes
+    return _placed(tables, pieces, loads_us, sizes, ranks, options, score=together)
 
 
 def _drawn(tables: int, ranks: int, seed: int) -> list[int]:

@@ -1,1 +1,1 @@
-"""What bounded lag can and cannot do, on paper: max-plus recurrence, laws of delay, four-way split."""
+"""What bounded lag can and cannot do, on paper: max-plus recurrence, laws of delay, four-way split, queues."""

@@ -6,6 +6,9 @@ rotating             the same, but in iteration i the tables of group i mod G po
 wandering            the same, with the hot group drawn at random
 static               the same, with the last group always hot: nothing that a bound could help
 unequal-tables       equal pooling, but twice as many tables in the last group as in the first: unequal messages too
+batch-loads          equal tables, and in each batch all of them pool a number of ids that is drawn: 10 in the mean
+group-loads          the same, drawn for each group of tables: what is hot together, and no rank's doing
+table-loads          the same, drawn for each table
 criteo               Criteo Kaggle, one id per table
 aliccp-onehot        Ali-CCP, at most one id per field
 aliccp-multihot      Ali-CCP, whole lists: 4 of 23 tables take 97 % of the lookups
@@ -30,11 +33,13 @@ from blslib.workloads.batch import Batch
 from blslib.workloads.criteo import Criteo
 from blslib.workloads.files import Loader
 from blslib.workloads.published import ALICCP_POOLING, ALICCP_ROWS, CRITEO_DENSE, CRITEO_ROWS, capped
-from blslib.workloads.skew import Zipf
+from blslib.workloads.skew import LENGTHS, Zipf
 from blslib.workloads.synthetic import Synthetic
 
 LIGHT, HEAVY = 10, 50
 TABLES_PER_GROUP, ROWS = 8, 200_000
+SPREAD = 0.8
+"""Of the logarithm of loads that are drawn (lognormal): one in a hundred batches asks for five times the mean."""
 POOL = 16
 """Different batches of a data set at most; a longer run takes them in turn."""
 
@@ -65,7 +70,8 @@ _DATA_SETS = {
     "aliccp-multihot": _LISTS,
 }
 
-SCENARIOS = ("balanced", "rotating", "wandering", "static", "unequal-tables", *_DATA_SETS)
+_DRAWN = ("batch-loads", "group-loads", "table-loads")
+SCENARIOS = ("balanced", "rotating", "wandering", "static", "unequal-tables", *_DRAWN, *_DATA_SETS)
 
 Source = Synthetic | tuple[Batch, ...]
 """Batches to be made, or at hand."""
@@ -146,6 +152,11 @@ def _made(name: str, groups: int, iterations: int, batch_size: int, max_rows: in
     group = np.repeat(np.arange(groups), sizes)
     # Two rounds of batches: in batch j the tables of group j mod G are hot.
     batches, uneven = 2 * groups, name in ("rotating", "wandering", "static")
+    load = np.where(uneven & (group == np.arange(batches)[:, None] % groups), HEAVY, LIGHT)
+    if name in _DRAWN:
+        batches, units = POOL, (np.zeros_like(group), group, np.arange(len(group)))[_DRAWN.index(name)]
+        drawn = np.random.default_rng((seed, LENGTHS)).lognormal(sigma=SPREAD, size=(batches, units.max() + 1))
+        load = LIGHT * (drawn / drawn.mean())[:, units]
     order = np.arange(iterations) % batches
     if name == "wandering":
         order = np.random.default_rng(seed).integers(0, batches, iterations)
@@ -154,9 +165,10 @@ def _made(name: str, groups: int, iterations: int, batch_size: int, max_rows: in
     source = Synthetic(
         capped((ROWS,) * len(group), max_rows),
         batch_size,
-        pooling=lambda batch: np.where(uneven & (group == batch % groups), HEAVY, LIGHT),
+        pooling=load.__getitem__,
         seed=seed,
         iterations=batches,
     )
     label = f"generated: uniform ids, {LIGHT} ids a bag" + (f", {HEAVY} in the hot tables" if uneven else "")
+    label += " in the mean" if name in _DRAWN else ""
     return Workload(tuple(source.rows), group, order, source, label)

@@ -1,7 +1,7 @@
 """The DLRM inference loop in a scenario, every contender at every bound: throughput, response, waiting, prediction."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from blslib.lab.compare.contest import Contender
     from blslib.lab.compare.run import Run
     from blslib.lab.scenarios import Scenario
+    from blslib.placement.shards import Placement
 
 COLUMNS = "contender scenario bound ranks measured_s speedup lag_effect expected_low expected_high load_balance serialisation transfer memory_bytes identical"  # fmt: skip # noqa: E501
 OPTIONS = {"scenarios": names(SCENARIOS, "NAME")}
@@ -136,30 +137,41 @@ def measure(
     comm: "MPI.Intracomm", config: Config
 ) -> "tuple[str, dict[Contender, Any], dict[Contender, list[Measured]]]":
     """Where the data are from, each contender's exchange, closed by now, and its runs, one per repeat. Collective."""
-    from blslib.collective.clock import Clock
-    from blslib.dlrm.inference import Inference
     from blslib.lab.compare.contest import Contender, interleaved, lag_known
-    from blslib.lab.compare.run import delaying, gathered, start
+    from blslib.lab.compare.run import delaying
 
     delay = delaying(comm, config.law, config.iterations, config.mean_delay_s, config.seed)
     with prepared(comm, config) as (here, model, made):
 
         def once(item: Contender) -> Measured:
-            clock = Clock(made[item])
-            inference = Inference(model, clock, before_post=delay)
-            started_s, used_s = start(comm), time.process_time()
-            scored = list(inference.run(here.pool[i] for i in here.order))
-            used_s = time.process_time() - used_s
-            run = gathered(comm, clock, started_s)
-            response_s = np.array([one.response_s for one in scored])
-            return Measured(run, response_s, np.array([one.scores for one in scored]), used_s)
+            return one(comm, here, model, made[item], delay)
 
         found = interleaved(comm, list(made), once, config, lag_known(lambda each: each.run.over_limit))
         return here.source, made, found
 
 
+def one(
+    comm: "MPI.Intracomm", here: "Scenario", model: "DLRM", exchange: Any, delay: Callable[[int], None]
+) -> Measured:
+    """One run through all batches. Collective."""
+    from blslib.collective.clock import Clock
+    from blslib.dlrm.inference import Inference
+    from blslib.lab.compare.run import gathered, start
+
+    clock = Clock(exchange)
+    inference = Inference(model, clock, before_post=delay)
+    started_s, used_s = start(comm), time.process_time()
+    scored = list(inference.run(here.pool[i] for i in here.order))
+    used_s = time.process_time() - used_s
+    run = gathered(comm, clock, started_s)
+    response_s = np.array([each.response_s for each in scored])
+    return Measured(run, response_s, np.array([each.scores for each in scored]), used_s)
+
+
 @contextmanager
-def prepared(comm: "MPI.Intracomm", config: Config) -> "Iterator[tuple[Scenario, DLRM, dict[Contender, Any]]]":
+def prepared(
+    comm: "MPI.Intracomm", config: Config, placement: "Placement | None" = None, groups: int | None = None
+) -> "Iterator[tuple[Scenario, DLRM, dict[Contender, Any]]]":
     """This rank's view of the scenario, its part of the model, and each contender's exchange, warmed up. Collective."""
     from blslib.dlrm.inference import Inference
     from blslib.dlrm.model import DLRM
@@ -175,6 +187,8 @@ def prepared(comm: "MPI.Intracomm", config: Config) -> "Iterator[tuple[Scenario,
         batch_size=config.batch_size,
         max_rows=config.max_rows,
         seed=config.seed,
+        placement=placement,
+        groups=groups,
     )
     model = DLRM(here.model, seed=config.seed, placement=here.placement, rank=comm.rank)
     sent = send_counts(here.placement, comm.rank, config.batch_size).tolist()

@@ -222,7 +222,7 @@ def pooled(rows: "Rows") -> "pd.DataFrame":
     for key, group in table.groupby(keys, sort=False):
         line = dict(zip(keys, key, strict=True)) | {"draws": group["repeat"].nunique(), "batches": len(group)}
         for percent in PERCENTILES:
-            line |= _interval(_percentiles(group, percent)).columns(f"latency_p{percent}_s")
+            line |= resampled(percentiles(group, percent)).columns(f"latency_p{percent}_s")
             line[f"predicted_p{percent}_s"] = float(np.percentile(group["predicted_s"], percent))
         lines.append(line)
     return pd.DataFrame(lines)
@@ -246,8 +246,8 @@ def gains(
     groups = dict(iter(pd.DataFrame(rows).groupby(["contender", "bound"])))
     if missing := {contender, over} - set(groups):
         raise ValueError(f"no rows of {missing}: measure that, too")
-    ratios = _percentiles(groups[over], percent) / _percentiles(groups[contender], percent)
-    return _interval(ratios)
+    ratios = percentiles(groups[over], percent) / percentiles(groups[contender], percent)
+    return resampled(ratios)
 
 
 def highest_rates(rows: "Rows", limit_s: float) -> "pd.DataFrame":
@@ -274,24 +274,24 @@ def highest_rates(rows: "Rows", limit_s: float) -> "pd.DataFrame":
     lines = []
     for key, group in pd.DataFrame(rows).groupby(["contender", "bound", "idle", "ranks"], sort=False):
         by_rate = dict(iter(group.groupby("rate_per_s")))
-        measured_s = np.array([_percentiles(each, 99) for each in by_rate.values()])
+        measured_s = np.array([percentiles(each, 99) for each in by_rate.values()])
         predicted_s = np.array([np.percentile(each["predicted_s"], 99) for each in by_rate.values()])
         found = np.array([rate(column, list(by_rate)) for column in measured_s.T])
         line = dict(zip(("contender", "bound", "idle", "ranks"), key, strict=True)) | {"limit_s": limit_s}
-        line |= _interval(found).columns("rate_per_s")
+        line |= resampled(found).columns("rate_per_s")
         lines.append(line | {"predicted_per_s": rate(predicted_s, list(by_rate))})
     return pd.DataFrame(lines)
 
 
-def _percentiles(group: "pd.DataFrame", percent: int, resamples: int = 2000) -> np.ndarray:
-    """(1 + resamples,) a percentile of the latency of all batches, then of those of as many draws drawn anew."""
-    by_draw = group.pivot(index="repeat", columns="batch", values="latency_s").to_numpy()
+def percentiles(group: "pd.DataFrame", percent: int, each: str = "batch", resamples: int = 2000) -> np.ndarray:
+    """(1 + resamples,) a percentile of the latency of ``each``, then of those of as many draws drawn anew."""
+    by_draw = group.pivot(index="repeat", columns=each, values="latency_s").to_numpy()
     chosen = np.random.default_rng(1).integers(len(by_draw), size=(resamples, len(by_draw)))
     replicas = by_draw[chosen].reshape(resamples, -1)
     return np.r_[np.percentile(by_draw, percent), np.percentile(replicas, percent, axis=1)]
 
 
-def _interval(found: np.ndarray) -> Interval:
+def resampled(found: np.ndarray) -> Interval:
     """What was found first, and the 95 % interval of what resampled draws have in its place."""
     return Interval(float(found[0]), *np.percentile(found[1:], [2.5, 97.5]).tolist())
 

@@ -1,0 +1,97 @@
+"""Charts of placements: a table in, an Altair chart out. Strategies have colours and shapes of their own."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import altair as alt
+import pandas as pd
+
+from blslib.charts import look
+from blslib.charts.look import LOOKS, LOOSE, WIDTH, Looks, Table, by, heading
+
+INK = "#444444"
+STRATEGIES: Looks = {
+    "by-group": ("#000000", "cross"),
+    "singular": ("#000000", "square"),
+    "one-shard": ("#999999", "circle"),
+    "capacity-balanced": ("#332288", "triangle-up"),
+    "load-balanced": ("#44AA99", "triangle-down"),
+    "net-specific": ("#882255", "diamond"),
+    "row-split": ("#DDCC77", "wedge"),
+    "searched": ("#AA4499", "triangle-right"),
+}
+"""With colour and shape, for those charts in which strategies are series."""
+
+
+def dots(rows: Table, title: str, lines: Sequence[str], *, what: str) -> alt.FacetChart:
+    """A point for each strategy, a panel for each measure, each with an axis of its own.
+
+    Args:
+        rows: ``strategy``, ``panel`` and ``value``.
+        title, lines: of the chart.
+        what: the values, in words.
+    """
+    table = pd.DataFrame(rows)
+    names, parts = list(table["strategy"].unique()), list(table["panel"].unique())
+    axis = alt.Axis(domain=False, ticks=False, grid=True, gridColor="#eeeeee", labelLimit=220)
+    x = alt.X("value:Q", title=None, scale=alt.Scale(zero=True, nice=True, padding=8))
+    y = alt.Y("strategy:N", sort=names, title=None, axis=axis)
+    least = table.loc[table.groupby("panel", sort=False)["value"].idxmin()]
+    said = "; ".join(f"{row.panel}: least {row.value:,.3g} by {row.strategy}" for row in least.itertuples())
+    chart = alt.Chart(table, width=(WIDTH - 170) // len(parts) - 20, height=19 * len(names))
+    chart = chart.mark_point(color=INK).encode(x=x, y=y, tooltip=list(table))
+    faceted = chart.facet(column=alt.Column("panel:N", sort=parts, title=None), spacing=20)
+    return faceted.resolve_scale(x="independent").properties(
+        title=heading(title, lines), description=f"{what}, a row per strategy, a panel per measure. {said}."
+    )
+
+
+def lag_and_placement(rows: Table, *, cores: int, bound: int) -> Any:
+    """What placements win over whole groups of tables, at bound 0 and with lag; ``over_groups`` of ``placed.run``."""
+    table = look.told(rows, cores)
+    table = table[(table["contender"] == "bls") & table["bound"].isin((0, bound))]
+    names = {0: "placement alone: bound 0", bound: f"placement and lag: bound {bound}"}
+    table["series"] = table["bound"].map(names)
+    colors = dict(zip(names.values(), (look.BLUES[0], LOOKS[look.BLS][0]), strict=True))
+    base = alt.Chart().encode(
+        y=alt.Y("strategy:N", sort=list(table["strategy"].unique()), title=None, axis=alt.Axis(labelLimit=200)),
+        color=by(alt.Color, "series", colors, colors.values()),
+    )
+    shape = by(alt.Shape, "series", colors, ("diamond", "circle"))
+    x = alt.X("over_groups:Q", title="throughput over whole groups of tables at bound 0 (×)", scale=LOOSE)
+    layers = [
+        alt.Chart().mark_rule(color="#888888", strokeWidth=1).encode(x=alt.datum(1.0)),
+        base.mark_rule().encode(x="over_groups_low:Q", x2="over_groups_high:Q"),
+        base.mark_point().encode(x=x, shape=shape),
+    ]
+    lines = [look.setting(table), look.INTERVALS]
+    said = (
+        f"throughput over groups at bound 0, by strategy; bounded lag: {look.ranges(table, 'scenario', 'over_groups')}"
+    )
+    title = "What placement wins, and what is left for lag"
+    return look.panels(layers, table, "scenario", title, lines, said, alt.Step(24))
+
+
+def curves(rows: Table, x: alt.X, y: str, title: str, lines: Sequence[str]) -> alt.FacetChart:
+    """A line for each strategy, a panel for each measure.
+
+    Args:
+        rows: ``strategy``, ``panel``, the column of ``x``, and ``value``.
+        x: the axis along.
+        y: title of the values.
+        title, lines: of the chart.
+    """
+    table = pd.DataFrame(rows)
+    looks = {name: look for name, look in STRATEGIES.items() if name in set(table["strategy"])}
+    colors, shapes = zip(*looks.values(), strict=True)
+    base = alt.Chart().encode(
+        x=x, y=alt.Y("value:Q", title=y, scale=LOOSE), color=by(alt.Color, "strategy", looks, colors)
+    )
+    parts = list(table["panel"].unique())
+    layers = [base.mark_line(), base.mark_point().encode(shape=by(alt.Shape, "strategy", looks, shapes))]
+    chart = alt.layer(*layers, data=table, width=WIDTH // len(parts) - 60, height=200)
+    ends = table.groupby(["panel", "strategy"], sort=False)["value"].agg(["min", "max"])
+    said = "; ".join(f"{panel}, {name}: {low:.2f} to {high:.2f}" for (panel, name), low, high in ends.itertuples())
+    return chart.facet(column=alt.Column("panel:N", sort=parts, title=None), spacing=30).properties(
+        title=heading(title, lines), description=f"A line per strategy, a panel per measure: {said}."
+    )
