@@ -12,14 +12,13 @@ from blslib.charts.look import LOOKS, LOOSE, WIDTH, Looks, Table, by, heading
 INK = "#444444"
 STRATEGIES: Looks = {
     "by-group": ("#7A5C3E", "circle"),
-    "contiguous": ("#7A5C3E", "circle"),
     "capacity-balanced": ("#332288", "triangle-up"),
     "load-balanced": ("#44AA99", "triangle-down"),
     "net-specific": ("#6E2C6E", "diamond"),
     "correlated": ("#B8860B", "square"),
     "searched": ("#AA4499", "triangle-right"),
 }
-"""Those that are drawn as series, with colour and shape; tables by their order, in groups or not, look alike."""
+"""Those that are drawn as series, with colour and shape."""
 
 
 def dots(rows: Table, title: str, lines: Sequence[str], *, what: str) -> alt.FacetChart:

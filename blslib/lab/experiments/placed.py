@@ -79,7 +79,7 @@ def run(comm: "MPI.Intracomm", config: Config) -> list[Row]:
         first.setdefault(strategy, runs[0].scores)
         alone = found.get((strategy, item._replace(bound=0)), runs)
         for repeat, each in enumerate(runs):
-            if not np.allclose(each.scores, next(iter(found.values()))[0].scores, rtol=1e-5, atol=1e-7):
+            if not np.allclose(each.scores, first[BY_GROUP], rtol=1e-5, atol=1e-7):
                 raise RuntimeError(f"{strategy} at bound {item.bound} has other scores than whole groups of tables")
             same = np.array_equal(each.scores, first[strategy])  # to the bit, whoever exchanges and whatever the bound
             setting = {"scenario": config.scenario, "strategy": strategy, "contender": item.name, "bound": item.bound}
@@ -133,13 +133,11 @@ def foreseen(config: Config, ranks: Sequence[int]) -> list[Row]:
     from blslib.theory.maxplus import makespan
 
     tables, loads_us = weighed(config)
-    rows, bound = list[Row](), config.bounds[-1]
+    rows, bound, shapes = list[Row](), config.bounds[-1], [table.shape for table in tables]
     for count in ranks:
         made = {BY_GROUP: dlrm.scenario(config, count, 0, groups=config.groups).placement}
         made |= dict(placements(tables, loads_us[:, ::2], count, config.strategies))
-        work_us = {
-            name: placement.spread([table.shape for table in tables], loads_us) for name, placement in made.items()
-        }
+        work_us = {name: placement.spread(shapes, loads_us[:, 1::2]) for name, placement in made.items()}
         groups_us = makespan(work_us[BY_GROUP], 0)
         for name, each_us in work_us.items():
             alone_us, both_us, total_us = makespan(each_us, 0), makespan(each_us, bound), each_us.sum(axis=1)
