@@ -9,6 +9,7 @@ from blslib.collective.building import Building
 from blslib.collective.errors import in_words
 from blslib.collective.mpi import MPI
 from blslib.collective.segments import whereabouts
+from blslib.collective.store import StoreComm
 
 CHANNELS = ("auto", "ring", "messages")
 DEFAULT_TIMEOUT_S = 60.0
@@ -35,6 +36,8 @@ class Settings(NamedTuple):
 
 def check_comm(comm: object) -> None:
     """Raises TypeError for what is no intra-communicator."""
+    if isinstance(comm, StoreComm):
+        return
     if not isinstance(comm, MPI.Intracomm) or comm == MPI.COMM_NULL:
         given = "MPI.COMM_NULL" if isinstance(comm, MPI.Comm) and comm == MPI.COMM_NULL else type(comm).__name__
         raise TypeError(f"comm is an intra-communicator of mpi4py, got {given}")
@@ -73,7 +76,7 @@ def wrong_counts(name: str, counts: Any, size: int, dtype: Any) -> str:
 
 
 def examine(
-    comm: MPI.Intracomm,
+    comm: Any,
     bound: int,
     slot_bytes: int,
     dtype: np.typing.DTypeLike,

@@ -21,12 +21,13 @@ from blslib.collective.errors import BlockError, ExchangeError, LateError, PeerE
 from blslib.collective.exchange import Arrival, Block, Exchange
 from blslib.collective.layout import LINE_BYTES, Layout, round_up
 from blslib.collective.messages import Messages
-from blslib.collective.mpi import MPI
+from blslib.collective.mpi import failures, is_over
 from blslib.collective.notices import CLOSED, FAILED, LATE, Notice
 from blslib.collective.protocol import BoundedLag, Steps
 from blslib.collective.ring import Ring, UnexpectedSize
 from blslib.collective.room import check_room
 from blslib.collective.segments import Segment, share
+from blslib.collective.store import Comm
 from blslib.collective.turns import IS_FORKED, Turns
 from blslib.collective.waiting import Policy, yield_then_sleep
 
@@ -52,7 +53,8 @@ class BoundedLagAlltoallv(Turns, Exchange):
     when it is posted again with new contents, which saves about a microsecond; do not resize its arrays.
 
     Args:
-        comm: any intra-communicator; duplicated once here, freed by ``close``.
+        comm: any intra-communicator, duplicated once here, freed by ``close``; or a ``store.StoreComm`` of ranks that
+            have no MPI and are on one host.
         bound: whole iterations (k >= 0).
         slot_bytes: room for one block; rounded up to a cache line. Larger blocks are allowed and slower.
         dtype: of the blocks and of the arrays handed out. Plain buffers are taken as items of this type.
@@ -90,7 +92,7 @@ class BoundedLagAlltoallv(Turns, Exchange):
 
     def __init__(
         self,
-        comm: MPI.Intracomm,
+        comm: Comm,
         *,
         bound: int,
         slot_bytes: int,
@@ -127,7 +129,7 @@ class BoundedLagAlltoallv(Turns, Exchange):
         segments: dict[int, Segment] = {}
         try:
             share(building, ranks, layout.segment_bytes, segments)
-            known = segments, layout, self.dtype, expected
+            known = building.fence(), segments, layout, self.dtype, expected
             self._memory = Messages(building.comm, *known) if len(ranks) < self.size else Ring(self.rank, *known)
             self.memory_bytes = layout.segment_bytes + layout.rings_bytes(self.size - len(ranks))
             self._core = BoundedLag(layout.bound, self._memory)
@@ -211,7 +213,7 @@ class BoundedLagAlltoallv(Turns, Exchange):
             source, sent, expected = found.args
             text = f"rank {source} -> rank {self.rank} sent {sent} bytes in iteration {self._core.delivered}, "
             raise self._fail(BlockError(f"{text}rank {self.rank} expected {expected}")) from None
-        except MPI.Exception as failure:
+        except failures() as failure:
             behind = [rank for rank, n in enumerate(self._memory.counters.tolist()) if n < self._core.posted]
             said = str(failure).strip().splitlines()[-1]
             text = f"MPI cannot go on, a rank among {behind} or the way to it may be gone; it says: {said}"
@@ -349,7 +351,7 @@ class BoundedLagAlltoallv(Turns, Exchange):
         failed, self._over = self._over is not None, self._over or _IS_CLOSING
         with ExitStack() as last:  # does each of them, whatever happens in the others
             last.callback(self._let_go)
-            with suppress(*([MPI.Exception] if failed else [])):
+            with suppress(*(failures() if failed else ())):
                 clean = self._memory.free(failed)
                 if not failed:
                     self._comm.Free()
@@ -381,6 +383,6 @@ class BoundedLagAlltoallv(Turns, Exchange):
 
     def __del__(self) -> None:
         """Ctrl-C that comes as the ``with`` block begins or ends can keep ``__exit__`` from being run at all."""
-        if hasattr(self, "_comm") and self._over != _IS_CLOSED and not (sys.is_finalizing() or MPI.Is_finalized()):
+        if hasattr(self, "_comm") and self._over != _IS_CLOSED and not (sys.is_finalizing() or is_over()):
             self._fail(ExchangeError("the exchange was dropped without being closed"))
             self._close(None)

@@ -36,7 +36,7 @@ class Baseline(Exchange):
 
     def __init__(
         self,
-        comm: MPI.Intracomm,
+        comm: "MPI.Intracomm",
         bound: int,
         send_counts: Sequence[int],
         recv_counts: Sequence[int],
@@ -152,7 +152,7 @@ class MpiAlltoallv(Baseline):
 
     def __init__(
         self,
-        comm: MPI.Intracomm,
+        comm: "MPI.Intracomm",
         *,
         send_counts: Sequence[int],
         recv_counts: Sequence[int],
@@ -199,7 +199,7 @@ class IalltoallvWindow(Baseline):
 
     def __init__(
         self,
-        comm: MPI.Intracomm,
+        comm: "MPI.Intracomm",
         *,
         bound: int,
         send_counts: Sequence[int],
@@ -222,7 +222,7 @@ class IalltoallvWindow(Baseline):
         self._posted += 1
         return self._take(self._posted - self.bound)
 
-    def _finished(self, request: MPI.Request, iteration: int, wait: bool) -> bool:
+    def _finished(self, request: "MPI.Request", iteration: int, wait: bool) -> bool:
         if not wait:
             return request.Test()
         complete(request, f"iteration {iteration}", self._timeout_s)

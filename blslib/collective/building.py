@@ -14,7 +14,8 @@ from itertools import chain
 from typing import Any
 
 from blslib.collective.errors import LateError, PeerError, in_words
-from blslib.collective.mpi import MPI
+from blslib.collective.layout import LINE_BYTES
+from blslib.collective.mpi import MPI, failures
 from blslib.collective.waiting import yield_then_sleep
 
 _TAG = 4
@@ -27,6 +28,9 @@ _ON_ALL = {kind.__name__: kind for kind in (ValueError, MemoryError, OSError, La
 """Failures which all ranks raise as they are, in the same words."""
 
 _WHAT = "building the exchange"
+
+Fence = tuple[Callable[[], object], Callable[[], object]]
+"""The processor's full fence, and what gives back whatever it needs."""
 
 
 class Building:
@@ -41,7 +45,7 @@ class Building:
 
     words: list[Any]
 
-    def __init__(self, parent: MPI.Intracomm, timeout_s: float, deadline_s: float) -> None:
+    def __init__(self, parent: Any, timeout_s: float, deadline_s: float) -> None:
         self.rank, self.size, self._parent = parent.rank, parent.size, parent
         self._timeout_s, self._deadline_s = timeout_s, deadline_s
         self._duplicate: list[Any] = []  # the communicator, and the request that makes it
@@ -54,7 +58,7 @@ class Building:
         self._told = self._heard = False
 
     @property
-    def comm(self) -> MPI.Intracomm:
+    def comm(self) -> Any:
         """The duplicate, from ``start`` on."""
         return self._duplicate[0]
 
@@ -68,13 +72,13 @@ class Building:
         self._begin()
         try:
             self._wait(self._duplicate[1].Test, lambda: "a rank")
-        except MPI.Exception:
+        except failures():
             self._duplicate[:] = [None, None]  # MPI has no more, and no word of this one holds from now on
             raise
 
     def _begin(self) -> None:
         # In one call of C, which Ctrl-C cannot part from its result: MPI will write to it.
-        self._duplicate.extend(chain.from_iterable(map(MPI.Intracomm.Idup, [self._parent])))
+        self._duplicate.extend(chain.from_iterable(map(type(self._parent).Idup, [self._parent])))
 
     def gather(self, word: Any) -> list[Any]:
         """Every rank's word in this round, by rank; a word is small, and whatever can be pickled. Collective.
@@ -92,16 +96,28 @@ class Building:
         return [self._words.pop((self._round - 1, rank)) for rank in range(self.size)]
 
     def _is_round_over(self) -> bool:
-        self._receive(_TAG)
+        self._receive()
         for rank in self._missing():
             if rank in self._reasons:
                 self._heard = True
                 kind, text = self._reason = self._reasons[rank]
                 raise _ON_ALL[kind](text)
-        return not self._missing() and MPI.Request.Testall(self._sends)
+        return not self._missing() and self._sent()
 
     def _missing(self) -> list[int]:
         return [rank for rank in self._others if (self._round, rank) not in self._words]
+
+    def fence(self) -> Fence:
+        """MPI's, for which Python has no other name; nobody stores to the window that it needs."""
+        window = MPI.Win.Allocate_shared(LINE_BYTES, 1, comm=MPI.COMM_SELF)
+        window.Lock_all(MPI.MODE_NOCHECK)
+
+        def give_back() -> None:
+            if window:
+                window.Unlock_all()
+                window.Free()
+
+        return window.Sync, give_back
 
     def give_up(self, error: BaseException, linger_s: float = _LINGER_S) -> None:
         """Tell the others why this rank gives up, and free the communicator if all of them have given up as well.
@@ -114,7 +130,7 @@ class Building:
             else:
                 self._reason = "PeerError", f"rank {self.rank} failed while {_WHAT}: {in_words(error)}"
         if not self._duplicate:  # all ranks make equally many, or the next ones would not be the same one's
-            with suppress(MPI.Exception):  # it has no more
+            with suppress(*failures()):  # it has no more
                 self._begin()
         if not self._duplicate or self._duplicate[1] is None:
             return
@@ -137,19 +153,25 @@ class Building:
     def _send(self, message: tuple[int, Any]) -> None:
         self._sends += [self.comm.isend(message, rank, _TAG) for rank in self._others]
 
-    def _receive(self, tag: int) -> None:
+    def _sent(self) -> bool:
+        """Whether all that was said has left this rank."""
+        return all(send.Test() for send in self._sends)
+
+    def _receive(self, everything: bool = False) -> None:
         """Take in what is here. A message of round -1 is a reason, and its sender's last."""
         status = MPI.Status()
-        while self.comm.Iprobe(MPI.ANY_SOURCE, tag, status):
+        while self.comm.Iprobe(MPI.ANY_SOURCE, MPI.ANY_TAG if everything else _TAG, status):
             source, kind = status.Get_source(), status.Get_tag()
             if kind != _TAG:  # what an exchange had still to receive: its sender may be away, so nobody waits for it
                 self._sends.append(self.comm.Irecv([bytearray(status.Get_count(MPI.BYTE)), MPI.BYTE], source, kind))
                 continue
-            number, word = self.comm.recv(source=source, tag=_TAG)
-            if number < 0:
-                self._reasons[source] = word
-            else:
-                self._words[number, source] = word
+            self._hear(source, *self.comm.recv(source=source, tag=_TAG))
+
+    def _hear(self, source: int, number: int, word: Any) -> None:
+        if number < 0:
+            self._reasons[source] = word
+        else:
+            self._words[number, source] = word
 
     def _bury_all(self) -> bool:
         """Go on with the end of all that were given up; whether this is among those that have not come to it."""
@@ -165,8 +187,8 @@ class Building:
         if not self._told:
             self._told = True
             self._send((-1, self._reason))
-        self._receive(MPI.ANY_TAG)
-        if len(self._reasons) == len(self._others) and MPI.Request.Testall(self._sends):
+        self._receive(everything=True)
+        if len(self._reasons) == len(self._others) and self._sent():
             self.comm.Free()
             self._abandoned.remove(self)
 
@@ -174,7 +196,7 @@ class Building:
 _BURYING = threading.Lock()
 
 
-def meet(comm: MPI.Intracomm, timeout_s: float, word: Any) -> Building:
+def meet(comm: Any, timeout_s: float, word: Any) -> Building:
     """Begin to build an exchange, and say the first word. Collective.
 
     A rank that was missed before, since it was interrupted or away when an attempt began, finds that all others have
@@ -185,7 +207,7 @@ def meet(comm: MPI.Intracomm, timeout_s: float, word: Any) -> Building:
     """
     deadline_s = time.monotonic() + timeout_s
     while True:
-        building = Building(comm, timeout_s, deadline_s)
+        building = getattr(comm, "building", Building)(comm, timeout_s, deadline_s)
         try:
             building.start()
             building.words = building.gather(word)

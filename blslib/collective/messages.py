@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from blslib.collective.building import Fence
 from blslib.collective.layout import HEADER_BYTES, Layout, as_slot
 from blslib.collective.mpi import MPI
 from blslib.collective.notices import Notice
@@ -34,13 +35,14 @@ class Messages(Ring):
 
     def __init__(
         self,
-        comm: MPI.Comm,
+        comm: "MPI.Comm",
+        fence: Fence,
         segments: dict[int, Segment],
         layout: Layout,
         dtype: np.dtype,
         expected: list[int] | None,
     ) -> None:
-        super().__init__(comm.rank, segments, layout, dtype, expected)
+        super().__init__(comm.rank, fence, segments, layout, dtype, expected)
         self._comm = comm
         self._remote = [r for r in range(comm.size) if r not in self.peers]
         self._place = {peer: n for n, peer in enumerate(self._remote)}

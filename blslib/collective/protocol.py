@@ -37,7 +37,7 @@ class Memory(Protocol):
     def publish(self, peer: int, count: int) -> None:
         """Tell ``peer`` that this rank's first ``count`` blocks are there."""
 
-    def fence(self) -> None:
+    def fence(self) -> object:
         """Order everything before it against everything after it, loads and stores."""
 
     def arrived(self) -> int:

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 
 import numpy as np
 
+from blslib.collective.building import Fence
 from blslib.collective.layout import LINE_BYTES, Layout, Slot, as_slot
-from blslib.collective.mpi import MPI
 from blslib.collective.notices import Notice
 from blslib.collective.segments import SHARED_DIR, Segment
 
@@ -48,17 +48,20 @@ class Ring:
     """This rank's own rings, and its slots in the rings of the peers on its host."""
 
     def __init__(
-        self, rank: int, segments: dict[int, Segment], layout: Layout, dtype: np.dtype, expected: list[int] | None
+        self,
+        rank: int,
+        fence: Fence,
+        segments: dict[int, Segment],
+        layout: Layout,
+        dtype: np.dtype,
+        expected: list[int] | None,
     ) -> None:
-        """Over the segments of all ranks of this host, that of this ``rank`` among them.
+        """Over the segments of all ranks of this host, that of this ``rank`` among them, and their ``fence``.
 
         ``expected`` are the bytes from each source, where that is known.
         """
         self.rank, self.segments, self.layout, self.dtype, self._expected = rank, segments, layout, dtype, expected
-        # Nobody stores to this window: MPI's full fence, which Python has no other name for, needs one.
-        self._window = MPI.Win.Allocate_shared(LINE_BYTES, 1, comm=MPI.COMM_SELF)
-        self._window.Lock_all(MPI.MODE_NOCHECK)
-        self.fence = self._window.Sync
+        self.fence, self._give_back = fence
         self.peers = {r: Control(segment.memory, layout.size) for r, segment in self.segments.items()}
         self._alarm, self.counters = self.peers[self.rank].alarm, self.peers[self.rank].counters
         self._counter_at = {r: control.counters[self.rank : self.rank + 1] for r, control in self.peers.items()}
@@ -146,8 +149,6 @@ class Ring:
         return True
 
     def free(self, failed: bool) -> bool:
-        """Give back the window; whoever has made the segments closes them. Nothing is under way then."""
-        if self._window:
-            self._window.Unlock_all()
-            self._window.Free()
+        """Give back the fence; whoever has made the segments closes them. Nothing is under way then."""
+        self._give_back()
         return True

@@ -1,6 +1,7 @@
 """Who may call an exchange: one thread at a time, of the process that built it."""
 
 import os
+import sys
 import weakref
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -23,9 +24,8 @@ class Turns:
     """What takes one call at a time, and none in a forked child of its process."""
 
     def __init__(self) -> None:
-        """Raises ExchangeError in a forked child of a process that had this package loaded, and with it MPI."""
-        if _FORKED:
-            raise ExchangeError(IS_FORKED)
+        """Raises ExchangeError as ``check_process`` does."""
+        check_process()
         self._over: str | None = None  # why no call is legal any more
         self._turn: dict[int, object] = {}  # at 0, who is in a call
         _ALL.add(self)
@@ -55,10 +55,23 @@ class Turns:
 
 _ALL: weakref.WeakSet[Turns] = weakref.WeakSet()
 _FORKED: list[bool] = []
+_OF_RANKS = {"mpi4py.MPI", "blslib.collective.torch.create"}
+"""Modules that are loaded by whoever becomes a rank."""
+
+
+def check_process() -> None:
+    """Make sure that this process may exchange.
+
+    Raises:
+        ExchangeError: it was forked from a rank, a process that had started MPI or had an exchange or a group.
+    """
+    if _FORKED:
+        raise ExchangeError(IS_FORKED)
 
 
 def _end_in_child() -> None:
-    _FORKED.append(True)
+    if _ALL or _OF_RANKS & sys.modules.keys():
+        _FORKED.append(True)
     for each in _ALL:
         each._over, each._turn = IS_FORKED, {}
 

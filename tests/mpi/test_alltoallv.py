@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -617,13 +616,11 @@ def test_mpi_may_be_out_of_communicators(comm, monkeypatch):
     """The error is MPI's own, and building works again when MPI does."""
     alone = comm.Split(comm.rank)
 
-    class NoMore:
-        @staticmethod
-        def Idup(comm: MPI.Intracomm) -> None:  # noqa: N802
-            raise MPI.Exception(MPI.ERR_OTHER)
+    def no_more(_: building.Building) -> None:
+        raise MPI.Exception(MPI.ERR_OTHER)
 
     with monkeypatch.context() as patch:
-        patch.setattr(building, "MPI", SimpleNamespace(Intracomm=NoMore, Exception=MPI.Exception))
+        patch.setattr(building.Building, "_begin", no_more)
         with pytest.raises(MPI.Exception):
             BoundedLagAlltoallv(alone, bound=1, slot_bytes=64)
     for _ in range(2):

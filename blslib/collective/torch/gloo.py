@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store
 
 from blslib.collective.errors import ExchangeError
-from blslib.collective.mpi import MPI
+from blslib.collective.store import Comm
 from blslib.collective.torch.rendezvous import mpi_store, on_one_host
 from blslib.collective.torch.work import RefusedError, in_words, on_cpu
 
@@ -28,9 +28,7 @@ _IN_ONE_PIECE = {"allreduce", "broadcast", "reduce", "reduce_scatter", "scatter"
 """Where gloo takes a tensor's memory for its values, and would move what lies between them without a word."""
 
 
-def gloo_group(
-    comm: MPI.Intracomm, timeout: timedelta, store: Store | None = None, threads: int = 2
-) -> dist.ProcessGroup:
+def gloo_group(comm: Comm, timeout: timedelta, store: Store | None = None, threads: int = 2) -> dist.ProcessGroup:
     """Torch's own group over gloo for the ranks of ``comm``. Collective.
 
     On one host it talks over loopback, unless GLOO_SOCKET_IFNAME in the environment says otherwise.
@@ -44,7 +42,7 @@ def gloo_group(
     Raises:
         ExchangeError: they have not met, or have found no way to each other.
     """
-    store = store or mpi_store(comm, timeout)
+    store = mpi_store(comm, timeout) if store is None else store
     one_host, interfaces = on_one_host(comm, timeout), os.environ.get("GLOO_SOCKET_IFNAME")
     options = dist.ProcessGroupGloo._Options()
     options._timeout, options._threads = timeout, threads
@@ -82,7 +80,7 @@ class GlooGroup(dist.ProcessGroup):
         failure: why nothing works any more, if it is so.
     """
 
-    def __init__(self, comm: MPI.Intracomm, timeout: timedelta, store: Store | None) -> None:
+    def __init__(self, comm: Comm, timeout: timedelta, store: Store | None) -> None:
         super().__init__(comm.rank, comm.size)
         self._comm, self._timeout_s = comm, timeout.total_seconds()
         self.failure: Exception | None = None

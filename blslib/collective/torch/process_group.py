@@ -26,10 +26,11 @@ from torch._C._distributed_c10d import Store
 from blslib.collective.alltoallv import BoundedLagAlltoallv
 from blslib.collective.errors import ExchangeError
 from blslib.collective.exchange import Arrival
-from blslib.collective.mpi import MPI
-from blslib.collective.torch import rendezvous
+from blslib.collective.store import Comm, StoreComm
+from blslib.collective.torch.autoload import NAME
 from blslib.collective.torch.gloo import GlooGroup, keep, tensors_in
-from blslib.collective.torch.work import NAME, AllToAllWork, Bytes, RefusedError, Tensors, flat_bytes, seconds
+from blslib.collective.torch.work import AllToAllWork, Bytes, RefusedError, Tensors, flat_bytes, seconds
+from blslib.collective.turns import IS_FORKED
 from blslib.collective.waiting import complete
 
 LEAST_SLOT_BYTES = 4096
@@ -70,7 +71,11 @@ class BLSGroup(GlooGroup):
     """
 
     def __init__(
-        self, comm: MPI.Intracomm, options: BLSOptions | None, timeout: timedelta, store: Store | None = None
+        self,
+        comm: Comm,
+        options: BLSOptions | None,
+        timeout: timedelta,
+        store: Store | None = None,
     ) -> None:
         options = options or BLSOptions()
         if not isinstance(options, BLSOptions):
@@ -84,8 +89,8 @@ class BLSGroup(GlooGroup):
         self._replaced_at = 0  # the iteration that is number 0 of the present exchange
         self._outstanding: dict[int, AllToAllWork] = {}  # by iteration
         self._largest = self._ask_at = 0
-        self._found = np.zeros(1, np.int64)
-        self._answer: MPI.Request | None = None
+        self._found = np.zeros(comm.size, np.int64)
+        self._answer: Any = None
         self._calling = threading.Lock()
         self._open = True
         self._name = ""
@@ -226,7 +231,7 @@ class BLSGroup(GlooGroup):
         """Fail what is under way, and whatever comes."""
         super().fail(error)
         if self._answer:  # MPI has not finished it, as far as we know, and may write there
-            keep(self._found)
+            keep(self._answer)
         while self._outstanding:
             self._outstanding.popitem()[1].fail(self.failure or error)
 
@@ -242,15 +247,14 @@ class BLSGroup(GlooGroup):
             return self._exchange
         self._largest = max(self._largest, *map(len, blocks))
         if self._posted == self._ask_at:
-            found = self._found = np.array([self._largest])
-            self._answer = self._comm.Iallreduce(MPI.IN_PLACE, found, MPI.MAX)
+            self._answer = self._comm.Iallgather(np.array([self._largest]), self._found)
         assert self._answer is not None
         if self._exchange is not None and self._posted < self._ask_at + self.bound + 1:
             if self._posted >= self._ask_at:
                 self._answer.Test()  # MPI moves it on in calls alone
             return self._exchange
         complete(self._answer, _AGREEMENT, timeout_s)
-        largest = int(self._found[0])
+        largest = int(self._found.max())
         if self._exchange is None:
             self._exchange = self._build(max(largest * 5 // 4, LEAST_SLOT_BYTES), timeout_s)
         elif largest > self._exchange.slot_bytes:
@@ -264,9 +268,15 @@ class BLSGroup(GlooGroup):
         return self._exchange
 
     def _build(self, slot_bytes: int, timeout_s: float) -> BoundedLagAlltoallv:
+        channel = "ring" if isinstance(self._comm, StoreComm) else "auto"
         try:
             return BoundedLagAlltoallv(
-                self._comm, bound=self.bound, slot_bytes=slot_bytes, dtype=np.uint8, timeout_s=timeout_s
+                self._comm,
+                bound=self.bound,
+                slot_bytes=slot_bytes,
+                dtype=np.uint8,
+                timeout_s=timeout_s,
+                channel=channel,
             )
         except ValueError as error:
             raise RefusedError(str(error)) from error
@@ -348,12 +358,9 @@ _GROUPS: WeakSet[BLSGroup] = WeakSet()
 
 def _disown() -> None:
     """In a forked child, leave all groups to the parent: they end here, and nobody else is told."""
-    try:
-        rendezvous.own_mpi()
-    except ExchangeError as error:
-        for group in list(_GROUPS):
-            group._forget()
-            group.fail(error)
+    for group in list(_GROUPS):
+        group._forget()
+        group.fail(ExchangeError(IS_FORKED))
 
 
 os.register_at_fork(after_in_child=_disown)  # so that no call has to ask: in a child every group has failed
@@ -375,25 +382,3 @@ def _setting(given: int | None, variable: str) -> int | None:
         return int(text)
     except ValueError:
         raise ValueError(f"{variable} is a whole number, got {text!r}") from None
-
-
-def _create(options: Any, group_options: BLSOptions | None) -> BLSGroup:
-    """What torch calls for ``init_process_group`` and, on the group's ranks, for ``new_group``."""
-    rendezvous.own_mpi()
-    world, members = MPI.COMM_WORLD, list(options.global_ranks_in_group)
-    here = (options.group_rank, options.group_size)
-    if not members and here != (world.rank, world.size):
-        raise RuntimeError(
-            f"this process is rank {here[0]} of {here[1]} for torch and rank {world.rank} of {world.size} for MPI: "
-            f"{NAME!r} takes its ranks from MPI, start the program with mpiexec -n {here[1]} python PROGRAM, "
-            "not with torchrun"
-        )
-    # Making a communicator blocks in C: by now everybody has come.
-    options.store.set(f"rank {here[0]}", "here")
-    options.store.wait([f"rank {rank}" for rank in range(here[1])], options.timeout)
-    group = world.group.Incl(members) if members else world.group
-    return BLSGroup(world.Create_group(group), group_options, options.timeout, options.store)
-
-
-dist.Backend.register_backend(NAME, _create, extended_api=True, devices=["cpu"])
-rendezvous.install()

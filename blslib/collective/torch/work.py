@@ -9,11 +9,10 @@ import torch
 import torch.distributed as dist
 
 from blslib.collective.errors import BlockError, ExchangeError, LateError
+from blslib.collective.torch.autoload import NAME
 
 if TYPE_CHECKING:
     from blslib.collective.torch.process_group import BLSGroup
-
-NAME = "bls"
 
 Tensors = list[torch.Tensor]
 

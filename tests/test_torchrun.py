@@ -1,0 +1,274 @@
+"""The backend "bls" where torch starts the ranks: no MPI, no import, and torchrun's own ways to end and begin again."""
+
+import importlib
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from blslib.lab.ranks.launch import rank_environment, run_guarded
+from tests.conftest import LONG_S, ROOT
+
+WORKS = """
+import sys
+from collections import deque
+
+import torch
+import torch.distributed as dist
+
+assert not [name for name in sys.modules if name.startswith("blslib.collective.torch.p") or name == "mpi4py.MPI"]
+dist.init_process_group("bls")
+rank, size = dist.get_rank(), dist.get_world_size()
+
+
+def exchange(count, depth, group=None):
+    '''All-to-alls of blocks that say who sent them to whom, and when; some have no items.'''
+    me, all_ranks = dist.get_rank(group), dist.get_world_size(group)
+    under_way = deque()
+    for i in range(30):
+        sizes = [count * ((i + s + r) % 2) for s in range(all_ranks) for r in range(all_ranks)]
+        out = [sizes[me * all_ranks + r] for r in range(all_ranks)]
+        into = [sizes[s * all_ranks + me] for s in range(all_ranks)]
+        sent = torch.cat([torch.full((n,), float(100 * i + 10 * me + r)) for r, n in enumerate(out)])
+        expected = torch.cat([torch.full((n,), float(100 * i + 10 * s + me)) for s, n in enumerate(into)])
+        output = torch.empty(sum(into))
+        work = dist.all_to_all_single(output, sent, into, out, group=group, async_op=True)
+        under_way.append((work, output, expected))
+        if len(under_way) > depth:
+            work, output, expected = under_way.popleft()
+            work.wait()
+            assert torch.equal(output, expected)
+    for work, output, expected in under_way:
+        work.wait()
+        assert torch.equal(output, expected)
+
+
+exchange(5, 2)
+exchange(50_000, 2)  # slots grow, which all ranks have to agree upon
+half = dist.new_group(list(range(0, size, 2)), backend="bls")
+if rank % 2 == 0:
+    exchange(7, 2, half)
+total = torch.ones(3) * rank
+dist.all_reduce(total)
+assert total.tolist() == [sum(range(size))] * 3
+dist.barrier()
+dist.destroy_process_group()
+assert "mpi4py.MPI" not in sys.modules
+print(f"rank {rank} is done", flush=True)
+"""
+
+DIES = """
+import os
+import signal
+import sys
+import time
+
+import torch
+import torch.distributed as dist
+
+signal.signal(signal.SIGTERM, signal.SIG_IGN)  # by which torchrun ends those that are left
+dist.init_process_group("bls")
+out = torch.empty(dist.get_world_size())
+for i in range(100):
+    if (dist.get_rank(), i) == (1, 20):
+        print(f"killed {time.time()}", flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    try:
+        dist.all_to_all_single(out, torch.ones(len(out)))
+    except RuntimeError as error:
+        print(f"heard {time.time()} {type(error).__name__}: {error}", flush=True)
+        sys.exit(1)
+"""
+
+TWO_LIVES = """
+import os
+
+import torch
+import torch.distributed as dist
+
+dist.init_process_group("bls")
+rank, life = dist.get_rank(), int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+out = torch.empty(dist.get_world_size())
+for i in range(50):
+    dist.all_to_all_single(out, torch.full((len(out),), 100.0 * life + i))
+    assert out.tolist() == [100.0 * life + i] * len(out)
+    if (rank, life, i) == (1, 0, 25):
+        raise KeyError("no such table")
+total = torch.ones(1)
+dist.all_reduce(total)
+assert total.item() == len(out)
+dist.destroy_process_group()
+print(f"rank {rank} is done in life {life}", flush=True)
+"""
+
+SEVERAL_HOSTS = """
+import os
+import platform
+
+import torch.distributed as dist
+
+platform.node = lambda: "host" + os.environ["RANK"]
+dist.init_process_group("bls")
+"""
+
+FORKS = """
+import multiprocessing
+import os
+
+import torch
+import torch.distributed as dist
+
+from blslib.collective.torch import BLSOptions
+
+
+def one(rank):
+    dist.init_process_group("bls", "tcp://127.0.0.1:" + PORT, rank=rank, world_size=2, pg_options=BLSOptions(bound=1))
+    out = torch.empty(2)
+    for i in range(20):
+        dist.all_to_all_single(out, torch.full((2,), float(10 * rank + i)))
+        assert out.tolist() == [i, 10 + i]
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        PORT = str(free.getsockname()[1])
+    children = [multiprocessing.get_context("fork").Process(target=one, args=(rank,)) for rank in range(2)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+    print([child.exitcode for child in children])
+"""
+
+
+@pytest.fixture
+def without_mpi(tmp_path: Path) -> dict[str, str]:
+    """The environment of programs that find no MPI, and find us as installed packages are found."""
+    (tmp_path / "mpi4py.py").write_text("raise ImportError('there is no MPI in this test')\n")
+    about = tmp_path / "blslib-0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: blslib\nVersion: 0\n")
+    told = (ROOT / "pyproject.toml").read_text().split('[project.entry-points."torch.backends"]\n')[1]
+    name, where = told.splitlines()[0].replace('"', "").split(" = ")
+    (about / "entry_points.txt").write_text(f"[torch.backends]\n{name} = {where}\n")
+    environment = rank_environment()
+    return environment | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{environment['PYTHONPATH']}", "BLS_BOUND": "2"}
+
+
+def torchrun(folder: Path, text: str, ranks: int, environment: dict[str, str], *options: str) -> tuple[int, str]:
+    """Its return code, and all that was said."""
+    path = folder / "program.py"
+    path.write_text(text)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", *options]
+    done = run_guarded([*command, str(path)], timeout_s=3 * LONG_S, env=environment, cwd=folder)
+    return done.returncode, done.stdout
+
+
+def left() -> set[str]:
+    """What exchanges have in shared memory by a name."""
+    return {path.name for path in Path("/dev/shm").glob("bls-*")}
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_ranks_of_torchrun_exchange_without_mpi_or_any_import(
+    ranks: int, tmp_path: Path, without_mpi: dict[str, str]
+) -> None:
+    before = left()
+    code, said = torchrun(tmp_path, WORKS, ranks, without_mpi)
+    assert code == 0, said[-4000:]
+    assert all(f"rank {rank} is done" in said for rank in range(ranks))
+    assert left() <= before
+
+
+def test_a_killed_rank_is_named_soon(tmp_path: Path, without_mpi: dict[str, str]) -> None:
+    code, said = torchrun(tmp_path, DIES, 3, without_mpi)
+    [killed] = [float(line.split()[1]) for line in said.splitlines() if line.startswith("killed")]
+    heard = [line.split(maxsplit=2) for line in said.splitlines() if line.startswith("heard")]
+    assert code and len(heard) == 2, said[-4000:]
+    for _, at, words in heard:
+        assert words.startswith("PeerError: ") and "rank 1 is gone: its process ended without a word" in words, words
+        assert float(at) - killed < 5
+
+
+def test_a_second_life_knows_nothing_of_the_first(tmp_path: Path, without_mpi: dict[str, str]) -> None:
+    before = left()
+    code, said = torchrun(tmp_path, TWO_LIVES, 2, without_mpi, "--max-restarts=1")
+    assert code == 0, said[-4000:]
+    assert "KeyError: 'no such table'" in said
+    assert all(f"rank {rank} is done in life 1" in said for rank in range(2))
+    assert left() <= before
+
+
+def test_several_hosts_are_told_to_take_mpi(tmp_path: Path, without_mpi: dict[str, str]) -> None:
+    code, said = torchrun(tmp_path, SEVERAL_HOSTS, 2, without_mpi)
+    assert code != 0
+    assert "on several hosts, between which it takes MPI: start the program with mpiexec -f HOSTS -n 2 python" in said
+
+
+def test_children_may_be_ranks_of_a_parent_that_is_none(tmp_path: Path, without_mpi: dict[str, str]) -> None:
+    (tmp_path / "program.py").write_text(FORKS)
+    done = run_guarded([sys.executable, "program.py"], timeout_s=2 * LONG_S, env=without_mpi, cwd=tmp_path)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "[0, 0]"), done.stdout[-4000:]
+
+
+def test_torch_loads_next_to_nothing_of_ours(without_mpi: dict[str, str]) -> None:
+    code = "import sys, torch\nprint(torch.distributed.is_backend_available('bls'))\n"
+    code += "print(sorted(name for name in sys.modules if name.split('.')[0] in ('blslib', 'mpi4py', 'pandas')))"
+    how = {"capture_output": True, "text": True, "check": True}
+    done = subprocess.run([sys.executable, "-c", code], env=without_mpi, **how)
+    ours = ["blslib", "blslib.collective", "blslib.collective.torch", "blslib.collective.torch.autoload"]
+    assert done.stdout == f"True\n{ours}\n"
+    plain = without_mpi | {"TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
+    code += "\nimport blslib.collective.torch\nprint(torch.distributed.is_backend_available('bls'))"
+    done = subprocess.run([sys.executable, "-c", code], env=plain, **how)
+    assert done.stdout.split() == ["False", "[]", "True"]
+
+
+def test_nothing_of_ours_fails_an_import_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    from blslib.collective.torch import autoload
+
+    monkeypatch.setitem(sys.modules, "torch.distributed", None)  # as where it was built without
+    with pytest.raises(ImportError):
+        importlib.import_module("torch.distributed")
+    autoload.register()
+
+
+@pytest.mark.parametrize(
+    ("variables", "mpi"),
+    [
+        ({}, False),
+        ({"PMI_RANK": "0"}, True),
+        ({"OMPI_COMM_WORLD_RANK": "0"}, True),
+        ({"PMI_RANK": "0", "TORCHELASTIC_RUN_ID": "none"}, False),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, False),
+    ],
+)
+def test_who_has_started_this_process(variables: dict[str, str], mpi: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    from blslib.collective.torch import autoload
+
+    for name in ("TORCHELASTIC_RUN_ID", "PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert autoload.under_mpi() is mpi
+
+
+def test_without_a_fence_there_is_no_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
+    from blslib.collective import store
+    from blslib.collective.errors import ExchangeError
+
+    def no_such_library(name: str) -> None:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    assert store.fence()() is None or platform.machine() not in ("x86_64", "AMD64")
+    monkeypatch.setattr(store.platform, "machine", lambda: "riscv64")
+    monkeypatch.setattr(store.ctypes, "PyDLL", no_such_library)
+    with pytest.raises(ExchangeError, match=r"no fence without MPI \(libatomic.so.1: .*\): install libatomic, or"):
+        store.fence()
