@@ -24,7 +24,7 @@ _LINGER_S = 0.1
 
 _LOOKS = 100
 
-_ON_ALL = {kind.__name__: kind for kind in (ValueError, MemoryError, OSError, LateError, PeerError)}
+ON_ALL = {kind.__name__: kind for kind in (ValueError, MemoryError, OSError, LateError, PeerError)}
 """Failures which all ranks raise as they are, in the same words."""
 
 _WHAT = "building the exchange"
@@ -81,7 +81,7 @@ class Building:
         self._duplicate.extend(chain.from_iterable(map(type(self._parent).Idup, [self._parent])))
 
     def gather(self, word: Any) -> list[Any]:
-        """Every rank's word in this round, by rank; a word is small, and whatever can be pickled. Collective.
+        """Every rank's word in this round, by rank; a word is small: text, numbers, and what holds them. Collective.
 
         Raises:
             LateError: the deadline passed, here or on another rank; the text names who did not take part.
@@ -101,7 +101,7 @@ class Building:
             if rank in self._reasons:
                 self._heard = True
                 kind, text = self._reason = self._reasons[rank]
-                raise _ON_ALL[kind](text)
+                raise ON_ALL[kind](text)
         return not self._missing() and self._sent()
 
     def _missing(self) -> list[int]:
@@ -125,7 +125,7 @@ class Building:
         Also the end of an exchange that has failed, if nothing of it is under way any more.
         """
         if self._reason is None:
-            if type(error).__name__ in _ON_ALL:
+            if type(error).__name__ in ON_ALL:
                 self._reason = type(error).__name__, str(error)
             else:
                 self._reason = "PeerError", f"rank {self.rank} failed while {_WHAT}: {in_words(error)}"

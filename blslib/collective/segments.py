@@ -17,7 +17,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from blslib.collective.building import Building
+from blslib.collective.building import ON_ALL, Building
 
 SHARED_DIR = "/dev/shm" if os.path.isdir("/dev/shm") else tempfile.gettempdir()
 
@@ -129,9 +129,9 @@ def share(building: Building, ranks: list[int], nbytes: int, segments: dict[int,
                     text += f"let it open more files (ulimit -n), an exchange takes {2 * len(ranks) + 3} here"
                 else:
                     text += "give more memory, or channel='messages' where ranks of one host do not share this folder"
-                trouble = trouble or (OSError if files else MemoryError, text)
+                trouble = trouble or ("OSError" if files else "MemoryError", text)
         for found in filter(None, building.gather(trouble)):
-            raise found[0](found[1])
+            raise ON_ALL[found[0]](found[1])
 
     try:
         all_take(attach, [me])

@@ -5,9 +5,9 @@ and when it ends, and to have a name for the processor's full fence; both are he
 """
 
 import ctypes
-import pickle
 import platform
 import threading
+from ast import literal_eval
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Self, TypeAlias
@@ -82,18 +82,21 @@ class StoreComm:
         return f"call {self._calls}"
 
     def put(self, what: object, word: Any) -> None:
-        """Leave this rank's word on something, such as the number of a round."""
-        self._store.set(f"{self._prefix}{what}/{self.rank}", pickle.dumps(word))
+        """Leave this rank's word on something, such as the number of a round: text, numbers, and what holds them.
+
+        What the store has may be anybody's, since it asks nobody who they are: so nothing else is read from it.
+        """
+        self._store.set(f"{self._prefix}{what}/{self.rank}", repr(word))
 
     def found(self, what: object, rank: int) -> list[Any]:
         """A rank's word on it, alone in a list, or nothing if it is not there."""
         key = f"{self._prefix}{what}/{rank}"
-        return [pickle.loads(self._store.get(key))] if self._store.check([key]) else []
+        return [literal_eval(self._store.get(key).decode())] if self._store.check([key]) else []
 
     def Iallgather(self, mine: np.ndarray, into: np.ndarray) -> Request:  # noqa: N802 (MPI's names, as that takes them)
         """Begin to gather the array (n,) of every rank ``into`` one (P n,)."""
         call = self._next()
-        self.put(call, mine)
+        self.put(call, mine.tolist())
 
         def test() -> bool:
             found = [self.found(call, rank) for rank in range(self.size)]

@@ -156,25 +156,11 @@ def provenance() -> Row:
     }
 
 
-def columns_of(path: Path) -> list[str]:
-    """The columns of a CSV file; none if it is empty.
-
-    Raises:
-        ValueError: it is no CSV file.
-    """
-    try:
-        return list(pd.read_csv(path, nrows=0))
-    except pd.errors.EmptyDataError:
-        return []
-    except ValueError as error:
-        raise ValueError(f"{path} is no CSV file ({error}): move it away") from error
-
-
 def write(stem: str, name: str, rows: Sequence[Row], configs: Sequence[Any]) -> Path:
     """Write rows to ``data/stem/name.csv``, and configurations and provenance to ``name.json`` beside it.
 
     Raises:
-        ValueError: there are no rows, they differ in their columns, or the file at hand has others or is no CSV.
+        ValueError: there are no rows, or they differ in their columns.
         WriteError: the files could not be written; those at hand are as they were.
     """
     if not rows:
@@ -184,12 +170,6 @@ def write(stem: str, name: str, rows: Sequence[Row], configs: Sequence[Any]) -> 
         if list(row) != columns:
             raise ValueError(f"rows of {name}.csv differ in their columns: {columns} and {list(row)}")
     path = data_folder(stem) / f"{name}.csv"
-    if path.exists():
-        found = columns_of(path) or columns
-        if found != columns:
-            raise ValueError(
-                f"{path} has columns {found}, the new rows have {columns}: remove the file if this is meant"
-            )
     told = [{k: f"{v:.9g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows]
     table = pd.DataFrame(told, dtype=object).to_csv(index=False, lineterminator="\r\n")
     about = {"configurations": [asdict(config) for config in configs], "provenance": provenance()}

@@ -13,7 +13,7 @@ from torch._C._distributed_c10d import PrefixStore, Store
 
 from blslib.collective.errors import ExchangeError
 from blslib.collective.store import Comm
-from blslib.collective.torch.rendezvous import mpi_store, on_one_host
+from blslib.collective.torch.rendezvous import LOOPBACK, mpi_store, on_one_host
 from blslib.collective.torch.work import RefusedError, in_words, on_cpu
 
 _HANDED_OVER = (
@@ -50,7 +50,7 @@ def gloo_group(comm: Comm, timeout: timedelta, store: Store | None = None, threa
         if interfaces:
             options._devices = [dist.ProcessGroupGloo.create_device(interface=name) for name in interfaces.split(",")]
         elif one_host:  # the default asks the name service who this host is, and may leave it for that
-            options._devices = [dist.ProcessGroupGloo.create_device(hostname="127.0.0.1")]
+            options._devices = [dist.ProcessGroupGloo.create_device(hostname=LOOPBACK)]
         else:
             options._devices = [dist.ProcessGroupGloo.create_default_device()]
         gloo = dist.ProcessGroupGloo(PrefixStore("gloo", store), comm.rank, comm.size, options)

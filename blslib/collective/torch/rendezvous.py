@@ -1,6 +1,7 @@
 """How torch's ranks meet where MPI has started them: without an address, a port, or variables to set."""
 
 import platform
+import socket
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
@@ -16,6 +17,8 @@ from blslib.collective.store import Comm
 from blslib.collective.turns import check_process
 from blslib.collective.waiting import complete
 
+LOOPBACK = "127.0.0.1"
+
 
 def on_one_host(comm: Comm, timeout: timedelta) -> bool:
     """Whether all ranks of ``comm`` are on the same host. Collective."""
@@ -25,13 +28,16 @@ def on_one_host(comm: Comm, timeout: timedelta) -> bool:
 
 
 def mpi_store(comm: Any, timeout: timedelta) -> Store:
-    """A store that all ranks of ``comm`` share, at a port of rank 0. Collective."""
+    """A store that all ranks of ``comm`` share, at a port of rank 0; on one host none but its own programs reach it."""
     check_process()
-    # Of a name one would have to ask the name service, and wait where there is one that does not answer.
-    host = "127.0.0.1" if on_one_host(comm, timeout) else comm.bcast(MPI.Get_processor_name())
-    store = TCPStore(host, 0, comm.size, True, timeout, wait_for_workers=False) if comm.rank == 0 else None
-    port = comm.bcast(store.port if store else 0)
-    return store or TCPStore(host, port, comm.size, False, timeout, wait_for_workers=False)
+    one_host, names = on_one_host(comm, timeout), comm.allgather(MPI.Get_processor_name())
+    # For a name one has to ask the name service, and wait where there is one that does not answer.
+    host, listening = LOOPBACK if one_host else names[0], None
+    if comm.rank == 0:
+        listening = socket.create_server((LOOPBACK if one_host else "", 0))
+    port = comm.bcast(listening and listening.getsockname()[1])
+    about: dict[str, Any] = {"master_listen_fd": listening.detach()} if listening else {}
+    return TCPStore(host, port, comm.size, comm.rank == 0, timeout, wait_for_workers=False, **about)
 
 
 def meet(url: str, timeout: timedelta = default_pg_timeout, **_: Any) -> Iterator[tuple[Store, int, int]]:
