@@ -1,11 +1,12 @@
-"""DLRM inference for ``torch.distributed`` alone: one flag changes the backend, another the lag.
+"""DLRM inference for ``torch.distributed`` alone: one flag changes the backend, another the lag, over either.
 
     mpiexec -n 4 python examples/dlrm_torch.py --backend gloo
+    mpiexec -n 4 python examples/dlrm_torch.py --backend gloo --bound 4
     mpiexec -n 4 python examples/dlrm_torch.py --backend bls
     mpiexec -n 4 python examples/dlrm_torch.py --backend bls --bound 4
 
 The steps are those of the reference DLRM (``dlrm_s_pytorch.py`` of facebookresearch/dlrm): look the own tables up for
-the whole batch, start the exchange, run the bottom MLP on the own rows meanwhile, wait, interact, top MLP. All three
+the whole batch, start the exchange, run the bottom MLP on the own rows meanwhile, wait, interact, top MLP. All four
 print the same digest of the scores. Two things in the reference would undo any lag, and are done otherwise here; look
 for "Trap".
 """
@@ -34,13 +35,11 @@ def main() -> None:
     """Run the loop; rank 0 prints throughput and digest."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backend", choices=("gloo", "bls"), default="bls")
-    parser.add_argument("--bound", type=int, default=0, help="batches under way at once, with bls")
+    parser.add_argument("--bound", type=int, default=0, help="batches under way at once")
     parser.add_argument("--batches", type=int, default=100)
     parser.add_argument("--batch-size", type=int, default=512)
     parser.add_argument("--rows", type=int, default=100_000, help="of each of 8 tables per rank")
     options = parser.parse_args()
-    if options.backend == "gloo" and options.bound:
-        parser.error("gloo knows no bound: leave it 0, or choose --backend bls")
 
     torch.set_num_threads(1)
     dist.init_process_group(options.backend, pg_options=BLSOptions(bound=options.bound))
@@ -63,14 +62,15 @@ def main() -> None:
     output_splits = recv_counts(placement, rank, options.batch_size).tolist()
     scores: list[np.ndarray] = []
 
-    def score(request: dist.Work, received: torch.Tensor, home: torch.Tensor) -> None:
-        request.wait()
+    def score(request: dist.Work, sent: torch.Tensor, received: torch.Tensor, home: torch.Tensor) -> None:
+        request.wait()  # from here on ``received`` is filled, and nobody reads ``sent`` any more
         scores.append(model.score(home, [block.numpy() for block in received.split(output_splits)]))
 
     # Trap 1. The reference keeps *the* request in one global variable, so that no more than one can be under way. A
     # queue of as many as the bound allows is all that bounded lag asks of a program. Each batch needs an output of its
-    # own until it is scored; the input may be used again at once with bls, and after the wait with gloo.
-    under_way: deque[tuple[dist.Work, torch.Tensor, torch.Tensor]] = deque()
+    # own until it is scored. Its input stands in the queue, too: bls has copied it when the call returns, gloo may read
+    # it until the wait.
+    under_way: deque[tuple[dist.Work, torch.Tensor, torch.Tensor, torch.Tensor]] = deque()
     outputs = [torch.empty(sum(output_splits)) for _ in range(options.bound + 1)]
     dist.barrier()
     started_s = time.perf_counter()
@@ -79,7 +79,7 @@ def main() -> None:
             batch, received = pool[i % len(pool)], outputs[i % len(outputs)]
             pooled = torch.from_numpy(np.concatenate(model.tables.lookup(batch)))
             request = dist.all_to_all_single(received, pooled, output_splits, input_splits, async_op=True)
-            under_way.append((request, received, model.home(batch)))
+            under_way.append((request, pooled, received, model.home(batch)))
             if len(under_way) > options.bound:
                 score(*under_way.popleft())
         while under_way:

@@ -25,7 +25,7 @@ SMALL = {
     "lookup": ["--repeats", "2", "--quick", "--bounds", "0"],
     "placed": ["--scenarios", "static", "--strategies", PLACED, "--bounds", "0,2", "--repeats", "2", "--quick"],
     "serving": ["--rates", "300", "--bounds", "0,4", "--repeats", "2", "--quick", "--contenders", "bls"],
-    "torch": ["--bytes", "64", "--bounds", "0,1", "--repeats", "2"],
+    "torch": ["--bytes", "64", "--bounds", "0,1", "--repeats", "2", "--delays-ms", "3"],
 }
 
 
@@ -84,8 +84,8 @@ def test_every_contender_takes_part(measured: dict[str, Rows]) -> None:
     for size in (256, 4096):
         expected = synchronous | {(name, k) for name in ("bls", "window") for k in (0, 1)}
         assert pairs(measured["alltoallv"], bytes_per_block=size) == expected
-    of_torch = {(name, k) for name in ("gloo", "torch", "torch-probed", "bls") for k in (0, 1)}
-    assert pairs(measured["torch"], even=True) == pairs(measured["torch"], even=False) == of_torch
+    of_torch = {(name, k) for name in ("gloo", "torch", "bls") for k in (0, 1)}
+    assert pairs(measured["torch"], delay_ms=0.0) == pairs(measured["torch"], delay_ms=3.0) == of_torch
     bounded = {(name, k) for name in ("bls", "window", "gloo") for k in (0, 4)}
     uneven = bounded | {("mpi", 0), ("mpi-barrier", 0)}
     assert pairs(measured["arrivals"], pattern="gather-like") == uneven
@@ -100,8 +100,23 @@ def test_each_stands_beside_the_others(measured: dict[str, Rows]) -> None:
     for size, above_us in lines.loc["mpi", "above_floor_us"].items():
         each = [times["mpi", size, n] - times["floor", size, n] for who, of, n in times if (who, of) == ("mpi", size)]
         assert above_us == pytest.approx(np.median(each))
-    gloo = [row["speedup_over_gloo"] for row in measured["torch"] if (row["contender"], row["bound"]) == ("gloo", 0)]
-    assert set(gloo) == {1.0}
+
+
+def test_ranks_that_sleep_in_turn_wait_for_each_other_as_the_bound_has_it(measured: dict[str, Rows]) -> None:
+    """Beside gloo with as many in flight; every call waits for a sleep at bound 0, and with lag for its own ones."""
+    asleep = [row for row in measured["torch"] if row["delay_ms"]]
+    assert len(asleep) == len(measured["torch"]) / 2
+    for row in asleep:
+        assert row["slept_us"] >= 3000 and row["time_us"] >= (1500 if row["bound"] else 3000)
+    assert all(row["calls"] % 2 == 0 for row in measured["torch"])
+    times = {
+        (row["contender"], row["bound"], row["delay_ms"], row["repeat"]): row["time_us"] for row in measured["torch"]
+    }
+    for row in derived(measured["torch"]).to_dict("records"):
+        bound, delay_ms, repeat = (row[name] for name in ("bound", "delay_ms", "repeat"))
+        assert row["gain_over_gloo"] == times["gloo", bound, delay_ms, repeat] / row["time_us"]
+        assert row["speedup_over_gloo"] == times["gloo", 0, delay_ms, repeat] / row["time_us"]
+        assert row["predicted_us"] >= times[row["contender"], bound, 0.0, repeat] + row["slept_us"] / 2
 
 
 def test_no_run_is_quicker_than_its_prediction(measured: dict[str, Rows]) -> None:
@@ -309,6 +324,8 @@ def test_what_takes_no_part_is_told(tmp_path: Path) -> None:
         (["bench", "dlrm", "--laws", "none"], "unrecognized arguments"),
         (["bench", "alltoallv", "--ranks", "0"], "--ranks"),
         (["bench", "placed", "--bytes", "64"], "unrecognized arguments"),
+        (["bench", "torch", "--delays-ms", "1,-2"], "'1,-2': expected milliseconds from 0 to 1000"),
+        (["bench", "torch", "--contenders", "raw"], "choose from bls, bls-sleeps, gloo"),  # it would not sleep
         (["bench", "serving", "--rates", "0"], "expected number of batches a second > 0"),
         (["bench", "serving", "--rates", "nan"], "expected number of batches a second > 0"),
         (["bench", "nothing"], "invalid choice"),

@@ -1,5 +1,6 @@
 """Charts of made-up rows: valid, described, honest about ranks and source, and written as SVG and small PNG."""
 
+import itertools
 import struct
 import zlib
 from pathlib import Path
@@ -73,6 +74,20 @@ def calls() -> pd.DataFrame:
     )
 
 
+def turns(ranks: tuple[int, ...] = (4,)) -> pd.DataFrame:
+    """The summary of torch.run: two sizes, of which the larger one gains less."""
+    made = []
+    for count, size, delay_ms in itertools.product(ranks, (256, 65536), (0.0, 0.2, 5.0)):
+        for contender, bound in itertools.product(("gloo", "torch", "bls"), (0, 1, 4)):
+            gain = 1.0 if contender == "gloo" else 4.0 - delay_ms / 2 - (size > 256)
+            what = {"delay_ms": delay_ms, "contender": contender, "bound": bound, "ranks": count}
+            row = what | {"bytes_per_block": size, "repeats": 7, "calls": 20 * (5 if delay_ms else 20)}
+            made.append(
+                summed(row, gain_over_gloo=gain, expected_gain=1.2 * gain, speedup_over_gloo=gain * (bound + 1) / 2)
+            )
+    return pd.DataFrame(made)
+
+
 def stretches() -> list[dict[str, Any]]:
     """Of timeline.run."""
     made = []
@@ -97,6 +112,7 @@ ALL = [
     (charts.waiting, rows),
     (charts.arrivals, rows),
     (charts.alltoallv_by_size, calls),
+    (charts.gain_over_gloo, turns),
 ]
 each_chart = pytest.mark.parametrize(("draw", "table"), ALL, ids=[draw.__name__ for draw, _ in ALL])
 
@@ -117,7 +133,7 @@ def test_axes_have_units(draw: Any, table: Any) -> None:
     text = draw(table(), cores=2).to_json()
     assert any(unit in text for unit in ("(ms", "(s)", "(×)"))
     if draw is not charts.timeline:
-        assert "(iterations)" in text or draw in (charts.arrivals, charts.alltoallv_by_size)
+        assert "(iterations)" in text or draw in (charts.arrivals, charts.alltoallv_by_size, charts.gain_over_gloo)
 
 
 @each_chart
@@ -131,6 +147,8 @@ def test_the_legend_names_what_is_drawn(draw: Any, table: Any) -> None:
         charts.measured_and_predicted: [look.MPI, look.BLS, look.WINDOW, look.PREDICTED, look.LIMIT],
         charts.arrivals: [look.MPI, "bounded lag, bound 0", "bounded lag, bound 4"],
         charts.alltoallv_by_size: ["bounded lag, bound 0", "bounded lag, bound 4", look.LABELS["floor"]],
+        charts.gain_over_gloo: [f"torch.distributed: {name}, bound {k}" for name in ("gloo", "bls") for k in (1, 4)]
+        + [look.PREDICTED],
     }
     for name in legends.get(draw, [look.BLS, look.WINDOW]):
         assert f">{name}</text>" in svg
@@ -240,6 +258,27 @@ def test_gloo_and_torch_stand_beside_bounded_lag() -> None:
     chart = charts.speedup_by_bound(rows(names=("bls", "gloo", "torch")), cores=2, panel="law").to_dict()
     assert "gloo keeps k requests in flight." in chart["title"]["subtitle"]
     assert all(f">{look.LABELS[name]}</text>" in vl_convert.vegalite_to_svg(chart) for name in ("bls", "gloo", "torch"))
+
+
+def test_the_gain_is_over_gloo_with_as_many_in_flight_and_that_of_gloo_over_one() -> None:
+    chart = charts.gain_over_gloo(turns((2, 4)), cores=2).to_dict()
+    assert "2 ranks on 2 cores, blocks of 256 bytes 1.50 to 4.00" in chart["description"]
+    assert "4 ranks on 2 cores, blocks of 65,536 bytes 0.50 to 3.00" in chart["description"]
+    assert [part["title"]["text"] for part in chart["vconcat"]] == ["2 ranks on 2 cores", "4 ranks on 2 cores"]
+    drawn = [value for values in chart["datasets"].values() for value in values]
+    assert {(value["contender"], value["bound"]) for value in drawn} == {
+        (c, k) for c in ("gloo", "torch") for k in (1, 4)
+    }
+    for value in drawn:
+        column = "gain_over_gloo" if value["contender"] == "torch" else "speedup_over_gloo"
+        for end in ("", "_low", "_high"):
+            assert value[f"gain{end}"] == value[f"{column}{end}"]
+    (law,) = (
+        layer for layer in chart["vconcat"][0]["spec"]["layer"] if "expected_gain" in str(layer["encoding"].get("y"))
+    )
+    assert law["transform"] == [{"filter": "(datum.contender === 'torch')"}]
+    assert law["encoding"]["color"] == {"datum": look.PREDICTED}
+    assert "awake they share those at hand" in " ".join(chart["title"]["subtitle"])
 
 
 def pooled(idle: tuple[str, ...]) -> pd.DataFrame:

@@ -124,7 +124,7 @@ def test_contenders_at_their_bounds() -> None:
     assert contenders(("mpi", "bls"), (0, 4)) == items
     assert contenders(("mpi", "bls", "mpi"), (0, 4, 0)) == items
     with pytest.raises(
-        ValueError, match="no 'smoke' in .*contenders: choose from bls, bls-sleeps, floor, gloo, .*torch-probed"
+        ValueError, match="no 'smoke' in .*contenders: choose from bls, bls-sleeps, floor, gloo, .*torch, window"
     ):
         contenders(("mpi", "smoke"), (0,))
 
@@ -137,6 +137,9 @@ class Rank:
 
     def allreduce(self, value: Any, op: object = None) -> Any:
         return value
+
+    def Barrier(self) -> None:  # noqa: N802
+        pass
 
 
 Wrong = Callable[[int, list[np.ndarray]], list[np.ndarray]]
@@ -275,6 +278,24 @@ def test_a_loop_without_an_exchange_and_one_of_bare_mpi(name: str, items: int) -
         loop.check(65)
         with pytest.raises(RuntimeError, match="0 wrong blocks, 65 of 66 arrivals"):
             loop.check(66)
+
+
+def test_what_comes_before_each_post_is_timed_with_it_and_every_rank_has_as_many_turns() -> None:
+    class Posting:
+        bound = 0
+        own = True  # what arrives is what was sent
+
+        def post(self, blocks: Sequence[np.ndarray]) -> list[Arrival]:
+            return [Arrival(0, list(blocks))]
+
+        def drain(self) -> list[Arrival]:
+            return []
+
+    loop, before = Loop(Rank(0, 3), [1] * 3, [1] * 3), []  # type: ignore[arg-type]
+    assert loop.time_us(Posting(), 9, lambda i: before.append(i) or time.sleep(1e-3)) >= 1000
+    assert before == list(range(9))
+    assert loop.calls(Posting(), lambda _: time.sleep(2e-3)) == 21
+    assert loop.calls(Posting()) in range(21, 1501, 3)
 
 
 def test_the_floor_reads_a_ranks_own_blocks() -> None:

@@ -13,7 +13,10 @@ import pytest
 from blslib.lab import rows as records
 from blslib.lab.bench import table
 from blslib.lab.compare.intervals import interval
+from blslib.lab.options import Row
 from blslib.lab.rows import derived, over, summary
+from blslib.theory.delays import delays
+from blslib.theory.maxplus import Cost, makespan
 
 Rows = list[dict[str, Any]]
 
@@ -107,6 +110,38 @@ def test_single_calls_stand_beside_the_floor_and_the_bare_loop() -> None:
     assert (ours["above_raw_us"], ours["above_floor_us"]) == (-1.0, 5.0)
     assert all(math.isnan(lonely[name]) for name in ("share_of_mpi", "share_of_raw", "above_floor_us"))
     assert "speedup" not in ours
+
+
+def turn(contender: str, bound: int, delay_ms: float, time_us: float, ranks: int = 2, repeat: int = 0) -> Row:
+    """A row as ``torch.run`` makes them, for sleeps that last as long as they should."""
+    what = {"contender": contender, "bound": bound, "delay_ms": delay_ms, "ranks": ranks, "repeat": repeat}
+    return what | {"time_us": time_us, "slept_us": 1000 * delay_ms}
+
+
+def test_gloo_is_beaten_where_it_has_as_many_in_flight() -> None:
+    """Beside gloo one at a time, and pair by pair, with the cost of each contender's own calls at that bound."""
+    rows = [turn("gloo", 0, 0.0, 400.0), turn("gloo", 4, 0.0, 200.0), turn("torch", 4, 0.0, 50.0)]
+    rows += [turn("gloo", 0, 1.0, 1500.0), turn("gloo", 4, 1.0, 600.0), turn("torch", 4, 1.0, 500.0)]
+    rows += [turn("torch", 4, 1.0, 700.0, repeat=1)]
+    alone, deep, ours, alone_asleep, deep_asleep, ours_asleep, unpaired = derived(rows).to_dict("records")
+    assert (alone["gain_over_gloo"], deep["gain_over_gloo"], deep["speedup_over_gloo"]) == (1, 1, 2)
+    assert (ours["gain_over_gloo"], ours["expected_gain"], ours["speedup_over_gloo"]) == (4, 4, 8)
+    assert (deep_asleep["speedup_over_gloo"], ours_asleep["speedup_over_gloo"]) == (2.5, 3)
+    assert ours_asleep["gain_over_gloo"] == 1.2
+    assert alone_asleep["predicted_us"] == 400 + 1000
+    assert ours_asleep["expected_gain"] == pytest.approx((200 + 500) / (50 + 500))  # each sleeps every other time
+    assert all(math.isnan(unpaired[name]) for name in ("gain_over_gloo", "expected_gain", "speedup_over_gloo"))
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("bound", [0, 1, 2, 4, 16])
+@pytest.mark.parametrize("call_us", [1.0, 300.0, 4000.0])
+def test_what_is_predicted_of_sleeps_in_turn_is_the_max_plus_law(ranks: int, bound: int, call_us: float) -> None:
+    rows = [turn("torch", bound, 0.0, call_us, ranks), turn("torch", bound, 1.0, 9e9, ranks)]
+    calls = 100 * ranks
+    work_us = delays("rotating", ranks, calls, 1000 / ranks, seed=1)
+    whole_us = makespan(work_us, bound, cost=Cost(call_us))
+    assert derived(rows)["predicted_us"].iloc[1] == pytest.approx(whole_us / calls, rel=0.03)
 
 
 def test_a_summary_has_a_line_for_each_setting_in_their_order() -> None:

@@ -346,14 +346,14 @@ def test_a_forked_child_is_refused_in_words_and_harms_nobody(tmp_path: Path) -> 
     assert done.stdout.count("wait ExchangeError: this process was forked ") == 1
 
 
-def test_the_example_scores_the_same_over_every_backend() -> None:
+def test_the_example_scores_the_same_over_every_backend_at_every_depth() -> None:
     small = ["--batches", "12", "--batch-size", "30", "--rows", "500"]
     digests = set()
-    for backend in (["gloo"], ["bls"], ["bls", "--bound", "3"]):
-        arguments = ["examples/dlrm_torch.py", *small, "--backend", *backend]
+    for backend, bound in (("gloo", 0), ("gloo", 3), ("gloo", 20), ("bls", 0), ("bls", 3)):  # 20: more than batches
+        arguments = ["examples/dlrm_torch.py", *small, "--backend", backend, "--bound", str(bound)]
         done = run_ranks(3, arguments, timeout_s=LONG_S, cwd=ROOT)
         assert done.returncode == 0, done.stdout
-        assert "batches/s" in done.stdout
+        assert f"{backend} bound {bound}: " in done.stdout and "batches/s" in done.stdout
         digests.add(done.stdout.split()[-1])
     assert len(digests) == 1
 

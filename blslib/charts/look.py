@@ -156,9 +156,9 @@ def span(values: pd.Series) -> str:
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
-def ranges(table: pd.DataFrame, panel: str, column: str) -> str:
-    """In words, from which to which value a column goes over the bounds of bounded lag, panel by panel."""
-    ours, several = table[table["contender"] == "bls"], table["where"].nunique() > 1
+def ranges(table: pd.DataFrame, panel: str, column: str, contender: str = "bls") -> str:
+    """In words, from which to which value a column goes over all lines of a contender, panel by panel."""
+    ours, several = table[table["contender"] == contender], table["where"].nunique() > 1
     found = ours.groupby(["where", panel], sort=False)[column].agg(["min", "max"])
     rows = ((f"{where}, {name}" if several else name, *ends) for (where, name), *ends in found.itertuples())
     return "; ".join(f"{name} {low:.2f} to {high:.2f}" for name, low, high in rows)

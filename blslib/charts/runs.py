@@ -198,6 +198,37 @@ def alltoallv_by_size(rows: Table, *, cores: int) -> Any:
     return panels(layers, shown.rename(columns={"where": "on"}), "on", "What a call costs", lines, said, 280)
 
 
+def gain_over_gloo(rows: Table, *, cores: int) -> Any:
+    """What torch's backend gains over gloo with as many requests in flight, against the sleep in each iteration.
+
+    Takes ``gain_over_gloo`` and ``expected_gain`` of ``torch.run``, and of gloo ``speedup_over_gloo``: what a program
+    gains that keeps requests in flight.
+    """
+    table = look.told(rows, cores).query("contender in ('gloo', 'torch') and bound > 0").copy()
+    looks = look.by_bound(table) | {look.PREDICTED: LOOKS[look.PREDICTED]}
+    table["size"] = table["bytes_per_block"].map("blocks of {:,} bytes".format)
+    for end in ("", "_low", "_high"):
+        whole, ours = (table[f"{name}_over_gloo{end}"] for name in ("speedup", "gain"))
+        table[f"gain{end}"] = ours.where(table["contender"] == "torch", whole)
+    axis = alt.Axis(title="sleep per iteration (ms, square root)", values=sorted({*table["delay_ms"]}), format="~r")
+    x = alt.X("delay_ms:Q", scale=alt.Scale(type="sqrt"), axis=axis)
+    y = alt.Y("gain:Q", title="gain (×, logarithmic)", **look.log())
+    foreseen = alt.Chart().transform_filter(alt.datum.contender == "torch").mark_line(strokeDash=[5, 3])
+    layers = [
+        alt.Chart().mark_rule(color="#888888", strokeWidth=1).encode(y=alt.datum(1.0)),
+        foreseen.encode(x=x, y="expected_gain:Q", color=alt.datum(look.PREDICTED), detail="series:N"),
+        *look.curves(looks, x, y, looks),
+    ]
+    lines = [
+        f"{setting(table.assign(iterations=table['calls']))} {INTERVALS}",
+        "Ranks sleep in turn, and then need no core; awake they share those at hand. Grey line: no gain.",
+        "gloo: with k requests in flight over one at a time, what changing the program gains.",
+        "bls: over gloo with as many in flight, what the backend adds. Dashed: the same by theory.",
+    ]
+    said = f"gain of bls over gloo with as many requests in flight: {look.ranges(table, 'size', 'gain', 'torch')}"
+    return panels(layers, table, "size", "When does torch's backend pay?", lines, said)
+
+
 def arrivals(rows: Table, *, cores: int) -> Any:
     """Time over that of the max-plus law, pattern by pattern of arrival; takes ``ratio`` of ``arrivals.run``."""
     table = look.told(rows, cores)

@@ -64,6 +64,11 @@ def derived(rows: Rows) -> pd.DataFrame:
     transfer                            with a free exchange, and that over the time measured
     share_of_mpi, share_of_raw,         of ``time_us``: beside MPI_Alltoallv through our interface, the same in a bare
     above_raw_us, above_floor_us        loop, and no exchange at all
+    speedup_over_gloo, gain_over_gloo   gloo's ``time_us`` over this one's: of gloo with one request at a time, and of
+                                        gloo with as many in flight as this one
+    predicted_us, expected_gain         time_us by the max-plus law where ranks sleep ``slept_us`` in turn and a call
+                                        costs what it does without (the longer of two ways through the run: from a
+                                        rank that sleeps to the next one, or along one rank), and the gain that follows
     ==================================  ===========================================================================
     """
     table = pd.DataFrame(rows).copy()
@@ -88,6 +93,12 @@ def derived(rows: Rows) -> pd.DataFrame:
             table[f"share_of_{name}"] = table["time_us"] / over(table, "time_us", contender=name, bound=0)
         for name in ("raw", "floor"):
             table[f"above_{name}_us"] = table["time_us"] - over(table, "time_us", contender=name, bound=0)
+        table["speedup_over_gloo"] = over(table, "time_us", contender="gloo", bound=0) / table["time_us"]
+        table["gain_over_gloo"] = over(table, "time_us", contender="gloo") / table["time_us"]
+    if "slept_us" in table:
+        call_us, slept_us, apart = over(table, "time_us", delay_ms=0.0), table["slept_us"], table["bound"] + 1
+        table["predicted_us"] = np.maximum((call_us + slept_us) / apart, call_us + slept_us / table["ranks"])
+        table["expected_gain"] = over(table, "predicted_us", contender="gloo") / table["predicted_us"]
     return table
 
 

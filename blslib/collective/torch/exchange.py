@@ -25,9 +25,8 @@ class TorchAlltoallv(Baseline):
     """``dist.all_to_all_single`` behind the interface of an exchange, with at most ``bound`` works under way.
 
     Collective; arguments and errors as ``MpiAlltoallv``, of float32, plus ``backend`` ("bls" or "gloo"), ``bound``, and
-    ``slot_bytes``, None if the group has to find out by itself after a first call of one float per pair, as programs
-    make that try what a backend can do. At bound 0 calls are synchronous; where all counts are equal, they say nothing
-    of splits. On one host gloo talks over loopback, unless GLOO_SOCKET_IFNAME in the environment says otherwise.
+    ``slot_bytes`` for "bls". At bound 0 calls are synchronous; where all counts are equal, they say nothing of splits.
+    On one host gloo talks over loopback, unless GLOO_SOCKET_IFNAME in the environment says otherwise.
 
     Cost: bound + 1 buffers to receive, and a copy of the blocks unless they lie in one buffer already; with gloo and a
     bound a copy in any case, to one of bound + 1 buffers, since gloo reads them until a work is done.
@@ -44,7 +43,7 @@ class TorchAlltoallv(Baseline):
         bound: int,
         send_counts: Sequence[int],
         recv_counts: Sequence[int],
-        slot_bytes: int | None,
+        slot_bytes: int,
     ) -> None:
         super().__init__(comm, bound, send_counts, recv_counts, np.float32, rooms=None if backend == "gloo" else 1)
         if backend == "gloo":
@@ -58,10 +57,7 @@ class TorchAlltoallv(Baseline):
         self._outputs = [torch.from_numpy(buffer.view(np.float32)) for buffer in self._buffers]
         self._keeps = backend == "gloo" and bound > 0  # the memory of the blocks, until a work is done
         if isinstance(self._group, BLSGroup):
-            if slot_bytes is None:
-                dist.all_to_all_single(torch.zeros(comm.size), torch.zeros(comm.size), group=self._group)
-            for _ in range(bound + 3):  # then slots have grown
-                self._start(self._outputs[0], torch.zeros(sum(send_counts)), async_op=False)
+            self._start(self._outputs[0], torch.zeros(sum(send_counts)), async_op=False)  # builds the rings
             self.memory_bytes += self._group.memory_bytes
 
     def post(self, blocks: Sequence[Block]) -> list[Arrival]:

@@ -83,21 +83,25 @@ class Loop:
         if self._wrong or self._due != calls:
             raise RuntimeError(f"rank {self._comm.rank}: {self._wrong} wrong blocks, {self._due} of {calls} arrivals")
 
-    def time_us(self, exchange: Any, calls: int) -> float:
+    def time_us(self, exchange: Any, calls: int, before_post: Callable[[int], None] | None = None) -> float:
         """The time of a call in a loop of so many: the slowest rank's whole loop, drain included, over their number.
 
-        Collective; the same on every rank.
+        Collective; the same on every rank. ``before_post`` is that of ``run``.
 
         Raises:
             RuntimeError: a block arrived with wrong contents.
         """
         self._comm.Barrier()
         started_s = MPI.Wtime()
-        self.run(exchange, calls)
+        self.run(exchange, calls, before_post)
         slowest_s = self._comm.allreduce(MPI.Wtime() - started_s, op=MPI.MAX)
         self.check(calls)
         return slowest_s / calls * 1e6
 
-    def calls(self, exchange: Any) -> int:
-        """How many calls take about ``TARGET_S``. Collective; the same on every rank."""
-        return int(np.clip(TARGET_S * 1e6 / self.time_us(exchange, LEAST_CALLS), LEAST_CALLS, MOST_CALLS))
+    def calls(self, exchange: Any, before_post: Callable[[int], None] | None = None) -> int:
+        """How many calls take about ``TARGET_S``: a multiple of P, so that delays in turn meet each rank as often.
+
+        Collective; the same on every rank. ``before_post`` is that of ``run``.
+        """
+        calls = int(np.clip(TARGET_S * 1e6 / self.time_us(exchange, LEAST_CALLS, before_post), LEAST_CALLS, MOST_CALLS))
+        return calls + -calls % self._comm.size

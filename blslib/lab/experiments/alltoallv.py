@@ -4,6 +4,7 @@
 behind our interface.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -45,25 +46,25 @@ def run(comm: "MPI.Intracomm", config: Config) -> list[Row]:
     Raises:
         RuntimeError: a block arrived with wrong contents.
     """
-    return measure(comm, config, [config.bytes_per_block // 4] * comm.size, config.bytes_per_block)
+    return measure(comm, config)
 
 
-def measure(comm: "MPI.Intracomm", config: Config, counts: list[int], slot_bytes: int) -> list[Row]:
-    """The same for these numbers of float32 items, to each rank and from each; the largest block has ``slot_bytes``."""
+def measure(comm: "MPI.Intracomm", config: Config, before_post: Callable[[int], None] | None = None) -> list[Row]:
+    """The same where ``before_post`` is called with each iteration first, though not by the bare loops."""
     from blslib.lab.compare.contest import Contender, contenders, exchanges, interleaved, lag_known, rows
     from blslib.lab.compare.loop import LEAST_CALLS, Loop
 
-    items = contenders(config.names, config.bounds)
+    items, counts = contenders(config.names, config.bounds), [config.bytes_per_block // 4] * comm.size
     loop = Loop(comm, counts, counts)
 
     def warm_up(exchange: Any) -> None:
         loop.run(exchange, 2 * exchange.bound + LEAST_CALLS)
 
-    with exchanges(comm, items, counts, counts, slot_bytes, warm_up) as made:
-        calls = {item: loop.calls(made[item]) for item in items}
+    with exchanges(comm, items, counts, counts, config.bytes_per_block, warm_up) as made:
+        calls = {item: loop.calls(made[item], before_post) for item in items}
 
         def once(item: Contender) -> float:
-            return loop.time_us(made[item], calls[item])
+            return loop.time_us(made[item], calls[item], before_post)
 
         found = interleaved(comm, items, once, config, lag_known(float))
 
