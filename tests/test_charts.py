@@ -45,9 +45,6 @@ def rows(ranks: tuple[int, ...] = (4,), names: tuple[str, ...] = ("bls", "window
                         predicted_s=1.9 / gain,
                         limit_s=1.0,
                         ratio=2 / 1.9,
-                        response_p50_s=0.01,
-                        response_p95_s=0.02,
-                        **{f"waiting_rank{rank}_s": 0.1 * (rank + 1) for rank in range(count)},
                     )
                 )
     return pd.DataFrame(made)
@@ -93,8 +90,6 @@ ALL = [
     (charts.speedup_by_bound, rows),
     (charts.exchange_and_lag, rows),
     (charts.measured_and_predicted, rows),
-    (charts.response_times, rows),
-    (charts.waiting, rows),
     (charts.arrivals, rows),
     (charts.alltoallv_by_size, calls),
 ]
@@ -126,7 +121,6 @@ def test_the_legend_names_what_is_drawn(draw: Any, table: Any) -> None:
     svg = vl_convert.vegalite_to_svg(draw(table(), cores=2).to_dict())
     legends = {
         charts.timeline: charts.PHASES,
-        charts.waiting: ["waiting in an iteration (ms)"],
         charts.exchange_and_lag: [charts.EXCHANGE, charts.LAG, charts.EXPECTED],
         charts.measured_and_predicted: [look.MPI, look.BLS, look.WINDOW, look.PREDICTED, look.LIMIT],
         charts.arrivals: [look.MPI, "bounded lag, bound 0", "bounded lag, bound 4"],
@@ -198,7 +192,7 @@ def test_one_colour_has_one_meaning() -> None:
 
 
 def test_a_waiting_rank_lends_its_core_only_where_cores_are_few() -> None:
-    told = [" ".join(charts.waiting(rows(), cores=cores).to_dict()["title"]["subtitle"]) for cores in (2, 4)]
+    told = [" ".join(charts.speedup_by_bound(rows(), cores=cores).to_dict()["title"]["subtitle"]) for cores in (2, 4)]
     assert ["lends its core" in each for each in told] == [True, False]
     assert ["each has its own" in each for each in told] == [False, True]
 
@@ -209,8 +203,7 @@ def test_ranks_with_a_core_each_come_first_and_largest(draw: Any) -> None:
     own, shared = spec["vconcat"]
     assert own["title"]["text"] == "2 ranks on 2 cores: each has its own"
     assert shared["title"]["text"] == "4 ranks on 2 cores: a waiting rank lends its core to a working one"
-    if draw is not charts.waiting:  # its rows are as high as there are ranks
-        assert own["spec"]["height"] > shared["spec"]["height"]
+    assert own["spec"]["height"] > shared["spec"]["height"]
     (values,) = (spec["datasets"][row["data"]["name"]] for row in [own])
     assert {value["ranks"] for value in values} == {2}
 
@@ -227,13 +220,6 @@ def test_exchange_and_lag_are_told_apart() -> None:
     assert "rotating 1.10 to 1.40; static 1.00 to 1.00" in spec["description"]
     (values,) = spec["datasets"].values()
     assert {value["contender"] for value in values} == {"bls"}
-
-
-def test_waiting_is_told_in_milliseconds_of_an_iteration() -> None:
-    (values,) = charts.waiting(rows(), cores=2).to_dict()["datasets"].values()
-    assert {value["contender"] for value in values} == {"mpi", "bls"}
-    for value in values:
-        assert value["ms"] == pytest.approx(1000 * 0.1 * (value["rank"] + 1) / 100)
 
 
 def test_gloo_and_torch_stand_beside_bounded_lag() -> None:
@@ -340,7 +326,7 @@ def test_shown_live_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[Any] = []
     monkeypatch.setattr("IPython.display.display", lambda chart: shown.append((chart, alt.renderers.active)))
     monkeypatch.setenv(figures.INTERACTIVE_VARIABLE, "1")
-    before, chart = alt.renderers.active, charts.waiting(rows(), cores=2)
+    before, chart = alt.renderers.active, charts.speedup_by_bound(rows(), cores=2)
     figures.show(chart)
     assert shown == [(chart, "jupyter")]
     assert alt.renderers.active == before

@@ -138,48 +138,6 @@ def measured_and_predicted(rows: Table, *, cores: int, panel: str = "law") -> An
     return panels(layers, table, panel, "Time of an iteration, measured and predicted", lines, said)
 
 
-def response_times(rows: Table, *, cores: int, panel: str = "scenario") -> Any:
-    """Response times of batches against the bound; takes ``response_p50_s`` and ``response_p95_s`` of ``dlrm.run``."""
-    table = look.told(rows, cores)
-    table = table.assign(p50_ms=1000 * table["response_p50_s"], p95_ms=1000 * table["response_p95_s"])
-    color, shape = apart(table["series"])
-    y = alt.Y("p50_ms:Q", title="response time (ms, logarithmic)", **look.log())
-    base = alt.Chart().encode(x=BOUND_AXIS, xOffset=look.BESIDE, color=color, y=y)
-    open_points = base.mark_point(filled=False, fill="white", size=40).encode(y="p95_ms:Q", shape=shape)
-    layers = [base.mark_rule(strokeWidth=1).encode(y2="p95_ms:Q"), base.mark_point().encode(shape=shape), open_points]
-    lines = [
-        setting(table),
-        "Filled: p50, the median of the batches; open: p95. Both are medians of the repeats.",
-        "Closed loop: a batch starts when the loop gets to it, so this is no latency of a service under load.",
-    ]
-    said = f"response times against the bound; p50 with bounded lag in ms: {look.ranges(table, panel, 'p50_ms')}"
-    return panels(layers, table, panel, "From a batch's lookup to its scores", lines, said)
-
-
-def waiting(rows: Table, *, cores: int, panel: str = "scenario") -> Any:
-    """How long each rank waits in an iteration, a map of rank against bound with MPI_Alltoallv first.
-
-    Takes ``waiting_rank0_s`` and so on of ``dlrm.run``.
-    """
-    table = look.told(rows, cores)
-    table = table[table["contender"].isin(["mpi", "bls"])]
-    ranks = {f"waiting_rank{rank}_s": rank for rank in range(table["ranks"].max())}
-    long = table.melt([name for name in table if name not in ranks], list(ranks), "rank", "ms").dropna(subset="ms")
-    bound = long["bound"].astype(str).where(long["contender"] == "bls", "MPI")
-    long = long.assign(column=bound, rank=long["rank"].map(ranks), ms=1000 * long["ms"] / long["iterations"])
-    order = ["MPI", *(str(bound) for bound in sorted(table["bound"].unique()))]
-    x = alt.X("column:O", sort=order, title="bound k (iterations)", axis=alt.Axis(**QUIET))
-    base = alt.Chart().encode(x=x, y=alt.Y("rank:O", title="rank", axis=alt.Axis(**QUIET)))
-    legend = alt.Legend(title="waiting in an iteration (ms)", gradientLength=220, titleLimit=300)
-    ink = alt.when(alt.datum.ms > 0.5 * long["ms"].max()).then(alt.value("white")).otherwise(alt.value("black"))
-    color = alt.Color("ms:Q", scale=alt.Scale(scheme="greys", domainMin=0), legend=legend)
-    words = base.mark_text(fontSize=10).encode(text=alt.Text("ms:Q", format=".2f"), color=ink)
-    lines = [setting(table), "Milliseconds of an iteration inside the exchange, transfers included; medians."]
-    said = f"milliseconds of waiting by rank and bound; with bounded lag: {look.ranges(long, panel, 'ms')}"
-    layers = [base.mark_rect(stroke="white").encode(color=color), words]
-    return panels(layers, long, panel, "Who waits, and for how long?", lines, said, alt.Step(22))
-
-
 def alltoallv_by_size(rows: Table, *, cores: int) -> Any:
     """Time of a call over a bare loop of MPI against the size of blocks; ``share_of_raw`` of ``alltoallv.run``."""
     table = look.told(rows, cores)
