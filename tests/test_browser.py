@@ -181,7 +181,7 @@ def test_ranks_stay_and_the_reference_run_too(lab: Lab, page: Any, opened: Calla
         assert ("starting 4 MPI ranks" in said(page, 2)) == (restarted or turn == 0), "else those at hand will do"
         assert f"results go to {lab.root / 'out'}, the reference run is left as it is" in said(page, 2)
         below = move(page, slider=turn % 2)
-        below.locator("img").wait_for()
+        assert until(lambda: page.wait_for_timeout(50) or below.locator("img").count() == 2)  # noqa: B023
         assert "Traceback" not in below.inner_text()
         assert not restarted or not alive(before)
     label = page.get_by_text("one delay (ms)", exact=True)

@@ -79,7 +79,8 @@ def stretches() -> list[dict[str, Any]]:
                 start_s = i * 0.1 / (1 + bound)
                 for phase, at_s in (("work", 0.0), ("delay", 0.01), ("waiting", 0.02)):
                     made.append(
-                        {"bound": bound, "rank": rank, "iteration": i, "phase": phase}
+                        {"law": "rotating", "bound": bound, "rank": rank, "iteration": i, "phase": phase}
+                        | {"waits_for": i - bound if i >= bound else -1, "waits_s": 0.012 * (rank != i) / (1 + bound)}
                         | {"start_s": start_s + at_s, "end_s": start_s + at_s + 0.01}
                     )
     return made
@@ -87,6 +88,7 @@ def stretches() -> list[dict[str, Any]]:
 
 ALL = [
     (charts.timeline, stretches),
+    (charts.waits, stretches),
     (charts.speedup_by_bound, rows),
     (charts.exchange_and_lag, rows),
     (charts.measured_and_predicted, rows),
@@ -111,7 +113,7 @@ def test_said_in_words(draw: Any, table: Any) -> None:
 def test_axes_have_units(draw: Any, table: Any) -> None:
     text = draw(table(), cores=2).to_json()
     assert any(unit in text for unit in ("(ms", "(s)", "(×)"))
-    if draw is not charts.timeline:
+    if draw not in (charts.timeline, charts.waits):
         assert "(iterations)" in text or draw in (charts.arrivals, charts.alltoallv_by_size)
 
 
@@ -121,6 +123,7 @@ def test_the_legend_names_what_is_drawn(draw: Any, table: Any) -> None:
     svg = vl_convert.vegalite_to_svg(draw(table(), cores=2).to_dict())
     legends = {
         charts.timeline: charts.PHASES,
+        charts.waits: ["rotating, bound 0", "rotating, bound 2"],  # numbers stand in its cells
         charts.exchange_and_lag: [charts.EXCHANGE, charts.LAG, charts.EXPECTED],
         charts.measured_and_predicted: [look.MPI, look.BLS, look.WINDOW, look.PREDICTED, look.LIMIT],
         charts.arrivals: [look.MPI, "bounded lag, bound 0", "bounded lag, bound 4"],
@@ -267,6 +270,18 @@ def test_lag_is_drawn_rank_by_rank() -> None:
     for words in ("rotating", "static", "rank", "0", "3", "lag (iterations)", "time since the start (ms)"):
         assert f">{words}</text>" in svg
     assert "4 ranks on 2 cores, bound 2" in svg and "{'rotating': 3, 'static': 3}" in chart["description"]
+
+
+def test_who_waits_for_whom_is_summed_by_pairs() -> None:
+    """Each of four ranks waits 12 ms for each of three others at bound 0; the first calls at bound 2 for nobody."""
+    spec = charts.waits(stretches(), cores=2).to_dict()
+    (values,) = spec["datasets"].values()
+    found = {(value["run"], value["rank"], value["waits_for"]): value["ms"] for value in values}
+    pairs = {(rank, whom) for rank in range(4) for whom in range(3) if rank != whom}
+    expected = {("rotating, bound 0", *pair): 12.0 for pair in pairs}
+    expected |= {("rotating, bound 2", rank, 0): 4.0 * (rank != 2) for rank in (1, 2, 3)}
+    assert found == pytest.approx(expected)
+    assert "'rotating, bound 0': 108.0" in spec["description"]
 
 
 def placed() -> pd.DataFrame:
