@@ -316,7 +316,7 @@ def test_strategies_are_told_by_name_and_by_colour() -> None:
         for shards in (2, 4)
     ]
     dots = placement.dots([row for row in table if row["shards"] == 2], "Title", ["Line"], what="Loads")
-    curves = placement.curves(table, alt.X("shards:O", title="shards"), "over one (×)", "Title", ["Line"])
+    curves = placement.curves(table, "shards", "over one (×)", "Title", ["Line"])
     for chart in (dots, curves):
         svg, said = vl_convert.vegalite_to_svg(chart.to_dict()), chart.to_dict()["description"]
         assert all(f">{words}</text>" in svg for words in ("load-balanced", "net-specific", "time", "bytes", "Line"))

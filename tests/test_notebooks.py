@@ -1,5 +1,6 @@
 """The notebooks as they are committed, what a quick run of all of them leaves, and that the driver stops cleanly."""
 
+import ast
 import csv
 import json
 import os
@@ -25,6 +26,8 @@ from tests.conftest import LONG_S, ROOT, alive, until
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]-*.ipynb"))
 QUICK_TIMEOUT_S = 15 * LONG_S
+
+IMPORTS = (ast.Import, ast.ImportFrom)
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -56,6 +59,16 @@ def test_source(path: Path) -> None:
     assert f"../figures/{path.stem}" in text, "no link to the reference figure"
     linked = [part.split(")")[0] for part in text.split("](")[1:] if part.startswith("../")]
     assert not [link for link in linked if not (path.parent / link.split("#")[0]).exists()]
+
+
+@each_notebook
+def test_it_begins_with_a_few_imports(path: Path) -> None:
+    """Four lines at most, in its first cell of code; one cell of 10 alone needs more, which lies with the tests."""
+    code = ["".join(cell["source"]) for cell in load(path)["cells"] if cell["cell_type"] == "code"]
+    lines = [sum(n.end_lineno - n.lineno + 1 for n in ast.parse(cell).body if type(n) in IMPORTS) for cell in code]
+    assert 0 < lines[0] <= 4 and lines[0] == len([line for line in code[0].splitlines() if line])
+    later = [cell for cell, count in zip(code[1:], lines[1:], strict=True) if count]
+    assert ["from tests.explore" in cell for cell in later] == [True] * (path.stem == "10-build-it")
 
 
 def test_every_chart_is_seen_by_a_reader() -> None:
@@ -133,6 +146,7 @@ def test_quick_run(path: Path, quick_run: Path) -> None:
     outputs = [output for cell in executed["cells"] for output in cell.get("outputs", [])]
     assert outputs
     assert not [output for output in outputs if output["output_type"] == "error"]
+    assert not [output for output in outputs if output.get("name") == "stderr" and "Warning" in "".join(output["text"])]
     data = quick_run / "data" / path.stem
     tables = sorted(data.glob("*.csv"))
     assert tables

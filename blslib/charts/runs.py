@@ -49,36 +49,32 @@ def timeline(rows: Table, *, cores: int) -> alt.FacetChart:
 def waits(rows: Table, *, cores: int) -> Any:
     """Who waits for whom, a map of rank against rank for each law and bound; takes the rows of ``timeline.run``."""
     table = pd.DataFrame(rows)
-    every, axis = alt.Scale(domain=sorted(table["rank"].unique().tolist())), alt.Axis(**QUIET)
+    every = alt.Scale(domain=sorted(table["rank"].unique().tolist()))
     table = table.query("phase == 'waiting' and waits_for >= 0 and waits_for != rank")
     table = table.assign(ms=1000 * table["waits_s"], run=table["law"] + ", bound " + table["bound"].astype(str))
     table = table.groupby(["run", "rank", "waits_for"], sort=False, as_index=False)["ms"].sum()
-    x = alt.X("waits_for:O", title="for this rank", axis=axis, scale=every)
-    base = alt.Chart().encode(x=x, y=alt.Y("rank:O", title="this rank waits (ms)", axis=axis, scale=every))
-    color = alt.Color("ms:Q", scale=alt.Scale(range=["white", "#222222"], domainMin=0), legend=None)
-    ink = alt.when(alt.datum.ms > 0.5 * table["ms"].max()).then(alt.value("white")).otherwise(alt.value("black"))
-    words = base.mark_text().encode(text=alt.Text("ms:Q", format=".0f"), color=ink)
+    x, y = (alt.X("waits_for:O", title="for this rank"), alt.Y("rank:O", title="this rank waits (ms)"))
+    base = alt.Chart().encode(x=x.scale(every).axis(**QUIET), y=y.scale(every).axis(**QUIET))
+    color = alt.Color("ms:Q", scale=alt.Scale(range=["white", "#999999"], domainMin=0), legend=None)
+    layers = [base.mark_rect(stroke="white").encode(color), base.mark_text().encode(alt.Text("ms:Q", format=".0f"))]
     lines = [
         f"{len(every.domain)} ranks on {cores} cores, from real runs; milliseconds of a whole run.",
         "A call at bound k waits for the rank that is last to enter its call k iterations before.",
     ]
-    totals = table.groupby("run", sort=False)["ms"].sum()
-    said = f"milliseconds that each rank waits for each; together {totals.round().to_dict()}"
-    layers = [base.mark_rect(stroke="white").encode(color=color), words]
+    together = table.groupby("run", sort=False)["ms"].sum().round().to_dict()
+    said = f"milliseconds that each rank waits for each; together {together}"
     return panels(layers, table, "run", "Who waits for whom?", lines, said, alt.Step(26))
 
 
 def lag(rows: Table, *, cores: int) -> Any:
     """How far each rank is ahead of the slowest, over the time of a run; takes rows of ``timeline.run``."""
     table = pd.DataFrame(rows)
-    table, ranks = table[table["phase"] == "waiting"], sorted(table["rank"].unique())
+    table, ranks = table[table["phase"] == "waiting"], table["rank"].nunique()
     table = table.assign(end_ms=1000 * table["end_s"])
-    color = by(alt.Color, "rank", ranks, look.BLUES[:: len(look.BLUES) // len(ranks)])
+    color = alt.Color("rank:O", title="rank", scale=alt.Scale(scheme="browns"))  # blues are bounds
     x = alt.X("end_ms:Q", title="time since the start (ms)", scale=alt.Scale(nice=False))
-    base = alt.Chart().encode(x=x, y=alt.Y("ahead:Q", title="lag (iterations)"), color=color.title("rank"))
-    lines = [
-        f"{len(ranks)} ranks on {cores} cores, bound {look.span(table['bound'])}, from real runs; work is a sleep."
-    ]
+    base = alt.Chart().encode(x=x, y=alt.Y("ahead:Q", title="lag (iterations)"), color=color)
+    lines = [f"{ranks} ranks on {cores} cores, bound {look.span(table['bound'])}, from real runs; work is a sleep."]
     most = table.groupby("law", sort=False)["ahead"].max()
     said = f"iterations that each rank is ahead of the slowest; at most: {most.to_dict()}"
     layers = [base.mark_line(interpolate="step-after"), base.mark_point(size=25)]

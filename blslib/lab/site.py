@@ -89,7 +89,7 @@ def playground() -> alt.VConcatChart:
         lines = chosen.mark_line(interpolate="step-after", point={"size": 20}).encode(
             x=alt.X("returned:Q", title="time since the start (ms)", scale=time),
             y=alt.Y("ahead:Q", title="lag (iterations)", scale=alt.Scale(domain=[0, 9])),
-            color=alt.Color("rank:O", title="rank", scale=alt.Scale(scheme="viridis")),
+            color=alt.Color("rank:O", title="rank", scale=alt.Scale(scheme="browns")),
         )
         timeline = alt.layer(*bars, height=150, title=alt.Title(alt.expr(f"{law} + ': what each rank does'")))
         return alt.vconcat(timeline, lines.properties(height=110)).resolve_scale(color="independent", x="shared")
