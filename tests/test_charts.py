@@ -1,5 +1,7 @@
 """Charts of made-up rows: valid, described, honest about ranks and source, and written as SVG and small PNG."""
 
+import html
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -10,10 +12,11 @@ import pandas as pd
 import pytest
 import vl_convert
 
-from blslib.charts import diagnosis, look, placement
+from blslib.charts import colours, diagnosis, look, placement
 from blslib.charts import models as model_charts
 from blslib.charts import runs as charts
 from blslib.lab import figures
+from tests.conftest import ROOT
 
 BOUNDS = (0, 1, 4)
 PANELS = ("rotating", "static")
@@ -192,6 +195,19 @@ def test_one_colour_has_one_meaning() -> None:
     assert darkness == sorted(darkness, reverse=True)
     assert look.bound_look(0)[0] == look.BLUES[0]
     assert look.bound_look(128) == look.bound_look(4096) == (look.BLUES[-1], look.SHAPES[-1])
+
+
+def test_the_dictionary_of_colours_is_whole_and_the_committed_one_is_of_today() -> None:
+    """Every series, bound, phase, part and strategy by its name in its colour; words and colours of the picture."""
+    fresh = vl_convert.vegalite_to_svg(colours.dictionary().to_dict())
+    committed = (ROOT / "figures" / "colours.svg").read_text()
+    told, told_there = (re.findall(r">([^<>]+)</text>|fill=\"(#\w{6})\"", svg) for svg in (fresh, committed))
+    assert told == told_there, "run the notebook 01-bounded-lag, which draws it"
+    names = [name for name, _, _ in look.SERIES.values()] + [*charts.PHASES, *diagnosis.COLORS, *placement.STRATEGIES]
+    assert {*names, "bound 0", "bound 128"} <= {html.unescape(name) for name, _ in told}
+    every = [color for _, color, _ in look.SERIES.values()] + [*look.BLUES, *charts.PHASES.values()]
+    every += [*diagnosis.COLORS.values(), *(color for color, _ in placement.STRATEGIES.values())]
+    assert {color.upper() for color in every} <= {color.upper() for _, color in told}
 
 
 def test_a_waiting_rank_lends_its_core_only_where_cores_are_few() -> None:

@@ -80,6 +80,7 @@ def test_every_chart_is_seen_by_a_reader() -> None:
         drawn |= {"".join(names) for names in re.findall(r'figures\.save\(\w+, "([\w-]+)"(?:, "([\w-]+)")?\)', code)}
         shown |= {name: words for words, name in re.findall(r"!\[(.*?)\]\(\.\./figures/([\w-]+)\.png\)", text)}
         assert "controls.panel(" in code and "## Your turn" in text
+        assert "](../figures/colours.png)" in "".join(cells[-1]["source"])
     assert drawn == set(shown) == {path.stem for path in (ROOT / "figures").glob("*.png")}
     assert all(len(words) > 60 for words in shown.values())
     page = (ROOT / "figures" / "README.md").read_text()

@@ -7,7 +7,7 @@ from os import cpu_count
 
 from IPython.display import Markdown
 
-from blslib.charts import look
+from blslib.charts import colours, look
 from blslib.diagnosis.diagnose import diagnose, text
 from blslib.diagnosis.traces import Trace, read
 from blslib.lab import controls, driver, figures
