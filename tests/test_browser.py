@@ -21,17 +21,19 @@ from typing import Any
 import psutil
 import pytest
 
-from blslib.lab import site
 from blslib.lab.ranks.launch import end_trees
 from tests.conftest import LONG_S, ROOT, alive, punctual, until, within
 from tests.test_cluster import MOMENTS, traces_of
-from tests.test_notebooks import copy_of_project, environment_by_hand, notebook
+from tests.test_notebooks import copy_of_project, each_notebook, environment_by_hand, load, notebook
+from tests.test_site import built  # noqa: F401  a fixture
 
 playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: see CONTRIBUTING.md")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or ""
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no chromium: see CONTRIBUTING.md")
 
 TOKEN = "of-a-test"
+QUICK_S = 3 * LONG_S
+"""For a whole notebook with small parameters, on a busy machine."""
 QUIET = "disable-gpu disable-quic no-first-run disable-background-networking disable-component-update disable-sync"
 
 NOTEBOOK = "const panel = jupyterapp.shell.currentWidget, kernel = panel?.sessionContext?.session?.kernel;"
@@ -59,7 +61,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """``./reproduce.sh lab``, by whoever runs the tests, root or not, in an environment that is set up already."""
     root = copy_of_project(tmp_path_factory.mktemp("lab"))
     shutil.copytree(ROOT / "notebooks", root / "notebooks", dirs_exist_ok=True)
-    for folder in ("data", "figures"):
+    for folder in ("data", "figures", "tests"):  # with the tests lies the explorer of 10
         shutil.copytree(ROOT / folder, root / folder, dirs_exist_ok=True)
     python = root / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
@@ -181,7 +183,7 @@ def test_ranks_stay_and_the_reference_run_too(lab: Lab, page: Any, opened: Calla
         assert ("starting 4 MPI ranks" in said(page, 2)) == (restarted or turn == 0), "else those at hand will do"
         assert f"results go to {lab.root / 'out'}, the reference run is left as it is" in said(page, 2)
         below = move(page, slider=turn % 2)
-        below.locator("img").wait_for()
+        assert until(lambda: page.wait_for_timeout(50) or below.locator("img").count() == 2)  # noqa: B023
         assert "Traceback" not in below.inner_text()
         assert not restarted or not alive(before)
     label = page.get_by_text("one delay (ms)", exact=True)
@@ -283,35 +285,45 @@ def test_the_lab_runs_as_root_too(lab: Lab) -> None:
     assert warned == (os.geteuid() == 0)
 
 
-@pytest.mark.parametrize(("stem", "needs"), [("03-skewed", "img"), ("07-placement", "table"), ("09-diagnose", "pre")])
-def test_a_notebook_s_own_control(
-    lab: Lab, page: Any, opened: Callable[[str], psutil.Process], stem: str, needs: str
-) -> None:
-    """Its panel alone, after the cells that it needs; a slider is moved, and something else shows."""
-    cells = json.loads((lab.root / "notebooks" / f"{stem}.ipynb").read_text())["cells"]
-    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    first = "\n".join([code[0], *(cell for cell in code if cell.startswith("ranks = engines(4)"))])
-    [control] = [cell for cell in code if "controls.panel(" in cell]
-    notebook(lab.root / "notebooks", f"54-{stem}", first, 'scenarios = ("rotating", "static")', control)
-    opened(f"54-{stem}")
+SHOWN = {"05-serving": "table", "07-placement": "table", "09-diagnose": "pre", "10-build-it": "pre"}
+"""What a panel draws, where that is no picture."""
+SEEN = "shown => shown.src || shown.innerText"
+
+
+@each_notebook
+def test_run_all_and_its_own_panel(lab: Lab, page: Any, opened: Callable[[str], psutil.Process], path: Path) -> None:
+    """*Run All* with small parameters; then its first slider is moved, and something else shows."""
+    source = load(path)
+    [parameters] = [cell for cell in source["cells"] if cell["metadata"].get("tags") == ["parameters"]]
+    assert parameters["source"] == ["quick = False"]
+    parameters["source"] = ["quick = True"]
+    (lab.root / "notebooks" / f"54-{path.stem}.ipynb").write_text(json.dumps(source))
+    opened(f"54-{path.stem}")
     choose(page, "Run", "Run All Cells")
-    page.wait_for_function(DONE)
+    page.wait_for_function(DONE, timeout=1000 * QUICK_S)
     assert errors(page) == []
-    page.locator(f".widget-interact {needs}").first.wait_for()
+    assert "Traceback" not in json.dumps(page.evaluate(OUTPUTS))
+    drawn = page.locator(f".widget-interact .widget-output {SHOWN.get(path.stem, 'img')}").first
+    drawn.wait_for()
+    before = drawn.evaluate(SEEN)
     below = move(page, 0)
-    below.locator(needs).first.wait_for()
+    assert until(lambda: page.wait_for_timeout(50) or (drawn.count() and drawn.evaluate(SEEN) != before))
     assert "Traceback" not in below.inner_text()
 
 
-def test_the_playground_opens_from_disk(page: Any, tmp_path: Path) -> None:
+@pytest.fixture
+def playground(request: pytest.FixtureRequest) -> str:
+    """Where it lies on this disk."""
+    return (request.getfixturevalue("built") / "playground.html").as_uri()
+
+
+def test_the_playground_opens_from_disk(page: Any, playground: str) -> None:
     """Every control redraws it; nothing is asked of a network."""
-    path = tmp_path / "playground.html"
-    path.write_text(site.playground().to_html(inline=True, embed_options={"actions": False}))
     asked: list[str] = []
     said: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
     page.on("pageerror", lambda error: said.append(str(error)))
-    page.goto(path.as_uri())
+    page.goto(playground)
     chart = page.locator(".vega-embed canvas, .vega-embed svg").first
     chart.wait_for()
     seen = [chart.screenshot()]
@@ -329,3 +341,21 @@ def test_the_playground_opens_from_disk(page: Any, tmp_path: Path) -> None:
     page.locator(".vega-bind", has_text="ranks").locator("input").nth(2).check()
     redrawn()
     assert said == [] and [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []
+
+
+def test_the_playground_in_a_narrow_window(page: Any, playground: str) -> None:
+    """All controls are in sight, and the charts as large as ever: their far edge is there when one scrolls."""
+    page.set_viewport_size({"width": 400, "height": 700})
+    page.goto(playground)
+    chart = page.locator(".vega-embed canvas, .vega-embed svg").first
+    chart.wait_for()
+    assert chart.bounding_box()["width"] > 700
+    controls = page.locator(".vega-bind input, .vega-bind select").all()
+    assert len(controls) == 2 + 2 + 3
+    for box in (control.bounding_box() for control in controls):
+        assert box["x"] >= 0 and box["x"] + box["width"] <= 400 and box["y"] + box["height"] <= 700
+    page.locator("#vis").evaluate(
+        "vis => { vis.scrollLeft = vis.scrollWidth; scrollTo(0, document.body.scrollHeight) }"
+    )
+    box = chart.bounding_box()
+    assert box["x"] + box["width"] <= 401 and box["y"] + box["height"] <= 701

@@ -1,6 +1,8 @@
 """Charts of made-up rows: valid, described, honest about ranks and source, and written as SVG and small PNG."""
 
+import html
 import itertools
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -11,10 +13,11 @@ import pandas as pd
 import pytest
 import vl_convert
 
-from blslib.charts import diagnosis, look, placement
+from blslib.charts import colours, diagnosis, look, placement
 from blslib.charts import models as model_charts
 from blslib.charts import runs as charts
 from blslib.lab import figures
+from tests.conftest import ROOT
 
 BOUNDS = (0, 1, 4)
 PANELS = ("rotating", "static")
@@ -46,9 +49,6 @@ def rows(ranks: tuple[int, ...] = (4,), names: tuple[str, ...] = ("bls", "window
                         predicted_s=1.9 / gain,
                         limit_s=1.0,
                         ratio=2 / 1.9,
-                        response_p50_s=0.01,
-                        response_p95_s=0.02,
-                        **{f"waiting_rank{rank}_s": 0.1 * (rank + 1) for rank in range(count)},
                     )
                 )
     return pd.DataFrame(made)
@@ -97,7 +97,8 @@ def stretches() -> list[dict[str, Any]]:
                 start_s = i * 0.1 / (1 + bound)
                 for phase, at_s in (("work", 0.0), ("delay", 0.01), ("waiting", 0.02)):
                     made.append(
-                        {"bound": bound, "rank": rank, "iteration": i, "phase": phase}
+                        {"law": "rotating", "bound": bound, "rank": rank, "iteration": i, "phase": phase}
+                        | {"waits_for": i - bound if i >= bound else -1, "waits_s": 0.012 * (rank != i) / (1 + bound)}
                         | {"start_s": start_s + at_s, "end_s": start_s + at_s + 0.01}
                     )
     return made
@@ -105,11 +106,10 @@ def stretches() -> list[dict[str, Any]]:
 
 ALL = [
     (charts.timeline, stretches),
+    (charts.waits, stretches),
     (charts.speedup_by_bound, rows),
     (charts.exchange_and_lag, rows),
     (charts.measured_and_predicted, rows),
-    (charts.response_times, rows),
-    (charts.waiting, rows),
     (charts.arrivals, rows),
     (charts.alltoallv_by_size, calls),
     (charts.gain_over_gloo, turns),
@@ -132,7 +132,7 @@ def test_said_in_words(draw: Any, table: Any) -> None:
 def test_axes_have_units(draw: Any, table: Any) -> None:
     text = draw(table(), cores=2).to_json()
     assert any(unit in text for unit in ("(ms", "(s)", "(×)"))
-    if draw is not charts.timeline:
+    if draw not in (charts.timeline, charts.waits):
         assert "(iterations)" in text or draw in (charts.arrivals, charts.alltoallv_by_size, charts.gain_over_gloo)
 
 
@@ -142,7 +142,7 @@ def test_the_legend_names_what_is_drawn(draw: Any, table: Any) -> None:
     svg = vl_convert.vegalite_to_svg(draw(table(), cores=2).to_dict())
     legends = {
         charts.timeline: charts.PHASES,
-        charts.waiting: ["waiting in an iteration (ms)"],
+        charts.waits: ["rotating, bound 0", "rotating, bound 2"],  # numbers stand in its cells
         charts.exchange_and_lag: [charts.EXCHANGE, charts.LAG, charts.EXPECTED],
         charts.measured_and_predicted: [look.MPI, look.BLS, look.WINDOW, look.PREDICTED, look.LIMIT],
         charts.arrivals: [look.MPI, "bounded lag, bound 0", "bounded lag, bound 4"],
@@ -215,8 +215,21 @@ def test_one_colour_has_one_meaning() -> None:
     assert look.bound_look(128) == look.bound_look(4096) == (look.BLUES[-1], look.SHAPES[-1])
 
 
+def test_the_dictionary_of_colours_is_whole_and_the_committed_one_is_of_today() -> None:
+    """Every series, bound, phase, part and strategy by its name in its colour; words and colours of the picture."""
+    fresh = vl_convert.vegalite_to_svg(colours.dictionary().to_dict())
+    committed = (ROOT / "figures" / "colours.svg").read_text()
+    told, told_there = (re.findall(r">([^<>]+)</text>|fill=\"(#\w{6})\"", svg) for svg in (fresh, committed))
+    assert told == told_there, "run the notebook 01-bounded-lag, which draws it"
+    names = [name for name, _, _ in look.SERIES.values()] + [*charts.PHASES, *diagnosis.COLORS, *placement.STRATEGIES]
+    assert {*names, "bound 0", "bound 128"} <= {html.unescape(name) for name, _ in told}
+    every = [color for _, color, _ in look.SERIES.values()] + [*look.BLUES, *charts.PHASES.values()]
+    every += [*diagnosis.COLORS.values(), *(color for color, _ in placement.STRATEGIES.values())]
+    assert {color.upper() for color in every} <= {color.upper() for _, color in told}
+
+
 def test_a_waiting_rank_lends_its_core_only_where_cores_are_few() -> None:
-    told = [" ".join(charts.waiting(rows(), cores=cores).to_dict()["title"]["subtitle"]) for cores in (2, 4)]
+    told = [" ".join(charts.speedup_by_bound(rows(), cores=cores).to_dict()["title"]["subtitle"]) for cores in (2, 4)]
     assert ["lends its core" in each for each in told] == [True, False]
     assert ["each has its own" in each for each in told] == [False, True]
 
@@ -227,8 +240,7 @@ def test_ranks_with_a_core_each_come_first_and_largest(draw: Any) -> None:
     own, shared = spec["vconcat"]
     assert own["title"]["text"] == "2 ranks on 2 cores: each has its own"
     assert shared["title"]["text"] == "4 ranks on 2 cores: a waiting rank lends its core to a working one"
-    if draw is not charts.waiting:  # its rows are as high as there are ranks
-        assert own["spec"]["height"] > shared["spec"]["height"]
+    assert own["spec"]["height"] > shared["spec"]["height"]
     (values,) = (spec["datasets"][row["data"]["name"]] for row in [own])
     assert {value["ranks"] for value in values} == {2}
 
@@ -245,13 +257,6 @@ def test_exchange_and_lag_are_told_apart() -> None:
     assert "rotating 1.10 to 1.40; static 1.00 to 1.00" in spec["description"]
     (values,) = spec["datasets"].values()
     assert {value["contender"] for value in values} == {"bls"}
-
-
-def test_waiting_is_told_in_milliseconds_of_an_iteration() -> None:
-    (values,) = charts.waiting(rows(), cores=2).to_dict()["datasets"].values()
-    assert {value["contender"] for value in values} == {"mpi", "bls"}
-    for value in values:
-        assert value["ms"] == pytest.approx(1000 * 0.1 * (value["rank"] + 1) / 100)
 
 
 def test_gloo_and_torch_stand_beside_bounded_lag() -> None:
@@ -322,6 +327,18 @@ def test_lag_is_drawn_rank_by_rank() -> None:
     assert "4 ranks on 2 cores, bound 2" in svg and "{'rotating': 3, 'static': 3}" in chart["description"]
 
 
+def test_who_waits_for_whom_is_summed_by_pairs() -> None:
+    """Each of four ranks waits 12 ms for each of three others at bound 0; the first calls at bound 2 for nobody."""
+    spec = charts.waits(stretches(), cores=2).to_dict()
+    (values,) = spec["datasets"].values()
+    found = {(value["run"], value["rank"], value["waits_for"]): value["ms"] for value in values}
+    pairs = {(rank, whom) for rank in range(4) for whom in range(3) if rank != whom}
+    expected = {("rotating, bound 0", *pair): 12.0 for pair in pairs}
+    expected |= {("rotating, bound 2", rank, 0): 4.0 * (rank != 2) for rank in (1, 2, 3)}
+    assert found == pytest.approx(expected)
+    assert "'rotating, bound 0': 108.0" in spec["description"]
+
+
 def placed() -> pd.DataFrame:
     """The summary of placed.run."""
     made = [
@@ -354,7 +371,7 @@ def test_strategies_are_told_by_name_and_by_colour() -> None:
         for shards in (2, 4)
     ]
     dots = placement.dots([row for row in table if row["shards"] == 2], "Title", ["Line"], what="Loads")
-    curves = placement.curves(table, alt.X("shards:O", title="shards"), "over one (×)", "Title", ["Line"])
+    curves = placement.curves(table, "shards", "over one (×)", "Title", ["Line"])
     for chart in (dots, curves):
         svg, said = vl_convert.vegalite_to_svg(chart.to_dict()), chart.to_dict()["description"]
         assert all(f">{words}</text>" in svg for words in ("load-balanced", "net-specific", "time", "bytes", "Line"))
@@ -379,7 +396,7 @@ def test_shown_live_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[Any] = []
     monkeypatch.setattr("IPython.display.display", lambda chart: shown.append((chart, alt.renderers.active)))
     monkeypatch.setenv(figures.INTERACTIVE_VARIABLE, "1")
-    before, chart = alt.renderers.active, charts.waiting(rows(), cores=2)
+    before, chart = alt.renderers.active, charts.speedup_by_bound(rows(), cores=2)
     figures.show(chart)
     assert shown == [(chart, "jupyter")]
     assert alt.renderers.active == before

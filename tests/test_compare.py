@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from mpi4py import MPI
 
@@ -18,6 +19,7 @@ from blslib.lab.compare.contenders import floor, raw
 from blslib.lab.compare.contest import JUDGED, Contender, contenders, interleaved, lag_known
 from blslib.lab.compare.loop import PERIOD, Loop
 from blslib.lab.compare.run import Run, gathered, start
+from blslib.lab.experiments import timeline
 from tests.conftest import punctual, within
 
 ALONE: Any = SimpleNamespace(bcast=lambda each: each)
@@ -336,6 +338,34 @@ def test_lag_and_work_of_a_run() -> None:
         "waiting_s": pytest.approx(1.6),
         "lag": 1,
     }
+
+
+def test_who_waits_for_whom() -> None:
+    """Three ranks and calls by hand; at the second call ranks 1 and 2 come last at the same instant."""
+    entered_s = np.array([[0.0, 4.0, 9.0], [1.0, 6.0, 7.0], [3.0, 6.0, 8.0]])
+    done_s = np.array([[9.5, 9.5], [10.0, 10.0], [8.5, 8.5]])  # rank 1 is last in the drain, where nobody waits for it
+    run = Run(np.zeros(3), entered_s, entered_s, np.zeros((3, 4)), done_s, done_s[:, 1])
+    whom, waits_s = run.waits(0)
+    assert whom.tolist() == [2, 1, 0, 0]
+    assert waits_s.tolist() == [[3, 2, 0, 0], [2, 0, 2, 0], [0, 0, 1, 0.5]]
+    whom, waits_s = run.waits(1)  # the second call needs the first of everybody, the third the second
+    assert whom.tolist() == [-1, 2, 1, 0]
+    assert waits_s.tolist() == [[0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0.5]]
+    entered_s, drained_s = np.array([[1.0, 2.0, 3.0], [1.0, 9.0, 10.0]]), np.array([[9.0, 10.0], [10.0, 10.0]])
+    late = Run(np.zeros(2), entered_s, entered_s, np.zeros((2, 4)), drained_s, drained_s[:, 1])
+    for bound, waits_of_rank_0_s in {0: [0, 7, 7, 1], 1: [0, 0, 6, 1], 2: [0, 0, 0, 1], 5: [0, 0, 0, 1]}.items():
+        whom, waits_s = late.waits(bound)
+        assert waits_s.tolist() == [waits_of_rank_0_s, [0, 0, 0, 0]]
+        assert whom[-1] == 1 and whom[: min(bound, 3)].tolist() == [-1] * min(bound, 3)
+
+
+def test_rows_of_a_timeline_say_who_waits_for_whom() -> None:
+    """One rank waits for itself alone, which takes no time."""
+    config = timeline.Config((0, 1), "none", work_s=1e-3, iterations=3)
+    table = pd.DataFrame(timeline.run(MPI.COMM_SELF, config))
+    assert set(table["law"]) == {"none"} and (table["waits_s"] == 0).all()
+    needs = table[table["phase"] == "waiting"].groupby("bound")["waits_for"].agg(list)
+    assert needs.to_dict() == {0: [0, 0, 0, 0], 1: [-1, 0, 0, 0]}
 
 
 class Sleeping:

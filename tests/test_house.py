@@ -42,7 +42,7 @@ LAYERS = (
     ("experiments", "place"),
     ("bench", "claims", "controls"),
     ("cli", "driver"),
-    ("site",),
+    ("notebook", "site"),
 )
 
 MOST_LINES, HOUSE_LINES, MOST_SHARE = 6000, 7800, 0.4

@@ -31,15 +31,6 @@ def live() -> list[dict[str, Any]]:
     ]
 
 
-def calls() -> list[dict[str, Any]]:
-    """Of micro.run: the larger the bound, the dearer a call."""
-    common = {"ranks": 4, "bytes_per_block": 16384, "repeats": 3}
-    return [
-        {**common, "bound": k, "time_us": 10.0 + k, "time_us_low": 9.0 + k, "time_us_high": 12.0 + k}
-        for k in (0, 2, 64)
-    ]
-
-
 def test_all_bounds_in_one_pass_are_the_recurrence() -> None:
     for row in limits.run(EXPONENTIAL):
         columns = (Constant(2e-3) + EXPONENTIAL.delay).columns(np.random.default_rng(1), row["ranks"], 60)
@@ -74,26 +65,14 @@ def test_the_needed_bound_and_its_memory() -> None:
     assert limits.needed(made, within=0.2)[0]["bound"] == 0
 
 
-def test_the_balance_adds_what_a_call_costs() -> None:
-    fast = limits.Config("exponential", Exponential(5e-5), work_s=2e-4, iterations=200)
-    found = pd.DataFrame(limits.balance(calls(), fast)).set_index("bound")
-    assert found["free_us"].is_monotonic_decreasing
-    assert found["free_us"][64] >= 250 * 0.95
-    np.testing.assert_allclose(found["iteration_us"] - found["free_us"], [10, 12, 74])
-    assert found["iteration_us"].idxmin() == 2  # more lag hides a little more, and costs more than that
-    assert found["memory_bytes"][64] == 4 * 2 * 65 * (16384 + 64)
-
-
 def test_charts_say_what_they_show() -> None:
     many = limits.run(config("exponential", Exponential(1e-3), ranks=(2, 4, 1000), iterations=20))
     needed = [*limits.needed(many), {"law": "never", "ranks": 4, "within": 0.05, "bound": None, "memory_bytes": None}]
-    fast = limits.Config("exponential", Exponential(5e-5), work_s=2e-4, iterations=20)
     drawn = {
         "4 ranks, measured": model_charts.gain_by_ranks(live(), live(), cores=2),
         "up to 1,000 ranks, which nobody ran": model_charts.gain_by_ranks(many, live(), cores=2),
         "2 ranks, max-plus model": model_charts.saved_time(limits.saved(EXPONENTIAL)),
         "within 5%": model_charts.needed_bounds(needed, most=16),
-        "4 ranks on 2 cores": model_charts.balance(limits.balance(calls(), fast), cores=2),
     }
     for words, chart in drawn.items():
         spec = chart.to_dict()

@@ -146,31 +146,6 @@ def needed_bounds(rows: Table, *, most: int) -> Any:
     return chart.properties(title=look.heading("Which bound is needed", lines), description=said)
 
 
-def balance(rows: Table, *, cores: int) -> Any:
-    """What a call costs as slots outgrow the caches, and which bound is best then; rows of ``limits.balance``."""
-    table = pd.DataFrame(rows)
-    table["place"] = table["bound"].astype(str) + "|" + (table["memory_bytes"] / 1e6).map("{:.2g}".format)
-    live, both = "a call, live", "an iteration of the model, with and without a call"
-    drawn = (("call_us", live, look.BLS), ("iteration_us", both, look.BLS), ("free_us", both, look.PREDICTED))
-    long = pd.concat(
-        table.rename(columns=lambda column, name=name: column.replace(name, "us")).assign(panel=panel, series=of)
-        for name, panel, of in drawn
-    )
-    axis = alt.Axis(ticks=False, labelExpr="split(datum.label, '|')")
-    x = alt.X("place:O", sort=list(table["place"]), title="bound k (iterations), and MB of a rank's slots", axis=axis)
-    layers = look.curves(long["series"], x, alt.Y("us:Q", title="time (µs)", scale=look.LOOSE))
-    lines = [
-        f"Left: the bare exchange, {span(table['ranks'])} ranks on {cores} cores, {span(table['repeats'])} repeats.",
-        f"Blocks of {span(table['bytes_per_block'])} bytes. {look.INTERVALS}",
-        f"Right: the model with delays ({table['law'].iloc[0]}), alone (light blue) and with a measured call (dark).",
-    ]
-    costly = ", ".join(f"bound {row.bound} {row.call_us:.0f} µs" for row in table.itertuples())
-    best = table.loc[table["iteration_us"].idxmin(), "bound"]
-    said = f"time of a call by bound: {costly}; time of an iteration is least at bound {best}"
-    title = "The balance: a larger bound hides more, and costs memory and cache"
-    return panels(layers, long, "panel", title, lines, said, 240).resolve_scale(y="independent")
-
-
 def _conditions(table: pd.DataFrame, model: str) -> list[str]:
     law, mean_ms = table["law"].iloc[0], 1000 * table["mean_delay_s"].iloc[0]
     pooled = f"Percentiles of {span(table['batches'])} batches from {span(table['draws'])} draws of arrivals and delays"

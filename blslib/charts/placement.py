@@ -70,29 +70,21 @@ def lag_and_placement(rows: Table, *, cores: int, bound: int) -> Any:
     return look.panels(layers, table, "scenario", title, lines, said, alt.Step(24))
 
 
-def curves(rows: Table, x: alt.X, y: str, title: str, lines: Sequence[str], *, shared: bool = True) -> alt.FacetChart:
+def curves(rows: Table, x: str, y: str, title: str, lines: Sequence[str], *, shared: bool = True) -> Any:
     """A line for each strategy, a panel for each measure, two beside each other.
 
     Args:
-        rows: ``strategy``, ``panel``, the column of ``x``, and ``value``.
-        x: the axis along.
+        rows: ``strategy``, ``panel``, the column ``x``, and ``value``.
+        x: along, and so called on its axis.
         y: title of the values.
         title, lines: of the chart.
         shared: whether all panels have one axis of values.
     """
-    table = pd.DataFrame(rows)
-    looks = {name: look for name, look in STRATEGIES.items() if name in set(table["strategy"])}
-    colors, shapes = zip(*looks.values(), strict=True)
-    base = alt.Chart().encode(
-        x=x, y=alt.Y("value:Q", title=y, scale=LOOSE), color=by(alt.Color, "strategy", looks, colors)
-    )
-    parts = list(table["panel"].unique())
-    layers = [base.mark_line(), base.mark_point().encode(shape=by(alt.Shape, "strategy", looks, shapes))]
-    chart = alt.layer(*layers, data=table, width=WIDTH // 2 - 50, height=170)
-    ends = table.groupby(["panel", "strategy"], sort=False)["value"].agg(["min", "max"])
+    table = pd.DataFrame(rows).rename(columns={"strategy": "series", "panel": "measure"})
+    color, shape = look.apart(table["series"], STRATEGIES)
+    base = alt.Chart().encode(x=alt.X(f"{x}:O", title=x), y=alt.Y("value:Q", title=y, scale=LOOSE), color=color)
+    layers = [base.mark_line(), base.mark_point().encode(shape=shape)]
+    ends = table.groupby(["measure", "series"], sort=False)["value"].agg(["min", "max"])
     said = "; ".join(f"{panel}, {name}: {low:.2f} to {high:.2f}" for (panel, name), low, high in ends.itertuples())
-    facet = alt.Facet("panel:N", sort=parts, title=None)
-    faceted = chart.facet(facet, columns=2, spacing=30, title=heading(title, lines))
-    return faceted.resolve_scale(y="shared" if shared else "independent").properties(
-        description=f"A line per strategy, a panel per measure: {said}."
-    )
+    drawn = look.panels(layers, table, "measure", title, list(lines), f"a line per strategy; {said}", 170)
+    return drawn.resolve_scale(y="shared" if shared else "independent")

@@ -46,17 +46,35 @@ def timeline(rows: Table, *, cores: int) -> alt.FacetChart:
     return chart.facet(row=row, title=look.heading(f"What {ranks} ranks do when", lines), description=said)
 
 
-def lag(rows: Table, *, cores: int) -> Any:
-    """How far each rank is ahead of the slowest, over the time of a run; takes rows of ``timeline.run`` and ``law``."""
+def waits(rows: Table, *, cores: int) -> Any:
+    """Who waits for whom, a map of rank against rank for each law and bound; takes the rows of ``timeline.run``."""
     table = pd.DataFrame(rows)
-    table, ranks = table[table["phase"] == "waiting"], sorted(table["rank"].unique())
-    table = table.assign(end_ms=1000 * table["end_s"])
-    color = by(alt.Color, "rank", ranks, look.BLUES[:: len(look.BLUES) // len(ranks)])
-    x = alt.X("end_ms:Q", title="time since the start (ms)", scale=alt.Scale(nice=False))
-    base = alt.Chart().encode(x=x, y=alt.Y("ahead:Q", title="lag (iterations)"), color=color.title("rank"))
+    every = alt.Scale(domain=sorted(table["rank"].unique().tolist()))
+    table = table.query("phase == 'waiting' and waits_for >= 0 and waits_for != rank")
+    table = table.assign(ms=1000 * table["waits_s"], run=table["law"] + ", bound " + table["bound"].astype(str))
+    table = table.groupby(["run", "rank", "waits_for"], sort=False, as_index=False)["ms"].sum()
+    x, y = (alt.X("waits_for:O", title="for this rank"), alt.Y("rank:O", title="this rank waits (ms)"))
+    base = alt.Chart().encode(x=x.scale(every).axis(**QUIET), y=y.scale(every).axis(**QUIET))
+    color = alt.Color("ms:Q", scale=alt.Scale(range=["white", "#999999"], domainMin=0), legend=None)
+    layers = [base.mark_rect(stroke="white").encode(color), base.mark_text().encode(alt.Text("ms:Q", format=".0f"))]
     lines = [
-        f"{len(ranks)} ranks on {cores} cores, bound {look.span(table['bound'])}, from real runs; work is a sleep."
+        f"{len(every.domain)} ranks on {cores} cores, from real runs; milliseconds of a whole run.",
+        "A call at bound k waits for the rank that is last to enter its call k iterations before.",
     ]
+    together = table.groupby("run", sort=False)["ms"].sum().round().to_dict()
+    said = f"milliseconds that each rank waits for each; together {together}"
+    return panels(layers, table, "run", "Who waits for whom?", lines, said, alt.Step(26))
+
+
+def lag(rows: Table, *, cores: int) -> Any:
+    """How far each rank is ahead of the slowest, over the time of a run; takes rows of ``timeline.run``."""
+    table = pd.DataFrame(rows)
+    table, ranks = table[table["phase"] == "waiting"], table["rank"].nunique()
+    table = table.assign(end_ms=1000 * table["end_s"])
+    color = alt.Color("rank:O", title="rank", scale=alt.Scale(scheme="browns"))  # blues are bounds
+    x = alt.X("end_ms:Q", title="time since the start (ms)", scale=alt.Scale(nice=False))
+    base = alt.Chart().encode(x=x, y=alt.Y("ahead:Q", title="lag (iterations)"), color=color)
+    lines = [f"{ranks} ranks on {cores} cores, bound {look.span(table['bound'])}, from real runs; work is a sleep."]
     most = table.groupby("law", sort=False)["ahead"].max()
     said = f"iterations that each rank is ahead of the slowest; at most: {most.to_dict()}"
     layers = [base.mark_line(interpolate="step-after"), base.mark_point(size=25)]
@@ -136,48 +154,6 @@ def measured_and_predicted(rows: Table, *, cores: int, panel: str = "law") -> An
     ]
     said = f"time of an iteration against the bound; measured over predicted: {look.ranges(table, panel, 'ratio')}"
     return panels(layers, table, panel, "Time of an iteration, measured and predicted", lines, said)
-
-
-def response_times(rows: Table, *, cores: int, panel: str = "scenario") -> Any:
-    """Response times of batches against the bound; takes ``response_p50_s`` and ``response_p95_s`` of ``dlrm.run``."""
-    table = look.told(rows, cores)
-    table = table.assign(p50_ms=1000 * table["response_p50_s"], p95_ms=1000 * table["response_p95_s"])
-    color, shape = apart(table["series"])
-    y = alt.Y("p50_ms:Q", title="response time (ms, logarithmic)", **look.log())
-    base = alt.Chart().encode(x=BOUND_AXIS, xOffset=look.BESIDE, color=color, y=y)
-    open_points = base.mark_point(filled=False, fill="white", size=40).encode(y="p95_ms:Q", shape=shape)
-    layers = [base.mark_rule(strokeWidth=1).encode(y2="p95_ms:Q"), base.mark_point().encode(shape=shape), open_points]
-    lines = [
-        setting(table),
-        "Filled: p50, the median of the batches; open: p95. Both are medians of the repeats.",
-        "Closed loop: a batch starts when the loop gets to it, so this is no latency of a service under load.",
-    ]
-    said = f"response times against the bound; p50 with bounded lag in ms: {look.ranges(table, panel, 'p50_ms')}"
-    return panels(layers, table, panel, "From a batch's lookup to its scores", lines, said)
-
-
-def waiting(rows: Table, *, cores: int, panel: str = "scenario") -> Any:
-    """How long each rank waits in an iteration, a map of rank against bound with MPI_Alltoallv first.
-
-    Takes ``waiting_rank0_s`` and so on of ``dlrm.run``.
-    """
-    table = look.told(rows, cores)
-    table = table[table["contender"].isin(["mpi", "bls"])]
-    ranks = {f"waiting_rank{rank}_s": rank for rank in range(table["ranks"].max())}
-    long = table.melt([name for name in table if name not in ranks], list(ranks), "rank", "ms").dropna(subset="ms")
-    bound = long["bound"].astype(str).where(long["contender"] == "bls", "MPI")
-    long = long.assign(column=bound, rank=long["rank"].map(ranks), ms=1000 * long["ms"] / long["iterations"])
-    order = ["MPI", *(str(bound) for bound in sorted(table["bound"].unique()))]
-    x = alt.X("column:O", sort=order, title="bound k (iterations)", axis=alt.Axis(**QUIET))
-    base = alt.Chart().encode(x=x, y=alt.Y("rank:O", title="rank", axis=alt.Axis(**QUIET)))
-    legend = alt.Legend(title="waiting in an iteration (ms)", gradientLength=220, titleLimit=300)
-    ink = alt.when(alt.datum.ms > 0.5 * long["ms"].max()).then(alt.value("white")).otherwise(alt.value("black"))
-    color = alt.Color("ms:Q", scale=alt.Scale(scheme="greys", domainMin=0), legend=legend)
-    words = base.mark_text(fontSize=10).encode(text=alt.Text("ms:Q", format=".2f"), color=ink)
-    lines = [setting(table), "Milliseconds of an iteration inside the exchange, transfers included; medians."]
-    said = f"milliseconds of waiting by rank and bound; with bounded lag: {look.ranges(long, panel, 'ms')}"
-    layers = [base.mark_rect(stroke="white").encode(color=color), words]
-    return panels(layers, long, panel, "Who waits, and for how long?", lines, said, alt.Step(22))
 
 
 def alltoallv_by_size(rows: Table, *, cores: int) -> Any:

@@ -13,6 +13,7 @@ LAWS = [
     ("permanent: the last rank in every iteration", "permanent"),
 ]
 """For a menu of laws of delay, and whom a delay hits."""
+WIDE: dict[str, Any] = {"style": {"description_width": "11em"}, "layout": {"width": "40em"}}
 
 
 def panel(draw: Callable[..., None], **controls: Any) -> Any:
@@ -47,18 +48,14 @@ def slider(description: str, value: int, least: int, most: int, step: int = 1) -
     """A slider for whole numbers."""
     import ipywidgets as widgets
 
-    return widgets.IntSlider(value, least, most, step, description=description, continuous_update=False, **_wide())
+    return widgets.IntSlider(value, least, most, step, description=description, continuous_update=False, **WIDE)
 
 
 def menu(description: str, options: Sequence[Any]) -> Any:
     """A menu of values, or of pairs of words and a value."""
     import ipywidgets as widgets
 
-    return widgets.Dropdown(options=options, description=description, **_wide())
-
-
-def _wide() -> dict[str, Any]:
-    return {"style": {"description_width": "11em"}, "layout": {"width": "40em"}}
+    return widgets.Dropdown(options=options, description=description, **WIDE)
 
 
 def mean_s(law: str, delay_s: float, ranks: int) -> float:

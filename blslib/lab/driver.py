@@ -155,13 +155,13 @@ def fill(page: Path, mark: str, text: str) -> None:
 
 
 def gallery(notebooks: Sequence[Path]) -> str:
-    """Every picture in the text of the notebooks, with its words, in Markdown."""
+    """Every picture of a notebook's own in its text, with its words, in Markdown."""
     lines = []
     for notebook in notebooks:
         cells = nbformat.read(notebook, as_version=4).cells
         text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
         lines.append(f"\n## [{notebook.stem}](../notebooks/{notebook.name})\n")
-        for words, name in re.findall(r"!\[([^]]+)\]\(\.\./figures/([^)]+)\)", text):
+        for words, name in re.findall(r"!\[([^]]+)\]\(\.\./figures/(\d[^)]+)\)", text):
             lines.append(f"![{words}]({name})\n\n{words}\n")
     return "\n".join(lines)
 

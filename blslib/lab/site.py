@@ -1,7 +1,7 @@
 """The site: notebooks as run, the documents, all figures, and a playground. ``./reproduce.sh site`` builds it.
 
 Everything lies in one folder and opens from a disk as well as from GitHub Pages. Pictures are of the reference run but
-for those in the notebooks' own pages; only these pages ask a network for something, the fonts of formulas.
+for those in the notebooks' own pages; only these pages ask a network for something, scripts for formulas.
 """
 
 import itertools
@@ -31,11 +31,12 @@ LINES = (
     "Move the controls: with which law does the lag of some ranks climb to the bound, and stay there?",
 )
 HOME = {"notebooks/README.html": "All pages", "playground.html": "Playground"}
-LINK = '<a href="{}">{}</a> '
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{title}</title><style>body{{font:16px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222}}
 img{{max-width:100%}}table{{border-collapse:collapse}}td,th{{border:1px solid #ddd;padding:.2em .6em;text-align:left}}
 pre{{background:#f6f6f6;padding:.6em;overflow:auto}}</style>{home}{body}</html>"""
+NARROW = ("display: flex;", "overflow: auto;\n      display: flex;\n      flex-direction: column-reverse;")
+"""In the playground's page: its controls above the charts, which keep their size and can be scrolled."""
 
 
 def settings() -> pd.DataFrame:
@@ -89,7 +90,7 @@ def playground() -> alt.VConcatChart:
         lines = chosen.mark_line(interpolate="step-after", point={"size": 20}).encode(
             x=alt.X("returned:Q", title="time since the start (ms)", scale=time),
             y=alt.Y("ahead:Q", title="lag (iterations)", scale=alt.Scale(domain=[0, 9])),
-            color=alt.Color("rank:O", title="rank", scale=alt.Scale(scheme="viridis")),
+            color=alt.Color("rank:O", title="rank", scale=alt.Scale(scheme="browns")),
         )
         timeline = alt.layer(*bars, height=150, title=alt.Title(alt.expr(f"{law} + ': what each rank does'")))
         return alt.vconcat(timeline, lines.properties(height=110)).resolve_scale(color="independent", x="shared")
@@ -113,6 +114,11 @@ def playground() -> alt.VConcatChart:
     return whole.resolve_scale(color="independent").add_params(first, second, delay, bound, ranks)
 
 
+def anchor(heading: str) -> str:
+    """The name of a heading's place as GitHub has it, from that of nbconvert."""
+    return re.sub(r"%\w\w|&\w+;|[^\w-]", "", heading).lower()
+
+
 def build(out: Path) -> list[Path]:
     """Write the site into a folder, from the notebooks that a run has executed; returns its pages.
 
@@ -124,22 +130,24 @@ def build(out: Path) -> list[Path]:
     run = sorted((root() / "notebooks").glob("[0-9][0-9]-*.ipynb"))
     if not run:
         raise FileNotFoundError(f"no executed notebooks in {root() / 'notebooks'}: ./reproduce.sh --quick makes them")
-    pages = {Path("playground.html"): playground().to_html(inline=True, embed_options={"actions": False})}
+    played = playground().to_html(inline=True, embed_options={"actions": False}).replace(*NARROW, 1)
+    pages, exporter = {Path("playground.html"): played}, HTMLExporter(template_name="classic")  # it keeps alt texts
     for path in run:
         try:
-            pages[Path("notebooks", f"{path.stem}.html")] = HTMLExporter().from_filename(str(path))[0]
+            pages[Path("notebooks", f"{path.stem}.html")] = exporter.from_filename(str(path))[0]
         except Exception as error:  # of whatever kind: it was cut short, or is none
             raise ValueError(f"{path} cannot be read, run it again: {str(error).splitlines()[0]}") from error
     for document in (*repository.glob("*.md"), *repository.glob("docs/*.md"), *repository.glob("[a-z]*/README.md")):
         where = document.relative_to(repository)
         body = markdown2html(document.read_text(encoding="utf-8"))
-        home = "".join(LINK.format(os.path.relpath(to, where.parent), words) for to, words in HOME.items())
+        home = "".join(f'<a href="{os.path.relpath(to, where.parent)}">{words}</a> ' for to, words in HOME.items())
         pages[where.with_suffix(".html")] = PAGE.format(title=where.stem, home=home, body=body)
     pages[Path("index.html")] = '<meta http-equiv="refresh" content="0; url=notebooks/README.html">'
     shutil.rmtree(out, ignore_errors=True)  # now that all pages are made
     for where, page in pages.items():
         (out / where).parent.mkdir(parents=True, exist_ok=True)
         shown = re.sub(r'(href="(?![a-z]+:)[^"#]*)\.(?:md|ipynb)\b', r"\1.html", page)
+        shown = re.sub(r'(<h\d id="|href="(?![a-z]+:)[^"#]*#)([^"]*)', lambda at: at[1] + anchor(at[2]), shown)
         (out / where).write_text(shown, encoding="utf-8")
         for link in re.findall(r'(?:href|src)="(?![a-z]+:|#)([^"#]+)', shown):
             target = os.path.normpath(where.parent / link)  # pictures, and files of the repository, go along

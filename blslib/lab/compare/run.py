@@ -73,6 +73,21 @@ class Run(NamedTuple):
         """The most that calls returned at one rank exceeded calls entered at another, at any instant."""
         return max(0, int(self.ahead.max()))
 
+    def waits(self, bound: int) -> tuple[np.ndarray, np.ndarray]:
+        """Whom each call waits for, and how long; the drain counts as one more call.
+
+        Call i waits for the rank whose call i - ``bound`` comes last, the drain for the one whose last call does; of
+        ranks that come at the same instant, for the first.
+
+        Returns:
+            (N + 1,) ranks, -1 for the first calls, which wait for nobody; and (P, N + 1) seconds until that rank has
+            come, 0 where it was there already.
+        """
+        needed = np.append(np.arange(self.calls) - bound, self.calls - 1)
+        came_s = np.where(needed < 0, -np.inf, self.entered_s[:, np.maximum(needed, 0)])
+        entered_s = np.column_stack([self.entered_s, self.drained_s[:, 0]])
+        return np.where(needed < 0, -1, came_s.argmax(axis=0)), np.maximum(came_s.max(axis=0) - entered_s, 0.0)
+
     def predicted_s(self, bound: int, cost: Cost | None = None) -> float:
         """``measured_s`` by the max-plus recurrence, from the realised work; by default the exchange costs nothing."""
         before_s = self.drained_s[:, 0] - self.returned_s[:, -1] - self.collected_s[:, -1]

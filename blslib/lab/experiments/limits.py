@@ -94,29 +94,3 @@ def needed(rows: Sequence[Row], *, within: float = 0.05, slot_bytes: int = 16384
         memory = None if bound is None else Layout(ranks, bound, slot_bytes).ring_bytes
         found.append({"law": law, "ranks": ranks, "within": within, "bound": bound, "memory_bytes": memory})
     return found
-
-
-def balance(calls: Sequence[Row], config: Config) -> list[Row]:
-    """Time of an iteration by bound, once with a free exchange and once with what a call was measured to cost.
-
-    Args:
-        calls: a summary of ``alltoallv.run`` for bounded lag, one line for each bound, as dictionaries.
-        config: the work and its delays; ranks and bounds are those of the calls.
-    """
-    bounds, ranks = [int(row["bound"]) for row in calls], int(calls[0]["ranks"])
-    columns = config.law.columns(np.random.default_rng(config.seed), ranks, config.iterations)
-    free_us = 1e6 * makespans(columns, bounds) / config.iterations
-    return [
-        {
-            "law": config.name,
-            "ranks": ranks,
-            "bound": row["bound"],
-            "bytes_per_block": row["bytes_per_block"],
-            "memory_bytes": Layout(ranks, row["bound"], row["bytes_per_block"]).ring_bytes,
-            "repeats": int(row["repeats"]),
-            **{f"call_us{end}": row[f"time_us{end}"] for end in ("", "_low", "_high")},
-            "free_us": float(us),
-            **{f"iteration_us{end}": float(us) + row[f"time_us{end}"] for end in ("", "_low", "_high")},
-        }
-        for row, us in zip(calls, free_us, strict=True)
-    ]

@@ -36,12 +36,14 @@ def run(comm: "MPI.Intracomm", config: Config) -> list[Row]:
     """Run once at each bound, with the same delays. Collective; the rows are on every rank.
 
     Returns:
-        One row for each stretch of time: bound, lag (the greatest of that run), rank, iteration, ahead (its lag as its
-        call of that iteration returns), phase (work, delay, waiting), and start_s and end_s, since the first rank
-        started. The drain counts as one more iteration.
+        One row for each stretch of time: law, bound, lag (the greatest of that run), rank, iteration, ahead (its lag as
+        its call of that iteration returns), whom that call waits for and for how long (waits_for, waits_s), phase
+        (work, delay, waiting), and start_s and end_s, since the first rank started. The drain counts as one more
+        iteration.
     """
     asked_s = delays(config.law, comm.size, config.iterations, config.mean_delay_s, config.seed)[comm.rank]
-    return [row for bound in config.bounds for row in _once(comm, bound, config.work_s, asked_s.tolist())]
+    runs = [_once(comm, bound, config.work_s, asked_s.tolist()) for bound in config.bounds]
+    return [{"law": config.law, **row} for rows in runs for row in rows]
 
 
 def _once(comm: "MPI.Intracomm", bound: int, work_s: float, delays_s: list[float]) -> list[Row]:
@@ -72,8 +74,10 @@ def _once(comm: "MPI.Intracomm", bound: int, work_s: float, delays_s: list[float
         stretches.append((i, "waiting", entered_s, left_s[i + 1]))
     stretches.append((run.calls, "waiting", left_s[-1], run.ended_s[own]))
     common, ahead = {"bound": bound, "lag": run.lag, "rank": own}, [*run.ahead[own].tolist(), 0]
+    whom, waits_s = run.waits(bound)
     mine = [
-        {**common, "iteration": i, "ahead": ahead[i], "phase": phase, "start_s": float(a_s), "end_s": float(b_s)}
+        {**common, "iteration": i, "ahead": ahead[i], "waits_for": int(whom[i]), "waits_s": float(waits_s[own, i])}
+        | {"phase": phase, "start_s": float(a_s), "end_s": float(b_s)}
         for i, phase, a_s, b_s in stretches
     ]
     return [row for rows in comm.allgather(mine) for row in rows]
