@@ -16,11 +16,11 @@ from tests.conftest import LONG_S, ROOT
 
 Rows = list[dict[str, Any]]
 
+EVERY = "mpi,mpi-barrier,mpi-equal,bls,window,gloo"
 PLACED = "load-balanced,correlated,row-split,singular"
 SMALL = {
     "alltoallv": ["--bytes", "256,4096", "--bounds", "0,1", "--repeats", "2"],
-    "arrivals": ["--patterns", "rotating,gather-like", "--bounds", "0,4", "--repeats", "1", "--quick"],
-    "delayed": ["--laws", "rotating", "--bounds", "0,4", "--repeats", "2", "--quick"],
+    "delayed": ["--laws", "rotating", "--bounds", "0,4", "--repeats", "2", "--quick", "--contenders", EVERY],
     "dlrm": ["--scenarios", "rotating", "--bounds", "0,2", "--repeats", "2", "--quick"],
     "lookup": ["--repeats", "2", "--quick", "--bounds", "0"],
     "placed": ["--scenarios", "static", "--strategies", PLACED, "--bounds", "0,2", "--repeats", "2", "--quick"],
@@ -87,9 +87,7 @@ def test_every_contender_takes_part(measured: dict[str, Rows]) -> None:
     of_torch = {(name, k) for name in ("gloo", "torch", "bls") for k in (0, 1)}
     assert pairs(measured["torch"], delay_ms=0.0) == pairs(measured["torch"], delay_ms=3.0) == of_torch
     bounded = {(name, k) for name in ("bls", "window", "gloo") for k in (0, 4)}
-    uneven = bounded | {("mpi", 0), ("mpi-barrier", 0)}
-    assert pairs(measured["arrivals"], pattern="gather-like") == uneven
-    assert pairs(measured["arrivals"], pattern="rotating") == uneven | {("mpi-equal", 0)}
+    assert pairs(measured["delayed"]) == bounded | {("mpi", 0), ("mpi-barrier", 0), ("mpi-equal", 0)}
 
 
 def test_each_stands_beside_the_others(measured: dict[str, Rows]) -> None:
@@ -122,7 +120,7 @@ def test_ranks_that_sleep_in_turn_wait_for_each_other_as_the_bound_has_it(measur
 def test_no_run_is_quicker_than_its_prediction(measured: dict[str, Rows]) -> None:
     # MPI waits for nobody of whom it gets nothing: the whole model everywhere has no exchange that could be predicted.
     placed = [row for row in measured["placed"] if row["strategy"] != "singular"]
-    for row in measured["arrivals"] + measured["delayed"] + measured["dlrm"] + placed:
+    for row in measured["delayed"] + measured["dlrm"] + placed:
         assert row["measured_s"] >= row["predicted_s"] * (1 - 1e-9)
         assert row["predicted_s"] >= row["limit_s"] * (1 - 1e-9)
         assert row["limit_s"] >= row["useful_s"] > 0
@@ -163,11 +161,6 @@ def test_serving_has_a_row_for_every_batch_of_every_draw(measured: dict[str, Row
     found = {(row["bound"], row["repeat"], row["batch"]): row for row in measured["serving"]}
     assert len(found) == len(measured["serving"]) == 2 * 2 * 60
     assert {row["contender"] for row in found.values()} == {"bls"}
-
-
-def test_waiting_is_told_rank_by_rank(measured: dict[str, Rows]) -> None:
-    for row in measured["dlrm"]:
-        assert row["waiting_s"] == pytest.approx((row["waiting_rank0_s"] + row["waiting_rank1_s"]) / 2)
 
 
 def test_memory_is_slots_with_headers_and_a_page(measured: dict[str, Rows]) -> None:
@@ -302,10 +295,11 @@ def test_a_faulty_file_of_the_user_s_harms_no_other(extra: Path, text: str, said
     assert done.stderr.startswith(said) and done.stderr.count("\n") == 1
 
 
-def test_what_takes_no_part_is_told(tmp_path: Path) -> None:
-    options = ["--contenders", "mpi-equal", "--patterns", "gather-like", "--quick"]
-    done = bench(tmp_path / "rows.json", "arrivals", *options)
-    assert (done.returncode, done.stderr) == (1, "bench arrivals measured nothing: it takes none of what was named\n")
+def test_what_takes_no_part_is_told(extra: Path) -> None:
+    nothing = COUNTING.replace("def run(", "def run(comm, config):\n    return []\n\n\ndef not_run(")
+    (extra / "experiments" / "counting.py").write_text(nothing)
+    done = bench(extra / "rows.json", "counting", "--upto", "5", extra=extra)
+    assert (done.returncode, done.stderr) == (1, "bench counting measured nothing: it takes none of what was named\n")
 
 
 @pytest.mark.parametrize(
@@ -318,7 +312,6 @@ def test_what_takes_no_part_is_told(tmp_path: Path) -> None:
             ["bench", "delayed", "--contenders", "raw"],
             "choose from bls, bls-sleeps, gloo, messages",
         ),  # it has no calls to be timed
-        (["bench", "arrivals", "--patterns", "x"], "choose from balanced, rotating, wandering, permanent, gather-like"),
         (["bench", "delayed", "--laws", "gauss"], "choose from none, bernoulli"),
         (["bench", "dlrm", "--scenarios", "x"], "choose from balanced"),
         (["bench", "dlrm", "--laws", "none"], "unrecognized arguments"),
@@ -344,13 +337,13 @@ def test_a_wrong_word_is_told_at_once(arguments: list[str], said: str, capsys: p
 
 def test_what_is_named_twice_is_measured_once() -> None:
     """Else a row would have two that it could be paired with."""
-    words = ["bench", "arrivals", "--patterns", "rotating,balanced,rotating", "--bytes", "64,64", "--bounds", "4,0,4"]
+    words = ["bench", "delayed", "--laws", "rotating,none,rotating", "--bytes", "64,64", "--bounds", "4,0,4"]
     given = cli.parser().parse_args(words)
-    assert (given.patterns, given.bytes, given.bounds) == (("rotating", "balanced"), (64,), (4, 0))
+    assert (given.laws, given.bytes, given.bounds) == (("rotating", "none"), (64,), (4, 0))
 
 
 def test_an_experiment_that_is_none() -> None:
     with pytest.raises(
-        ValueError, match=r"no 'smoke' in blslib.lab.experiments: choose from alltoallv, arrivals, .*torch"
+        ValueError, match=r"no 'smoke' in blslib.lab.experiments: choose from alltoallv, delayed, .*torch"
     ):
         found.load(experiments, "smoke")

@@ -110,7 +110,6 @@ ALL = [
     (charts.speedup_by_bound, rows),
     (charts.exchange_and_lag, rows),
     (charts.measured_and_predicted, rows),
-    (charts.arrivals, rows),
     (charts.alltoallv_by_size, calls),
     (charts.gain_over_gloo, turns),
 ]
@@ -133,7 +132,7 @@ def test_axes_have_units(draw: Any, table: Any) -> None:
     text = draw(table(), cores=2).to_json()
     assert any(unit in text for unit in ("(ms", "(s)", "(×)"))
     if draw not in (charts.timeline, charts.waits):
-        assert "(iterations)" in text or draw in (charts.arrivals, charts.alltoallv_by_size, charts.gain_over_gloo)
+        assert "(iterations)" in text or draw in (charts.alltoallv_by_size, charts.gain_over_gloo)
 
 
 @each_chart
@@ -145,7 +144,6 @@ def test_the_legend_names_what_is_drawn(draw: Any, table: Any) -> None:
         charts.waits: ["rotating, bound 0", "rotating, bound 2"],  # numbers stand in its cells
         charts.exchange_and_lag: [charts.EXCHANGE, charts.LAG, charts.EXPECTED],
         charts.measured_and_predicted: [look.MPI, look.BLS, look.WINDOW, look.PREDICTED, look.LIMIT],
-        charts.arrivals: [look.MPI, "bounded lag, bound 0", "bounded lag, bound 4"],
         charts.alltoallv_by_size: ["bounded lag, bound 0", "bounded lag, bound 4", look.LABELS["floor"]],
         charts.gain_over_gloo: [f"torch.distributed: {name}, bound {k}" for name in ("gloo", "bls") for k in (1, 4)]
         + [look.PREDICTED],
@@ -303,7 +301,6 @@ def pooled(idle: tuple[str, ...]) -> pd.DataFrame:
 def test_latencies_under_load_and_alone() -> None:
     for chart, name in (
         (model_charts.latency_by_rate(pooled(("polls",)), cores=2, limit_s=0.1), "bounded lag, bound 4"),
-        (model_charts.lone_batches(pooled(("polls", "sleeps")), cores=2), "an idle rank sleeps"),
     ):
         spec = chart.to_dict()
         caption = " ".join(spec["title"]["subtitle"])

@@ -67,12 +67,10 @@ def test_the_needed_bound_and_its_memory() -> None:
 
 def test_charts_say_what_they_show() -> None:
     many = limits.run(config("exponential", Exponential(1e-3), ranks=(2, 4, 1000), iterations=20))
-    needed = [*limits.needed(many), {"law": "never", "ranks": 4, "within": 0.05, "bound": None, "memory_bytes": None}]
     drawn = {
         "4 ranks, measured": model_charts.gain_by_ranks(live(), live(), cores=2),
         "up to 1,000 ranks, which nobody ran": model_charts.gain_by_ranks(many, live(), cores=2),
         "2 ranks, max-plus model": model_charts.saved_time(limits.saved(EXPONENTIAL)),
-        "within 5%": model_charts.needed_bounds(needed, most=16),
     }
     for words, chart in drawn.items():
         spec = chart.to_dict()
@@ -86,19 +84,6 @@ def test_charts_say_what_they_show() -> None:
         svg = vl_convert.vegalite_to_svg(spec)
         assert len(svg) > 5000
         assert "NaN" not in svg
-
-
-def test_where_no_bound_comes_close_the_chart_says_so() -> None:
-    rows = [
-        {"law": law, "ranks": ranks, "within": 0.05, "bound": bound, "memory_bytes": memory}
-        for law, bound, memory in (("near", 4, 5e6), ("never", None, None))
-        for ranks in (2, 1000)
-    ]
-    chart = model_charts.needed_bounds(rows, most=16)
-    svg = vl_convert.vegalite_to_svg(chart.to_dict())
-    assert svg.count("&gt; 16</text>") == 2
-    assert svg.count(">5MB</text>") == 2
-    assert "never > 16" in chart.to_dict()["description"]
 
 
 def test_speed_ups_are_over_bound_0_of_the_same_ranks() -> None:

@@ -175,11 +175,7 @@ def test_one_slow_draw_at_a_low_rate_does_not_count_at_all_higher_ones() -> None
 
 
 def test_charts_say_what_they_show() -> None:
-    lone = pd.DataFrame(rows(("polls", "sleeps"))).query(f"rate_per_s == {RATES[0]}")
-    for chart in (
-        model_charts.latency_by_rate(serving.pooled(rows()), cores=2, limit_s=0.1),
-        model_charts.lone_batches(serving.pooled(lone), cores=2),
-    ):
+    for chart in (model_charts.latency_by_rate(serving.pooled(rows()), cores=2, limit_s=0.1),):
         spec = chart.to_dict()
         caption = " ".join(spec["title"]["subtitle"])
         assert "4 ranks on 2 cores" in caption

@@ -9,7 +9,7 @@ import altair as alt
 import pandas as pd
 
 from blslib.charts import look
-from blslib.charts.look import LOOKS, QUIET, TENS, WIDTH, Table, apart, by, log, medians, panels, span
+from blslib.charts.look import LOOKS, TENS, Table, apart, by, log, medians, panels, span
 
 
 def latency_by_rate(rows: Table, *, cores: int, limit_s: float) -> Any:
@@ -37,27 +37,6 @@ def latency_by_rate(rows: Table, *, cores: int, limit_s: float) -> Any:
     said = f"latency against the rate of arrivals; 99th percentile at {span(worst['rate_per_s'])} a second: {each}"
     lines = _conditions(table, "Dashed lines")
     return panels(layers, long, "percentile", "What users wait, at which rate", lines, said, 280)
-
-
-def lone_batches(rows: Table, *, cores: int) -> Any:
-    """What a bound costs a batch that has the system to itself, with and without polling; takes ``serving.pooled``."""
-    table = look.told(rows, cores)
-    looks = look.by_bound(table)
-    long = _percentiles(table, {50: "p50", 95: "p95"})
-    long["idle"] = "an idle rank " + long["idle"]
-    color, _ = apart(long["series"], looks)
-    axis = alt.Axis(ticks=False, labelExpr="split(datum.label, ', ')")
-    x = alt.X("series:N", sort=list(looks), title=None, axis=axis)
-    base = alt.Chart().encode(x=x, xOffset=alt.XOffset("idle:N", scale=alt.Scale(paddingOuter=0.6)))
-    y = alt.Y("latency_ms:Q", title="latency (ms, logarithmic)", **log())
-    shape = by(alt.Shape, "idle", long["idle"].unique(), ("circle", "triangle-up"))
-    ticks = base.mark_tick(width=26, thickness=2, opacity=1, color=LOOKS[look.PREDICTED][0]).encode(y="predicted_ms:Q")
-    layers = [ticks, *medians(base.encode(color=color.legend(None)), "latency_ms", y, shape=shape)]
-    every = f"A batch arrives every {1000 / table['rate_per_s'].iloc[0]:g} ms in the mean."
-    each = "; ".join(f"{row.series}, {row.idle} {1000 * row.latency_p50_s:.1f} ms" for row in table.itertuples())
-    said = f"latency of batches that hardly ever meet another; medians: {each}"
-    lines = [*_conditions(table, "Light blue ticks"), every]
-    return panels(layers, long, "percentile", "What a bound costs a lone batch", lines, said)
 
 
 def gain_by_ranks(model: Table, live: Table, *, cores: int) -> Any:
@@ -114,36 +93,6 @@ def saved_time(rows: Table) -> Any:
     ]
     said = f"saved time; at the end: {'; '.join(f'{law} {ms:.0f} ms' for law, ms in last.items())}"
     return panels([layer], table, "delay", "Lag pays again and again, or never", lines, said)
-
-
-def needed_bounds(rows: Table, *, most: int) -> Any:
-    """The bound that comes close to the limit, and its memory: a map of law against ranks.
-
-    Args:
-        rows: of ``limits.needed``.
-        most: the largest bound that was tried.
-    """
-    table = pd.DataFrame(rows).astype({"bound": float, "memory_bytes": float})
-    none = table["bound"].isna()
-    table["needed"] = table["bound"].map("{:.0f}".format).mask(none, f"> {most}")
-    table["color"] = table["bound"].fillna(0).map(lambda bound: look.bound_look(int(bound))[0]).mask(none, "#F2F2F2")
-    y = alt.Y("law:N", sort=list(table["law"].unique()), title=None, axis=alt.Axis(**QUIET))
-    base = alt.Chart(table, width=WIDTH - 60, height=36 * table["law"].nunique())
-    base = base.encode(x=alt.X("ranks:O", title="ranks P", axis=alt.Axis(format=",d", **QUIET)), y=y)
-    cells = base.mark_rect(stroke="white").encode(color=alt.Color("color:N", scale=None))
-    inked = base.encode(color=alt.when(alt.datum.bound > 2).then(alt.value("white")).otherwise(alt.value("black")))
-    bounds = inked.mark_text(fontSize=13, fontWeight="bold", dy=-6).encode(text="needed:N")
-    memory = inked.transform_calculate(text="isValid(datum.bound) ? format(datum.memory_bytes, '.2~s') + 'B' : ''")
-    lines = [
-        f"The smallest bound tried that is within {table['within'].iloc[0]:.0%} of the busiest rank's own time; model.",
-        "Below it the memory of a rank's slots for blocks of 16 KiB.",
-        f"Bound 0: there is nothing to win. > {most}: no bound tried comes so close.",
-    ]
-    last = table[table["ranks"] == table["ranks"].max()]
-    told = "; ".join(f"{row.law} {row.needed}" for row in last.itertuples())
-    said = f"Needed bound and memory by law and ranks; at {span(last['ranks'])} ranks: {told}."
-    chart = alt.layer(cells, bounds, memory.mark_text(fontSize=10, dy=9).encode(text="text:N"))
-    return chart.properties(title=look.heading("Which bound is needed", lines), description=said)
 
 
 def _conditions(table: pd.DataFrame, model: str) -> list[str]:

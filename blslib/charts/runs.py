@@ -203,23 +203,3 @@ def gain_over_gloo(rows: Table, *, cores: int) -> Any:
     ]
     said = f"gain of bls over gloo with as many requests in flight: {look.ranges(table, 'size', 'gain', 'torch')}"
     return panels(layers, table, "size", "When does torch's backend pay?", lines, said)
-
-
-def arrivals(rows: Table, *, cores: int) -> Any:
-    """Time over that of the max-plus law, pattern by pattern of arrival; takes ``ratio`` of ``arrivals.run``."""
-    table = look.told(rows, cores)
-    looks = look.by_bound(table)
-    color, shape = apart(table["series"], looks)
-    y = alt.Y("series:N", sort=list(looks), title=None, axis=alt.Axis(domain=False, ticks=False, labelLimit=230))
-    base = alt.Chart().encode(y=y, color=color.legend(None))
-    x = alt.X("ratio:Q", title="time over the max-plus law (×)", scale=LOOSE)
-    law = alt.Chart().mark_rule(color=LOOKS[look.PREDICTED][0]).encode(x=alt.datum(1.0))
-    bars = base.mark_rule().encode(x="ratio_low:Q", x2="ratio_high:Q")
-    lines = [
-        f"{setting(table)} Work and delays are sleeps; in wandering they fall on any rank (bernoulli).",
-        f"{INTERVALS} Light blue line: the law itself, with an exchange that costs nothing.",
-        *["In gather-like counts differ, which MPI_Alltoall does not take."] * ("gather-like" in set(table["pattern"])),
-    ]
-    said = f"time over the max-plus law by contender; bounded lag: {look.ranges(table, 'pattern', 'ratio')}"
-    layers = [law, bars, base.mark_point().encode(x=x, shape=shape.legend(None))]
-    return panels(layers, table, "pattern", "What if ranks arrive at different times?", lines, said, 150)

@@ -78,7 +78,7 @@ def judge(
     """One claim for each value of ``by``.
 
     Args:
-        rows: raw, one per repeat, of ``dlrm.run``, ``delayed.run`` or ``arrivals.run``: MPI, and bounded lag at bound 0
+        rows: raw, one per repeat, of ``dlrm.run`` or ``delayed.run``: MPI, and bounded lag at bound 0
             and at ``bound``.
         claim: its words.
         cores: of the machine that ran them.

@@ -11,7 +11,7 @@ from blslib.charts import colours, look
 from blslib.diagnosis.diagnose import diagnose, text
 from blslib.diagnosis.traces import Trace, read
 from blslib.lab import controls, driver, figures
-from blslib.lab.experiments import alltoallv, arrivals, delayed, dlrm, limits, lookup, placed, serving, timeline, torch
+from blslib.lab.experiments import alltoallv, delayed, dlrm, limits, lookup, placed, serving, timeline, torch
 from blslib.lab.ranks.cluster import engines, experiment
 from blslib.lab.rows import summary, write
 from blslib.placement import models

@@ -54,12 +54,6 @@ class Run(NamedTuple):
         return self.measured_s / limit(self.work_s)
 
     @property
-    def waiting_s(self) -> np.ndarray:
-        """(P,) seconds inside the calls of the exchange, transfer included."""
-        drains_s = self.drained_s[:, 1] - self.drained_s[:, 0]
-        return (self.returned_s - self.entered_s).sum(axis=1) + self.collected_s.sum(axis=1) + drains_s
-
-    @property
     def ahead(self) -> np.ndarray:
         """(P, N) calls returned at a rank, as each returns, less those entered at the slowest by then."""
         slowest = [
@@ -98,8 +92,8 @@ class Run(NamedTuple):
         """What a row says of a run at this bound.
 
         Seconds measured; predicted for its own work; foreseen at this bound from the work of ``alone``, the run of the
-        same contender at bound 0 in the same repeat; of the busiest rank's work, and of the mean; in the exchange, on
-        the mean of the ranks; and the greatest lag.
+        same contender at bound 0 in the same repeat; of the busiest rank's work, and of the mean; and the
+        greatest lag.
         """
         return {
             "measured_s": self.measured_s,
@@ -107,7 +101,6 @@ class Run(NamedTuple):
             "foreseen_s": (alone or self).predicted_s(bound),
             "limit_s": limit(self.work_s),
             "useful_s": float(self.work_s.sum(axis=1).mean()),
-            "waiting_s": float(self.waiting_s.mean()),
             "lag": self.lag,
         }
 

@@ -26,7 +26,6 @@ class Config:
         base_s: slept on top of it by every rank in every iteration.
         iterations: N of each run.
         bytes_per_block: of every block, a multiple of 4.
-        to_first: send blocks to rank 0 alone (gather-like), and empty ones to the others.
         repeats, budget_s: at least so many, and until lag's effect is known or so many seconds are spent.
     """
 
@@ -35,7 +34,6 @@ class Config:
     base_s: float = 0.0
     iterations: int = 100
     bytes_per_block: int = 16384
-    to_first: bool = False
     names: tuple[str, ...] = ("mpi", "bls", "window")
     bounds: tuple[int, ...] = (0, 1, 4, 16, 64)
     repeats: int = 7
@@ -81,16 +79,14 @@ def measure(comm: "MPI.Intracomm", config: Config) -> "tuple[dict[Contender, Any
     from blslib.lab.compare.loop import Loop
     from blslib.lab.compare.run import Run, delaying, gathered, start
 
-    count = config.bytes_per_block // 4
-    send = [count if not config.to_first or rank == 0 else 0 for rank in range(comm.size)]
-    receive = [count if not config.to_first or comm.rank == 0 else 0] * comm.size
+    counts = [config.bytes_per_block // 4] * comm.size
     delay = delaying(comm, config.law, config.iterations, config.mean_delay_s, config.seed, config.base_s)
-    items, loop = contenders(config.names, config.bounds), Loop(comm, send, receive)
+    items, loop = contenders(config.names, config.bounds), Loop(comm, counts, counts)
 
     def warm_up(exchange: Any) -> None:
         loop.run(exchange, 2 * (exchange.bound + 1))
 
-    with exchanges(comm, items, send, receive, config.bytes_per_block, warm_up) as made:
+    with exchanges(comm, items, counts, counts, config.bytes_per_block, warm_up) as made:
 
         def once(item: Contender) -> Run:
             clock = Clock(made[item])

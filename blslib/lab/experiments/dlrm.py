@@ -99,7 +99,6 @@ def run(comm: "MPI.Intracomm", config: Config) -> list[Row]:
         same = np.array_equal(reference, each.scores)
         return {
             **each.run.measures(item.bound, alone.run),
-            **{f"waiting_rank{r}_s": float(waited_s) for r, waited_s in enumerate(each.run.waiting_s)},
             "processor_s": comm.allreduce(each.processor_s),
             "response_p50_s": p50_s,
             "response_p95_s": p95_s,
