@@ -16,7 +16,7 @@ from tests.conftest import LONG_S, ROOT
 
 Rows = list[dict[str, Any]]
 
-EVERY = "mpi,mpi-barrier,mpi-equal,bls,window,gloo"
+EVERY = "mpi,mpi-equal,bls,window,gloo"
 PLACED = "load-balanced,correlated,row-split,singular"
 SMALL = {
     "alltoallv": ["--bytes", "256,4096", "--bounds", "0,1", "--repeats", "2"],
@@ -87,7 +87,7 @@ def test_every_contender_takes_part(measured: dict[str, Rows]) -> None:
     of_torch = {(name, k) for name in ("gloo", "torch", "bls") for k in (0, 1)}
     assert pairs(measured["torch"], delay_ms=0.0) == pairs(measured["torch"], delay_ms=3.0) == of_torch
     bounded = {(name, k) for name in ("bls", "window", "gloo") for k in (0, 4)}
-    assert pairs(measured["delayed"]) == bounded | {("mpi", 0), ("mpi-barrier", 0), ("mpi-equal", 0)}
+    assert pairs(measured["delayed"]) == bounded | {("mpi", 0), ("mpi-equal", 0)}
 
 
 def test_each_stands_beside_the_others(measured: dict[str, Rows]) -> None:

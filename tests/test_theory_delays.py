@@ -12,7 +12,6 @@ from blslib.theory.delays import (
     Constant,
     Exponential,
     Law,
-    Lognormal,
     Pareto,
     Permanent,
     Rotating,
@@ -66,7 +65,6 @@ SOME: dict[str, Law] = {
     "constant": Constant(0.5),
     "bernoulli": Bernoulli(2.0, 0.3),
     "exponential": Exponential(0.7),
-    "lognormal": Lognormal(0.7, 0.5),
     "pareto": Pareto(0.7, 3.5),
     "bursts": Bursts(2.0, start=0.2, stop=0.4),
     "rotating": Rotating(3.0),
@@ -133,7 +131,6 @@ def test_laws_compose():
         (lambda: Constant(-1.0), "each_s is a time >= 0, got -1.0"),
         (lambda: Exponential(float("nan")), "each_s is a time >= 0, got nan"),
         (lambda: Bernoulli(1.0, 1.5), "probability is between 0 and 1, got 1.5"),
-        (lambda: Lognormal(0.0), "each_s is a time > 0, got 0.0"),
         (lambda: Pareto(1.0, 1.0), "shape is > 1, below which there is no mean, got 1.0"),
         (lambda: Bursts(1.0, stop=0.0), "stop is above 0 and up to 1, got 0.0"),
         (

@@ -25,7 +25,6 @@ _PENTAGON = "M0,-1L0.95,-0.31L0.59,0.81L-0.59,0.81L-0.95,-0.31Z"  # Vega has no 
 SERIES = {
     "mpi": (MPI, "#000000", "square"),
     "raw": ("MPI_Alltoallv, bare loop", "#000000", "cross"),
-    "mpi-barrier": ("MPI_Alltoallv after a barrier", "#000000", "triangle-left"),
     "mpi-equal": ("MPI_Alltoall (equal counts)", "#000000", "triangle-right"),
     "bls": (BLS, "#0072B2", "circle"),
     "bls-sleeps": ("bounded lag, sleeping while it waits", "#004D79", _PENTAGON),

@@ -6,7 +6,6 @@ hence whether the imbalance that it makes is static (ranks differ in their means
 changes, which lag can).
 """
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import repeat
@@ -102,20 +101,6 @@ class Exponential(_OfMean):
 
     def matrix(self, rng: np.random.Generator, ranks: int, iterations: int) -> np.ndarray:
         return rng.exponential(self.each_s, (ranks, iterations))
-
-
-@dataclass(frozen=True)
-class Lognormal(_OfMean):
-    """Lognormal: the logarithm has a standard deviation of ``sigma``."""
-
-    sigma: float = 1.0
-
-    def __post_init__(self) -> None:
-        _require(self.each_s > 0, "each_s", self.each_s, "a time > 0")
-        _require(self.sigma >= 0, "sigma", self.sigma, ">= 0")
-
-    def matrix(self, rng: np.random.Generator, ranks: int, iterations: int) -> np.ndarray:
-        return rng.lognormal(math.log(self.each_s) - self.sigma**2 / 2, self.sigma, (ranks, iterations))
 
 
 @dataclass(frozen=True)
@@ -218,7 +203,6 @@ LAWS: dict[str, Callable[[float, int], Law]] = {
     "exponential": lambda mean_s, ranks: Exponential(mean_s),
     "rotating": lambda mean_s, ranks: Rotating(ranks * mean_s),
     "permanent": lambda mean_s, ranks: Permanent(ranks * mean_s),
-    "lognormal": lambda mean_s, ranks: Lognormal(mean_s),
     "pareto": lambda mean_s, ranks: Pareto(mean_s),
     "bursts": lambda mean_s, ranks: Bursts(10 * mean_s),
 }
@@ -230,7 +214,6 @@ bernoulli    ten times the mean, with probability 0.1, else nothing: rare and lo
 exponential  exponentially distributed
 rotating     P times the mean, on rank i mod P in iteration i
 permanent    P times the mean, always on the last rank: the one that no bound can mask
-lognormal    lognormal with sigma 1
 pareto       Pareto with shape 2.5: a heavy tail
 bursts       ten times the mean in bursts of ten iterations in the mean, a tenth of the time
 ===========  ===================================================================================================
