@@ -358,5 +358,35 @@ def test_the_example_scores_the_same_over_every_backend_at_every_depth() -> None
     assert len(digests) == 1
 
 
+TORCHREC = "examples/torchrec_pipeline.py"
+SMALL = ["--batches", "12", "--batch-size", "8", "--tables", "2", "--rows", "50"]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torchrec") is not None, reason="TorchRec is installed")
+def test_the_example_of_torchrec_says_in_a_line_what_is_missing() -> None:
+    done = run_ranks(2, [TORCHREC], timeout_s=LONG_S, cwd=ROOT)
+    assert done.returncode != 0
+    assert done.stdout.count("\n") == 1, done.stdout
+    assert "needs TorchRec, and there is no torchrec: pip install --no-deps torchrec==" in done.stdout
+
+
+@pytest.mark.long
+@pytest.mark.skipif(importlib.util.find_spec("torchrec") is None, reason="TorchRec is not installed: see docs/torch.md")
+def test_torchrec_has_the_same_outputs_over_every_backend_at_every_depth_in_every_sharding() -> None:
+    cases = [("table", *case) for case in (("gloo", 0), ("gloo", 2), ("bls", 0), ("bls", 2))]
+    cases += [(sharding, *case) for sharding in ("row", "column") for case in (("gloo", 0), ("bls", 3))]
+    digests = set()
+    for sharding, backend, depth in cases:
+        how = ["--sharding", sharding, "--backend", backend, "--batches-in-flight", str(depth)]
+        done = run_ranks(2, [TORCHREC, *SMALL, *how], timeout_s=3 * LONG_S, cwd=ROOT)
+        assert done.returncode == 0, done.stdout
+        said = done.stdout.splitlines()[-1]
+        if backend == "bls":
+            calls = 3 if sharding == "row" else 4
+            assert f"(a bound of {depth * calls} calls, {calls} calls a batch)" in said
+        digests.add(said.split()[-1])
+    assert len(digests) == 1
+
+
 if __name__ == "__main__":
     conform(*sys.argv[1:])

@@ -26,6 +26,7 @@ from blslib.collective.errors import BlockError, ExchangeError, LateError, PeerE
 from blslib.collective.layout import Layout
 from blslib.collective.torch import BLSGroup, BLSOptions
 from blslib.collective.torch.exchange import TorchAlltoallv
+from blslib.collective.torch.work import RefusedError
 from tests.conftest import until
 
 AWAY_S = 0.2
@@ -580,6 +581,50 @@ def test_options(comm, monkeypatch):
         BLSGroup(comm, None, timeout)
     with pytest.raises(TypeError, match="pg_options of a 'bls' group are BLSOptions, got dict"):
         BLSGroup(comm, {"bound": 1}, timeout)
+
+
+@pytest.mark.ranks(2)
+def test_a_bound_counts_batches_of_several_calls(comm, start):
+    """A rank that is two batches of three calls ahead of another waits for nobody, and in the next call does."""
+    group = start(bound=2, calls_per_batch=3)
+    assert (group.bound, group.calls_per_batch, group.calls) == (2, 3, 0)
+    exchange(comm.size, 0)[1].wait()
+    assert (group.calls, group._exchange.bound) == (1, 6)
+    comm.Barrier()
+    if comm.rank:
+        comm.Recv(np.empty(1), 0)  # until when this rank posts nothing
+    works = [exchange(comm.size, i)[1] for i in range(6)]
+    if comm.rank == 0:
+        assert group.calls == 7 and not works[0].is_completed()
+        for rank in range(1, comm.size):
+            comm.Send(np.zeros(1), rank)
+    works.append(exchange(comm.size, 6)[1])
+    assert works[0].is_completed()
+    assert all(work.wait() for work in works)
+    dist.all_reduce(torch.ones(1))  # no all-to-all
+    assert group.calls == 8
+
+
+@pytest.mark.ranks(2)
+def test_batches_of_another_number_of_calls_are_refused(comm, start):
+    start(bound=1, calls_per_batch=2 + comm.rank)
+    with pytest.raises(RefusedError, match="bound"):
+        exchange(comm.size, 0)
+
+
+def test_slots_grow_with_batches_of_several_calls(comm, start):
+    group = start(bound=1, calls_per_batch=3)
+    for i in range(30):
+        data = torch.full((comm.size, 2 if i < 5 else 5000), float(i))
+        output = torch.empty_like(data)
+        assert dist.all_to_all_single(output, data, async_op=True).wait() and (output == i).all()
+    assert group._exchange.slot_bytes >= 20_000 and group._exchange.bound == 3
+
+
+@pytest.mark.parametrize("calls", [0, -1])
+def test_a_batch_has_a_call(calls):
+    with pytest.raises(ValueError, match=f"calls_per_batch must be >= 1, the all-to-alls of a batch, got {calls}"):
+        BLSOptions(bound=2, calls_per_batch=calls)
 
 
 def test_an_interface_that_is_not_there_is_told_with_the_cure(comm, monkeypatch):

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from blslib.collective.torch.autoload import register
 
 if TYPE_CHECKING:
-    from blslib.collective.torch.process_group import BLSGroup, BLSOptions
+    from blslib.collective.torch.options import BLSOptions
+    from blslib.collective.torch.process_group import BLSGroup
 
 __all__ = ["BLSGroup", "BLSOptions"]
 

@@ -8,7 +8,8 @@ from torch._C._distributed_c10d import PrefixStore
 from blslib.collective.mpi import MPI
 from blslib.collective.store import StoreComm
 from blslib.collective.torch.autoload import NAME, under_mpi
-from blslib.collective.torch.process_group import BLSGroup, BLSOptions
+from blslib.collective.torch.options import BLSOptions
+from blslib.collective.torch.process_group import BLSGroup
 from blslib.collective.torch.rendezvous import on_one_host
 from blslib.collective.turns import check_process
 

@@ -15,8 +15,8 @@ from mpi4py import MPI
 
 from blslib.collective.baselines import Baseline
 from blslib.collective.exchange import Arrival, Block
+from blslib.collective.torch import BLSGroup, BLSOptions
 from blslib.collective.torch.gloo import gloo_group
-from blslib.collective.torch.process_group import BLSGroup, BLSOptions
 
 TIMEOUT = timedelta(seconds=60)
 

@@ -12,7 +12,6 @@ import threading
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import timedelta
 from itertools import accumulate, pairwise
 from typing import Any
@@ -29,6 +28,7 @@ from blslib.collective.exchange import Arrival
 from blslib.collective.store import Comm, StoreComm
 from blslib.collective.torch.autoload import NAME
 from blslib.collective.torch.gloo import GlooGroup, keep, tensors_in
+from blslib.collective.torch.options import BLSOptions
 from blslib.collective.torch.work import AllToAllWork, Bytes, RefusedError, Tensors, flat_bytes, seconds
 from blslib.collective.turns import IS_FORKED
 from blslib.collective.waiting import complete
@@ -36,22 +36,6 @@ from blslib.collective.waiting import complete
 LEAST_SLOT_BYTES = 4096
 
 _AGREEMENT = "the all-to-all's agreement on slots"
-
-
-@dataclass(frozen=True)
-class BLSOptions:
-    """What a group may be told, as ``pg_options`` of ``init_process_group`` and ``new_group``; equal on all ranks.
-
-    Attributes:
-        bound: whole iterations (k) that the slowest rank may lag, and all-to-alls that may be under way at once; None
-            takes BLS_BOUND from the environment, else 0.
-        slot_bytes: room for what one rank sends to one other in one call; more is legal and slower. None takes
-            BLS_SLOT_BYTES, else a quarter more than the largest block in the group's first all-to-all, and later on of
-            all so far, where these have become larger.
-    """
-
-    bound: int | None = None
-    slot_bytes: int | None = None
 
 
 class BLSGroup(GlooGroup):
@@ -65,6 +49,9 @@ class BLSGroup(GlooGroup):
         options: None takes the environment's.
         timeout: of every wait that is given no other.
         store: where gloo's ranks meet; None has them meet through MPI.
+
+    Attributes:
+        bound, calls_per_batch: as in the options, or the environment: a program takes its depth, in batches, from here.
 
     Raises:
         TypeError, ValueError: options, or variables of the environment, that mean nothing.
@@ -81,6 +68,7 @@ class BLSGroup(GlooGroup):
         if not isinstance(options, BLSOptions):
             raise TypeError(f"pg_options of a {NAME!r} group are BLSOptions, got {type(options).__name__}")
         self.bound = _setting(options.bound, "BLS_BOUND") or 0
+        self.calls_per_batch = options.calls_per_batch
         self._slot_bytes = _setting(options.slot_bytes, "BLS_SLOT_BYTES")
         super().__init__(comm, timeout, store)
         self._ranks = comm.size
@@ -101,6 +89,11 @@ class BLSGroup(GlooGroup):
     def memory_bytes(self) -> int:
         """What the exchange has allocated on this rank; nothing before the first all-to-all."""
         return self._exchange.memory_bytes if self._exchange else 0
+
+    @property
+    def calls(self) -> int:
+        """All-to-alls so far, the same number on every rank: what one batch adds is its ``calls_per_batch``."""
+        return self._posted
 
     def all_to_all_single(
         self,
@@ -239,8 +232,8 @@ class BLSGroup(GlooGroup):
         """The exchange for the next all-to-all: built by the first, and again where blocks have outgrown its slots.
 
         Unless their size was given, ranks ask each other for their largest block in calls 0, 1 and about twice as many
-        each time, and look at the answer ``bound`` + 1 calls later: by then everybody has come to the call that asked,
-        so only a rebuilding waits for ranks to come, and all of them do it in the same call.
+        each time, and look at the answer as many calls later as may be under way, and one more: by then everybody has
+        come to the call that asked, so only a rebuilding waits for ranks to come, and all do it in the same call.
         """
         if self._slot_bytes is not None:
             self._exchange = self._build(self._slot_bytes, timeout_s)
@@ -249,7 +242,7 @@ class BLSGroup(GlooGroup):
         if self._posted == self._ask_at:
             self._answer = self._comm.Iallgather(np.array([self._largest]), self._found)
         assert self._answer is not None
-        if self._exchange is not None and self._posted < self._ask_at + self.bound + 1:
+        if self._exchange is not None and self._posted < self._ask_at + self._exchange.bound + 1:
             if self._posted >= self._ask_at:
                 self._answer.Test()  # MPI moves it on in calls alone
             return self._exchange
@@ -270,9 +263,10 @@ class BLSGroup(GlooGroup):
     def _build(self, slot_bytes: int, timeout_s: float) -> BoundedLagAlltoallv:
         channel = "ring" if isinstance(self._comm, StoreComm) else "auto"
         try:
+            bound = self.bound * self.calls_per_batch
             return BoundedLagAlltoallv(
                 self._comm,
-                bound=self.bound,
+                bound=bound,
                 slot_bytes=slot_bytes,
                 dtype=np.uint8,
                 timeout_s=timeout_s,
