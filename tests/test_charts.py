@@ -8,7 +8,6 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-import altair as alt
 import pandas as pd
 import pytest
 import vl_convert
@@ -380,20 +379,9 @@ def test_strategies_are_told_by_name_and_by_colour() -> None:
 def test_shown_as_a_picture_with_its_description(monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[Any] = []
     monkeypatch.setattr("IPython.display.display", lambda data, **options: shown.append((data, options)))
-    monkeypatch.delenv(figures.INTERACTIVE_VARIABLE, raising=False)
     chart = charts.speedup_by_bound(rows(), cores=2)
     figures.show(chart)
     ((data, options),) = shown
     assert_png(data["image/png"])
     assert data["text/plain"] == options["metadata"]["image/png"]["alt"] == chart.to_dict()["description"]
     assert 700 < options["metadata"]["image/png"]["width"] < 900
-
-
-def test_shown_live_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    shown: list[Any] = []
-    monkeypatch.setattr("IPython.display.display", lambda chart: shown.append((chart, alt.renderers.active)))
-    monkeypatch.setenv(figures.INTERACTIVE_VARIABLE, "1")
-    before, chart = alt.renderers.active, charts.speedup_by_bound(rows(), cores=2)
-    figures.show(chart)
-    assert shown == [(chart, "jupyter")]
-    assert alt.renderers.active == before

@@ -7,9 +7,8 @@ import altair as alt
 import pandas as pd
 
 from blslib.charts import look
-from blslib.charts.look import LOOKS, LOOSE, WIDTH, Looks, Table, by, heading
+from blslib.charts.look import LOOKS, LOOSE, Looks, Table, by
 
-INK = "#444444"
 STRATEGIES: Looks = {
     "by-group": ("#7A5C3E", "circle"),
     "capacity-balanced": ("#332288", "triangle-up"),
@@ -21,7 +20,7 @@ STRATEGIES: Looks = {
 """Those that are drawn as series, with colour and shape."""
 
 
-def dots(rows: Table, title: str, lines: Sequence[str], *, what: str) -> alt.FacetChart:
+def dots(rows: Table, title: str, lines: Sequence[str], *, what: str) -> Any:
     """A point for each strategy, a panel for each measure, each with an axis of its own.
 
     Args:
@@ -29,19 +28,15 @@ def dots(rows: Table, title: str, lines: Sequence[str], *, what: str) -> alt.Fac
         title, lines: of the chart.
         what: the values, in words.
     """
-    table = pd.DataFrame(rows)
-    names, parts = list(table["strategy"].unique()), list(table["panel"].unique())
+    table = pd.DataFrame(rows).rename(columns={"panel": "measure"})
+    names = list(table["strategy"].unique())
     axis = alt.Axis(domain=False, ticks=False, grid=True, gridColor="#eeeeee", labelLimit=220)
-    x = alt.X("value:Q", title=None, scale=alt.Scale(zero=True, nice=True, padding=8))
-    y = alt.Y("strategy:N", sort=names, title=None, axis=axis)
-    least = table.loc[table.groupby("panel", sort=False)["value"].idxmin()]
-    said = "; ".join(f"{row.panel}: least {row.value:,.3g} by {row.strategy}" for row in least.itertuples())
-    chart = alt.Chart(table, width=(WIDTH - 170) // len(parts) - 20, height=19 * len(names))
-    chart = chart.mark_point(color=INK).encode(x=x, y=y, tooltip=list(table))
-    faceted = chart.facet(column=alt.Column("panel:N", sort=parts, title=None), spacing=20)
-    return faceted.resolve_scale(x="independent").properties(
-        title=heading(title, lines), description=f"{what}, a row per strategy, a panel per measure. {said}."
-    )
+    x, y = alt.X("value:Q", title=None), alt.Y("strategy:N", sort=names, title=None, axis=axis)
+    least = table.loc[table.groupby("measure", sort=False)["value"].idxmin()]
+    said = "; ".join(f"{row.measure}: least {row.value:,.3g} by {row.strategy}" for row in least.itertuples())
+    layer = alt.Chart().mark_point(color="#444444").encode(x=x, y=y)
+    said = f"{what}, a row per strategy; {said}"
+    return look.panels([layer], table, "measure", title, list(lines), said, alt.Step(17)).resolve_scale(x="independent")
 
 
 def lag_and_placement(rows: Table, *, cores: int, bound: int) -> Any:
@@ -63,9 +58,8 @@ def lag_and_placement(rows: Table, *, cores: int, bound: int) -> Any:
         base.mark_point().encode(x=x, shape=shape),
     ]
     lines = [look.setting(table), f"Over whole groups of tables at bound 0. {look.INTERVALS}"]
-    said = (
-        f"throughput over groups at bound 0, by strategy; bounded lag: {look.ranges(table, 'scenario', 'over_groups')}"
-    )
+    ranges = look.ranges(table, "scenario", "over_groups")
+    said = f"throughput over groups at bound 0, by strategy; bounded lag: {ranges}"
     title = "What placement wins, and what is left for lag"
     return look.panels(layers, table, "scenario", title, lines, said, alt.Step(24))
 

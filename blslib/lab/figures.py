@@ -1,6 +1,5 @@
 """Figures: where charts go, as files and on the screen of a notebook."""
 
-import os
 import zlib
 from functools import lru_cache
 from pathlib import Path
@@ -11,8 +10,6 @@ import vl_convert
 from blslib import files
 from blslib.lab.rows import root
 
-INTERACTIVE_VARIABLE = "BLS_INTERACTIVE"
-"""Environment variable; 1 shows charts with tooltips through anywidget rather than as pictures."""
 PPI = 180
 
 
@@ -28,14 +25,10 @@ def save(chart: alt.TopLevelMixin, stem: str, suffix: str = "") -> Path:
 def show(chart: alt.TopLevelMixin) -> None:
     """Show a chart in a notebook: a picture and its description, which survive without JavaScript or a network.
 
-    JupyterLab knows older versions of Altair's own format only, and GitHub none. ``BLS_INTERACTIVE=1`` shows it live.
+    JupyterLab knows older versions of Altair's own format only, and GitHub none.
     """
     from IPython.display import display
 
-    if os.environ.get(INTERACTIVE_VARIABLE) == "1":
-        with alt.renderers.enable("jupyter", offline=True):
-            display(chart)
-        return
     png, said = _png(chart.to_json()), chart.to_dict()["description"]
     width = int.from_bytes(png[16:20], "big") * 72 // PPI  # in every PNG the picture's width stands there
     display({"image/png": png, "text/plain": said}, raw=True, metadata={"image/png": {"width": width, "alt": said}})

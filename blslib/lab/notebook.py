@@ -2,6 +2,7 @@
 
 All of it lives elsewhere, and programs import it from there.
 """
+# ruff: noqa: F401  notebooks use what it imports
 
 from os import cpu_count
 

@@ -63,8 +63,7 @@ def saved(config: Config) -> list[Row]:
     Returns:
         A row for each iteration and bound above 0.
     """
-    rng = np.random.default_rng(config.seed)
-    work_s = config.law.matrix(rng, config.ranks[0], config.iterations)
+    work_s = config.law.matrix(np.random.default_rng(config.seed), config.ranks[0], config.iterations)
     complete_s = {bound: times(work_s, bound).entered_s.max(axis=0) for bound in (0, *config.bounds)}
     return [
         {"law": config.name, "ranks": config.ranks[0], "bound": bound, "iteration": i, "saved_s": float(seconds)}

@@ -41,22 +41,21 @@ def run(comm: "MPI.Intracomm", config: Config) -> list[Row]:
         (work, delay, waiting), and start_s and end_s, since the first rank started. The drain counts as one more
         iteration.
     """
-    asked_s = delays(config.law, comm.size, config.iterations, config.mean_delay_s, config.seed)[comm.rank]
-    runs = [_once(comm, bound, config.work_s, asked_s.tolist()) for bound in config.bounds]
-    return [{"law": config.law, **row} for rows in runs for row in rows]
+    return [row for bound in config.bounds for row in _once(comm, config, bound)]
 
 
-def _once(comm: "MPI.Intracomm", bound: int, work_s: float, delays_s: list[float]) -> list[Row]:
+def _once(comm: "MPI.Intracomm", config: Config, bound: int) -> list[Row]:
     from blslib.collective.alltoallv import BoundedLagAlltoallv
     from blslib.collective.clock import Clock
     from blslib.lab.compare.run import gathered, start
 
-    block = np.full(1, comm.rank, np.float32)
+    asked_s = delays(config.law, comm.size, config.iterations, config.mean_delay_s, config.seed)
+    delays_s, block = asked_s[comm.rank].tolist(), np.full(1, comm.rank, np.float32)
     worked_s = []
     with Clock(BoundedLagAlltoallv(comm, bound=bound, slot_bytes=block.nbytes)) as clock:
         started_s = start(comm)
         for delay_s in delays_s:
-            time.sleep(work_s)
+            time.sleep(config.work_s)
             worked_s.append(time.perf_counter() - started_s)
             if delay_s:
                 time.sleep(delay_s)
@@ -73,8 +72,8 @@ def _once(comm: "MPI.Intracomm", bound: int, work_s: float, delays_s: list[float
             stretches.append((i, "delay", between_s, entered_s))
         stretches.append((i, "waiting", entered_s, left_s[i + 1]))
     stretches.append((run.calls, "waiting", left_s[-1], run.ended_s[own]))
-    common, ahead = {"bound": bound, "lag": run.lag, "rank": own}, [*run.ahead[own].tolist(), 0]
-    whom, waits_s = run.waits(bound)
+    common = {"law": config.law, "bound": bound, "lag": run.lag, "rank": own}
+    ahead, (whom, waits_s) = [*run.ahead[own].tolist(), 0], run.waits(bound)
     mine = [
         {**common, "iteration": i, "ahead": ahead[i], "waits_for": int(whom[i]), "waits_s": float(waits_s[own, i])}
         | {"phase": phase, "start_s": float(a_s), "end_s": float(b_s)}
