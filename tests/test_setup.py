@@ -32,7 +32,6 @@ TOOLS = {
     "mypy",
     "pytest-rerunfailures",
     "pytest-xdist",
-    "anywidget",
     "setuptools",
 }
 
