@@ -283,6 +283,16 @@ def test_an_exchange_without_its_call_stands_for_itself(tmp_path: Path) -> None:
     np.testing.assert_allclose(found.work_s, WORK_S + 0.0002, rtol=1e-6)
 
 
+def test_a_wait_that_is_named_after_its_call_is_no_call(tmp_path: Path) -> None:
+    """As TorchRec annotates them, one in the other, outside of the call."""
+    waits = [
+        event(f"## {name}Awaitable wait() ##", start_ms, 1, cat="user_annotation")
+        for name, start_ms in (("KJTAllToAllSplits", 3), ("SplitsAllToAll", 3.1), ("KJTAllToAllTensors", 5))
+    ]
+    found = read(traces(tmp_path, *(document([*run_of(WORK_S[r]), *waits], r) for r in (0, 1))))
+    np.testing.assert_allclose(found.work_s, WORK_S, rtol=1e-6)
+
+
 def test_other_collectives_are_told(tmp_path: Path) -> None:
     found = read(
         traces(tmp_path, *(document([*run_of(WORK_S[r]), event("c10d::allreduce_", 2, 1)], r) for r in (0, 1)))

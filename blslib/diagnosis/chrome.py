@@ -80,8 +80,8 @@ def _level(event: dict[str, Any], name: str, kind: str) -> tuple[str, str]:
         return _collective(said or ""), "parameters"
     if kind == "kernel":
         return _collective(said or name), "kernel"
-    what = "" if kind == "python_function" or kind.startswith("gpu_") else _collective(name)
-    return what, "dispatch" if "::" in name else "transport"
+    no_call = kind == "python_function" or kind.startswith("gpu_") or "wait" in name  # TorchRec tells of its waits
+    return "" if no_call else _collective(name), "dispatch" if "::" in name else "transport"
 
 
 def rank_trace(path: Path, text: TextIO, key: str) -> RankTrace:
