@@ -1,20 +1,21 @@
-"""The reference DLRM, unmodified, over gloo or "bls": its inference loop as it is, or with batches under way.
+r"""The reference DLRM, unmodified, over gloo or "bls": its inference loop as it is, or with batches under way.
 
-    git clone https://github.com/facebookresearch/dlrm dlrm
-    mpiexec -n 4 python examples/reference_dlrm.py dlrm --backend gloo -- ARGUMENTS OF dlrm_s_pytorch.py
-    mpiexec -n 4 python examples/reference_dlrm.py dlrm --backend bls --depth 4 -- ARGUMENTS OF dlrm_s_pytorch.py
+    git clone https://github.com/facebookresearch/dlrm ../dlrm
+    mpiexec -n 4 python examples/reference_dlrm.py ../dlrm --backend gloo -- ARGUMENTS OF dlrm_s_pytorch.py
+    mpiexec -n 4 python examples/reference_dlrm.py ../dlrm --backend bls --depth 4 -- ARGUMENTS OF dlrm_s_pytorch.py
 
 What follows -- goes to the reference's own parser; --inference-only and --dist-backend are added. For example:
 
-    mpiexec -n 2 python examples/reference_dlrm.py dlrm --backend bls --depth 4 -- --mini-batch-size=64
-        --num-batches=20 --arch-sparse-feature-size=16 --arch-embedding-size=1000-2000-3000-4000
+    mpiexec -n 2 python examples/reference_dlrm.py ../dlrm --backend bls --depth 4 -- --mini-batch-size=64 \
+        --num-batches=20 --arch-sparse-feature-size=16 --arch-embedding-size=1000-2000-3000-4000 \
         --arch-mlp-bot=13-64-16 --arch-mlp-top=64-1 --num-indices-per-lookup=20
 
-on one line. With the same arguments and ranks the last line has the same digest whatever the backend and the depth.
+With the same arguments and ranks the last line has the same digest whatever the backend and the depth.
 The checkout is imported and wrapped from outside; docs/torch.md says where, and why.
 """
 
 import argparse
+import gc
 import hashlib
 import importlib
 import importlib.util
@@ -184,7 +185,7 @@ def import_checkout(checkout: Path) -> tuple[Any, Any]:
     for package, names in OPTIONAL.items():
         if importlib.util.find_spec(package) is None:
             sys.modules.update({name: Absent(name) for name in names})
-    sys.path.insert(0, str(checkout))
+    sys.path.insert(0, str(checkout.resolve()))
     try:
         ext: Any = importlib.import_module(COMMUNICATION)
         ext.my_rank = MPI.COMM_WORLD.rank  # so that, from here on, it prints on rank 0 alone
@@ -250,13 +251,21 @@ def drive(checkout: Path, backend: str, depth: int, preload: bool, theirs: Seque
     ):
         try:
             program.run()
-        except SystemExit as stop:  # its refusals are those of all ranks, and are said once
-            if isinstance(stop.code, str):
-                refuse(f"{PROGRAM}.py says: {stop.code}")
-            raise
-    by = "" if uses_all_to_all(ext) else f"no all-to-all ran: {why_none(ext)}\n"
-    dist.destroy_process_group()
+            stopped = None
+        except SystemExit as stop:
+            stopped = stop.code
+    # Its DistributedDataParallel must not be the last to hold the group: gloo's end, where Python's garbage collector
+    # comes to it, waits with Python's lock held for a thread of gloo's that may be waiting for that lock.
+    program.dlrm = None
+    gc.collect()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    if isinstance(stopped, str):  # its refusals are those of all ranks, and are said once
+        refuse(f"{PROGRAM}.py says: {stopped}")
+    if stopped is not None:
+        sys.exit(stopped)
     if rank == 0:
+        by = "" if uses_all_to_all(ext) else f"no all-to-all ran: {why_none(ext)}\n"
         digest = hashlib.sha256(b"".join(each.numpy().tobytes() for each in loop.predictions)).hexdigest()[:16]
         batches = len(loop.predictions)
         made = "made before" if preload else "making them included"

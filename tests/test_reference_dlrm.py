@@ -4,6 +4,7 @@ Run under ``mpiexec``, this file is the program of one rank: it drives several r
 """
 
 import builtins
+import contextlib
 import importlib.util
 import json
 import os
@@ -21,7 +22,7 @@ from tests.conftest import LONG_S, ROOT
 
 DRIVER = ROOT / "examples" / "reference_dlrm.py"
 STAND_IN = ROOT / "tests" / "reference_dlrm_stand_in"
-CHECKOUT = Path(os.environ.get("BLS_REFERENCE_DLRM") or STAND_IN)
+CHECKOUT = Path(os.environ.get("BLS_REFERENCE_DLRM") or STAND_IN).resolve()
 THEIRS = [
     "--mini-batch-size=24",
     "--num-batches=9",
@@ -106,11 +107,8 @@ def run_all(runs: Sequence[Sequence[str]]) -> None:
         program.deque = Queue
         if fault:
             FAULTS[fault](program)
-        try:
+        with contextlib.suppress(SystemExit):
             program.main(arguments)
-        except SystemExit:
-            if dist.is_initialized():
-                dist.destroy_process_group()
         builtins.print = said  # the reference keeps it to rank 0
         if os.environ["RANK"] == "0":
             print(f"most under way {most[0]} bound {most[1]}", flush=True)
