@@ -8,7 +8,7 @@ What follows -- goes to the reference's own parser; --inference-only and --dist-
 
     mpiexec -n 2 python examples/reference_dlrm.py ../dlrm --backend bls --depth 4 -- --mini-batch-size=64 \
         --num-batches=20 --arch-sparse-feature-size=16 --arch-embedding-size=1000-2000-3000-4000 \
-        --arch-mlp-bot=13-64-16 --arch-mlp-top=64-1 --num-indices-per-lookup=20
+        --arch-mlp-bot=13-64-16 --arch-mlp-top=64-1 --num-indices-per-lookup=20 --round-targets=True
 
 With the same arguments and ranks the last line has the same digest whatever the backend and the depth.
 The checkout is imported and wrapped from outside; docs/torch.md says where, and why.
@@ -328,12 +328,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         if MPI.COMM_WORLD.rank == 0:
             sys.stderr.write("reference_dlrm.py: interrupted\n")
-        MPI.COMM_WORLD.Abort(130)
-    except Exception:  # others may be waiting for this rank, in gloo for as long as its timeout
+        end_all(130)
+    except Exception:
         sys.stderr.write(traceback.format_exc())
-        sys.stderr.flush()
-        time.sleep(0.5)  # mpiexec drops what has not reached it by the abort
-        MPI.COMM_WORLD.Abort(1)
+        end_all(1)
+
+
+def end_all(code: int) -> NoReturn:
+    """End every rank: some may be waiting for this one, in gloo for as long as its timeout."""
+    sys.stderr.flush()
+    time.sleep(0.5)  # mpiexec drops what has not reached it by the abort
+    MPI.COMM_WORLD.Abort(code)
+    os._exit(code)  # MPICH returns from there, until mpiexec ends us
 
 
 if __name__ == "__main__":
