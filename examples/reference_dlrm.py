@@ -254,8 +254,9 @@ def drive(checkout: Path, backend: str, depth: int, preload: bool, theirs: Seque
             stopped = None
         except SystemExit as stop:
             stopped = stop.code
-    # Its DistributedDataParallel must not be the last to hold the group: gloo's end, where Python's garbage collector
-    # comes to it, waits with Python's lock held for a thread of gloo's that may be waiting for that lock.
+    # Its DistributedDataParallel should not be the last to hold the group. Several runs in one process over plain gloo
+    # hung twice, a rank standing where the garbage collector may run, beside a thread of no Python: we take it that
+    # gloo's end waited there, with Python's lock held, for its thread that waited for that lock.
     program.dlrm = None
     gc.collect()
     if dist.is_initialized():
