@@ -216,7 +216,7 @@ def why_none(ext: Any) -> str:
         return f"DLRM_ALLTOALL_IMPL={ext.a2a_impl} asks for scatters: unset it"
     return (
         f"it makes none on {ext.my_size} ranks, as its probe of 4 numbers cannot be shared out equally and is refused, "
-        "so that it scatters: start 2 or 4 ranks"
+        "so that it scatters: start 2, 4, 8 or 16 ranks"
     )
 
 

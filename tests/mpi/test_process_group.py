@@ -557,6 +557,11 @@ def test_a_work_that_fails_does_not_break_the_end(comm, start):
 def test_a_probe_of_what_the_ranks_cannot_share_is_refused_as_by_gloo(comm, start):
     """The reference DLRM asks so whether there is an all-to-all, and scatters if not."""
     start()
+    few = torch.arange(comm.size // 2 or 1, dtype=torch.int64)  # in halves, as many as ranks
+    if comm.size % 2 == 0:
+        dist.all_to_all_single(found := torch.empty_like(few), few)
+        mine = few.view(torch.int32)[comm.rank].item()
+        assert found.view(torch.int32).tolist() == [mine] * comm.size
     data = torch.zeros(4)
     if 4 % comm.size:
         with pytest.raises(RuntimeError, match="4 rows, which 3 ranks cannot share equally"):
