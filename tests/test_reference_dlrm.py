@@ -159,7 +159,7 @@ def test_at_3_ranks_it_scatters_and_says_so() -> None:
     words = (
         "it makes none on 3 ranks, as its probe of 4 numbers cannot be shared out equally and is refused, so that it "
     )
-    words += "scatters: start 2 or 4 ranks"
+    words += "scatters: start 2, 4, 8 or 16 ranks"
     assert printed.count(f"no all-to-all ran: {words}\n") == 2
     assert errors(printed) == [f"--depth 2 needs its all-to-all, and {words}, or take --depth 0"]
 
