@@ -56,6 +56,7 @@ def test_the_parts_add_up(work_s: np.ndarray, exchange_s: float) -> None:
         (of(STATIC_S), "50% static on rank 3: move tables first; bounded lag has nothing to win (0.0% dynamic)"),
         (of(QUIET_S, 1e-2), "50% exchange: a quicker one or finer overlap; bounded lag has nothing to win"),
         (of(SWITCHING_S), "38% dynamic: a bound of 60 would win 22% ("),
+        (of(SWITCHING_S, calls_per_batch=7), "a bound of 60 calls (of which a batch has 7: lag 9 batches) would win"),
         (of(SWITCHING_S), "), larger ones more"),
         (
             diagnose(Trace(WANDERING_S, makespan(WANDERING_S, 1), 1)),

@@ -94,6 +94,18 @@ def test_csv_without_the_exchange_in_a_file_per_rank(tmp_path: Path) -> None:
     assert found.notes == ("no exchange_s in the file: the exchange counts as nothing",)
 
 
+def test_calls_of_a_batch_are_told_by_the_profiler_s_steps(tmp_path: Path) -> None:
+    """Nine calls, three in each step, and a step without any, as the profiler writes when it stops."""
+    calls = run_of(np.full(8, 0.004))
+    starts_ms = [each["ts"] / 1000 for each in calls if each["name"].startswith("c10d")]
+    steps = [event(f"ProfilerStep#{n}", at - 0.5, 14, cat="user_annotation") for n, at in enumerate(starts_ms[::3])]
+    steps.append(event("ProfilerStep#3", starts_ms[-1] + 10, 1, cat="user_annotation"))
+    on_gpu = [each | {"cat": "gpu_user_annotation", "dur": 1.0} for each in steps]
+    for events, per_batch in ((calls, 1), (calls + steps, 3), (steps + calls + on_gpu, 3)):
+        found = read(traces(tmp_path, *(document(events, rank) for rank in (0, 1))))
+        assert (found.work_s.shape, found.calls_per_batch) == ((2, 8), per_batch)
+
+
 def test_csv_with_names_that_are_nearly_right(tmp_path: Path) -> None:
     found = read([table(tmp_path, lines('"rank","iteration",compute_s,comm_us', "0,0,1,4\n1,0,3,2\n"))])
     assert found.notes == (

@@ -36,9 +36,7 @@ class Settings(NamedTuple):
 
 def check_comm(comm: object) -> None:
     """Raises TypeError for what is no intra-communicator."""
-    if isinstance(comm, StoreComm):
-        return
-    if not isinstance(comm, MPI.Intracomm) or comm == MPI.COMM_NULL:
+    if not isinstance(comm, StoreComm) and (not isinstance(comm, MPI.Intracomm) or comm == MPI.COMM_NULL):
         given = "MPI.COMM_NULL" if isinstance(comm, MPI.Comm) and comm == MPI.COMM_NULL else type(comm).__name__
         raise TypeError(f"comm is an intra-communicator of mpi4py, got {given}")
 

@@ -10,6 +10,7 @@ import threading
 from ast import literal_eval
 from collections.abc import Callable
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, Self, TypeAlias
 
 import numpy as np
@@ -37,13 +38,6 @@ def fence() -> Callable[[], object]:
         return partial(ctypes.PyDLL("libatomic.so.1").atomic_thread_fence, 5)  # sequentially consistent
     except OSError as error:
         raise ExchangeError(f"no fence without MPI ({error}): install libatomic, or start ranks by mpiexec") from None
-
-
-class Request:
-    """What is under way: asked for with ``Test``, as requests of MPI are."""
-
-    def __init__(self, test: Callable[[], bool] = lambda: True) -> None:
-        self.Test = test
 
 
 class StoreBuilding(Building):
@@ -93,8 +87,8 @@ class StoreComm:
         key = f"{self._prefix}{what}/{rank}"
         return [literal_eval(self._store.get(key).decode())] if self._store.check([key]) else []
 
-    def Iallgather(self, mine: np.ndarray, into: np.ndarray) -> Request:  # noqa: N802 (MPI's names, as that takes them)
-        """Begin to gather the array (n,) of every rank ``into`` one (P n,)."""
+    def Iallgather(self, mine: np.ndarray, into: np.ndarray) -> Any:  # noqa: N802 (MPI's names, as that takes them)
+        """Begin to gather the array (n,) of every rank ``into`` one (P n,); what is returned has ``Test``."""
         call = self._next()
         self.put(call, mine.tolist())
 
@@ -104,13 +98,14 @@ class StoreComm:
                 into[:] = np.ravel(found)
             return done
 
-        return Request(test)
+        return SimpleNamespace(Test=test)
 
-    def Ibarrier(self) -> Request:  # noqa: N802
+    def Ibarrier(self) -> Any:  # noqa: N802
         return self.Iallgather(np.empty(0), np.empty(0))
 
-    def Idup(self) -> tuple[Self, Request]:  # noqa: N802
-        return type(self)(self._store, self.rank, self.size, f"{self._prefix}{self._next()}/"), Request()
+    def Idup(self) -> tuple[Self, Any]:  # noqa: N802
+        comm = type(self)(self._store, self.rank, self.size, f"{self._prefix}{self._next()}/")
+        return comm, SimpleNamespace(Test=lambda: True)
 
     def Free(self) -> None:  # noqa: N802
         """What is in the store goes with it."""

@@ -55,8 +55,6 @@ class Turns:
 
 _ALL: weakref.WeakSet[Turns] = weakref.WeakSet()
 _FORKED: list[bool] = []
-_OF_RANKS = {"mpi4py.MPI", "blslib.collective.torch.create"}
-"""Modules that are loaded by whoever becomes a rank."""
 
 
 def check_process() -> None:
@@ -70,7 +68,8 @@ def check_process() -> None:
 
 
 def _end_in_child() -> None:
-    if _ALL or _OF_RANKS & sys.modules.keys():
+    # Modules that whoever becomes a rank has loaded.
+    if _ALL or {"mpi4py.MPI", "blslib.collective.torch.create"} & sys.modules.keys():
         _FORKED.append(True)
     for each in _ALL:
         each._over, each._turn = IS_FORKED, {}

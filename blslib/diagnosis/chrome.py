@@ -41,6 +41,7 @@ class RankTrace(NamedTuple):
         others: collectives between the calls that are no all-to-all.
         meeting: the one of them that all ranks wait for each other in, if there is one.
         meets: (N,) bool, whether it, or one like it, lies in that iteration's work.
+        calls_per_batch: all-to-all calls of one of the profiler's steps; 1 where the program told it of none.
         work_s: (N,) float64 seconds of work before each of its N + 1 all-to-all calls but the first.
         total_s: from the end of the first call to that of the last.
     """
@@ -51,6 +52,7 @@ class RankTrace(NamedTuple):
     others: int
     meeting: str
     meets: np.ndarray
+    calls_per_batch: int
     work_s: np.ndarray
     total_s: float
 
@@ -65,6 +67,9 @@ class _Timeline:
     """By thread, or by device for its kernels: start, end, start, end, ..."""
     others: dict[str, list[tuple[float, str]]] = field(default_factory=lambda: defaultdict(list))
     """Collectives that are no all-to-all, by level: start and name."""
+
+    steps: list[tuple[float, float]] = field(default_factory=list)
+    """Of the profiler, which a program tells of each batch: start, end."""
 
 
 @lru_cache(10_000)
@@ -109,7 +114,9 @@ def rank_trace(path: Path, text: TextIO, key: str) -> RankTrace:
     text.seek(0)  # what stands beside the events may come before or after them
     about = next(_values(path, text, "distributedInfo", endless=True), None)
     rank, world = (_whole(path, about, name) for name in ("rank", "world_size"))
-    return RankTrace(path, rank, world, *_others(found, begin_us), work_s, total_s)
+    with_calls = np.count_nonzero([np.diff(np.searchsorted(begin_us, step)) for step in found.steps])
+    per_batch = round(len(begin_us) / with_calls) if with_calls else 1
+    return RankTrace(path, rank, world, *_others(found, begin_us), per_batch, work_s, total_s)
 
 
 def _whole(path: Path, about: Any, name: str) -> int | None:
@@ -164,6 +171,8 @@ def _take(found: _Timeline, event: dict[str, Any]) -> None:
     start, duration = float(event["ts"]), float(event.get("dur", 0))
     if not (abs(start) < _LATEST_US and 0 <= duration < _LATEST_US):
         raise ValueError
+    if kind == "user_annotation" and name.startswith("ProfilerStep#"):
+        found.steps.append((start, start + duration))
     what, level = _level(event, name, kind)
     thread = event.get("pid") if kind == "kernel" else (event.get("pid"), event.get("tid"))
     if what == _ALL_TO_ALL:

@@ -87,7 +87,14 @@ class Diagnosis:
         chance = "" if advice.low > 0 else ", which may be chance"
         more = "" if advice.enough else ", larger ones more"
         meeting = f", where all ranks {meeting}" if meeting else ""
-        return f"a bound of {advice.bound} would win {advice.win:z.0%} ({sure}{chance}){more}{meeting}"
+        return f"a bound of {self._bound()} would win {advice.win:z.0%} ({sure}{chance}){more}{meeting}"
+
+    def _bound(self) -> str:
+        """The bound to choose, and where a batch has several calls, how many batches that are."""
+        calls = self.trace.calls_per_batch
+        batches = ceil(self.advice.bound / calls)
+        told = f" calls (of which a batch has {calls}: lag {batches} batch{'es' * (batches > 1)})" if calls > 1 else ""
+        return f"{self.advice.bound}{told}"
 
     def _meeting(self) -> str:
         """How often another collective makes all ranks wait for each other; "" if none does, or nobody knows."""
@@ -163,6 +170,7 @@ class Diagnosis:
             "form": trace.form,
             "ranks": ranks,
             "iterations": iterations,
+            "calls_per_batch": trace.calls_per_batch,
             "recorded_bound": trace.bound,
             "met_iterations": None if trace.meets is None else int(trace.meets.sum()),
             "recorded_ranks": list(trace.recorded or range(ranks)),
@@ -199,7 +207,8 @@ def text(found: Diagnosis) -> str:
     parts, advice, (ranks, iterations) = found.parts, found.advice, found.trace.work_s.shape
     bound = f", recorded at bound {found.trace.bound}" if found.trace.bound else ""
     kind = "measured" if found.trace.total_s is not None else "work alone"
-    lines = [f"{ranks} ranks, {iterations} iterations ({found.trace.form}{bound})", ""]
+    calls = f", {found.trace.calls_per_batch} of them a batch" if found.trace.calls_per_batch > 1 else ""
+    lines = [f"{ranks} ranks, {iterations} iterations{calls} ({found.trace.form}{bound})", ""]
     size, unit = _unit(max(parts.total_s, advice.curve_s[0]))
     times = parts.limit_s / parts.useful_s if parts.useful_s else 1.0
     busiest = f"rank {parts.busiest} works {times:.2f} times the mean" if times >= 1.005 else ""

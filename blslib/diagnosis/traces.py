@@ -54,6 +54,7 @@ class Trace:
         recorded: of ranks (sampled), the numbers of those in ``work_s``; empty: all of them, from 0.
         world: ranks of the run, at least; 0: those in ``work_s``.
         notes: what a reader of the diagnosis should know.
+        calls_per_batch: iterations that make a batch: a program may exchange several times for one.
     """
 
     work_s: np.ndarray
@@ -66,6 +67,7 @@ class Trace:
     recorded: tuple[int, ...] = ()
     world: int = 0
     notes: tuple[str, ...] = ()
+    calls_per_batch: int = 1
 
 
 def save(path: str | Path, comm: Any, clock: Any) -> None:
@@ -296,5 +298,6 @@ def _from_traces(traces: list[RankTrace], sampled: bool) -> Trace:
     if others := sum(each.others for each in traces):
         notes += (f"{others} other collectives lie between the calls: what they waited for counts as work",)
     meets = np.logical_and.reduce([each.meets for each in traces])
+    some["calls_per_batch"] = max(each.calls_per_batch for each in traces)
     some |= {"notes": some["notes"] + notes, "meets": meets, "meeting": traces[0].meeting if meets.any() else ""}
     return Trace(by_rank["compute_s"], max(each.total_s for each in traces), form="torch traces", **some)

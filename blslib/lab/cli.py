@@ -9,6 +9,7 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,9 @@ def parser() -> argparse.ArgumentParser:
         "if known, exchange_s; or what blslib.diagnosis.traces.save wrote",
     )
     one.add_argument("--sampled", action="store_true", help="some ranks or steps alone were recorded: renumber those")
+    one.add_argument(
+        "--calls-per-batch", type=at_least(1), metavar="N", help="all-to-alls of a batch, if not found out"
+    )
     one.add_argument("--slot-bytes", type=at_least(1), metavar="N", help="bytes of the largest block, to tell memory")
     one.add_argument("--json", metavar="FILE", help="write all numbers there as well; - prints them and nothing else")
     one.add_argument("--html", type=Path, metavar="FILE", help="write a page with figures, which needs no network")
@@ -139,6 +143,7 @@ def _diagnose(given: dict[str, Any]) -> int:
     started_s = time.perf_counter()
     try:
         trace = traces.read(paths, sampled=given["sampled"])
+        trace = replace(trace, calls_per_batch=given["calls_per_batch"] or trace.calls_per_batch)
     except TraceError as error:
         print(error, file=sys.stderr)
         return 2

@@ -32,9 +32,8 @@ def mpi_store(comm: Any, timeout: timedelta) -> Store:
     check_process()
     one_host, names = on_one_host(comm, timeout), comm.allgather(MPI.Get_processor_name())
     # For a name one has to ask the name service, and wait where there is one that does not answer.
-    host, listening = LOOPBACK if one_host else names[0], None
-    if comm.rank == 0:
-        listening = socket.create_server((LOOPBACK if one_host else "", 0))
+    host = LOOPBACK if one_host else names[0]
+    listening = socket.create_server((LOOPBACK if one_host else "", 0)) if comm.rank == 0 else None
     port = comm.bcast(listening and listening.getsockname()[1])
     about: dict[str, Any] = {"master_listen_fd": listening.detach()} if listening else {}
     return TCPStore(host, port, comm.size, comm.rank == 0, timeout, wait_for_workers=False, **about)
