@@ -117,7 +117,6 @@ def test_the_screen() -> None:
     slots = 2 * (bound + 1)
     memory = 4 * slots * 65536 / 2**20
     assert f"a bound of {bound} costs 4 x {slots} slots = {memory:.1f} MiB on each rank; a batch waits" in text(found)
-    assert "\nbusiest rank in each 9 iterations: " in text(found)
     assert lines[-3] == "note: mind the gap"
     assert lines[-2].startswith("note: assumed that nothing else in the loop makes all ranks wait, such as a barrier")
 
@@ -279,7 +278,6 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     bound = found["recommendation"]["bound"]
     assert found["recommendation"]["memory_bytes"] == Layout(4, bound, 1024).ring_bytes
     assert found["work_by_rank_s"] == pytest.approx(WANDERING_S.sum(axis=1).tolist())
-    assert len(found["busiest_ranks"]) == 23 and found["stretch_iterations"] == 9
     assert found["efficiencies"]["parallel_efficiency"] == pytest.approx(found["shares"]["useful"])
     assert found["bounds"][0]["transfer"] == pytest.approx(found["efficiencies"]["transfer"])
     assert found["read_s"] > 0

@@ -234,7 +234,10 @@ def test_a_group_of_torch_s_reaches_the_other_host(two: hosts.Hosts, tmp_path: P
 
 
 def test_a_thin_network_carries_no_more_than_it_can(tmp_path: Path) -> None:
-    with hosts.Hosts(2, mbit_per_s=MBIT_PER_S) as made:
+    bucket = ("root", "tbf", "rate", f"{MBIT_PER_S:g}mbit", "burst", "64kb", "latency", "200ms")
+    with hosts.Hosts(2) as made:
+        for name in made.names:
+            made._on(name, "tc", "qdisc", "replace", "dev", "net", *bucket)
         ranks = run(made, [2, 2], tmp_path, "sends_much")
     for rank in ranks:
         assert rank["sent"] > 10 * 4 * 4 * (1 << 16)  # ten blocks of each of two ranks to each of two others

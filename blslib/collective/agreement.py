@@ -102,7 +102,9 @@ def examine(
     except Exception as error:  # of an argument that cannot even be looked at; all have to hear of it
         problem = in_words(error)
     told = (
-        {} if problem else {"bound": int(bound), "slot_bytes": int(slot_bytes), "dtype": str(kind), "channel": channel}
+        {}
+        if problem
+        else {"bound": int(bound), "slot_bytes": int(slot_bytes), "dtype": str(kind), "channel": channel[:]}
     )
     return Settings(problem, kind, expected, patience_s, told)
 
@@ -131,11 +133,12 @@ def agree(everybody: Sequence[tuple[str, dict[str, Any]]]) -> None:
 
 def same_host(building: Building, channel: str) -> list[int]:
     """The ranks that share memory with this one. Collective."""
-    if channel == "messages":
+    without_mpi = isinstance(building.comm, StoreComm)  # and so without messages
+    if channel == "messages" and not without_mpi:
         return [building.rank]
     places = building.gather(whereabouts())
     ranks = [rank for rank, place in enumerate(places) if place == places[building.rank]]
-    if channel == "ring" and len(ranks) < building.size:
+    if (channel == "ring" or without_mpi) and len(ranks) < building.size:
         text = f"channel 'ring' needs all {building.size} ranks on one host, only ranks {ranks} share this one"
         raise ValueError(text)
     return ranks

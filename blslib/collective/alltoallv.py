@@ -21,7 +21,7 @@ from blslib.collective.errors import BlockError, ExchangeError, LateError, PeerE
 from blslib.collective.exchange import Arrival, Block, Exchange
 from blslib.collective.layout import LINE_BYTES, Layout, round_up
 from blslib.collective.messages import Messages
-from blslib.collective.mpi import failures, is_over
+from blslib.collective.mpi import MPI, failures
 from blslib.collective.notices import CLOSED, FAILED, LATE, Notice
 from blslib.collective.protocol import BoundedLag, Steps
 from blslib.collective.ring import Ring, UnexpectedSize
@@ -383,6 +383,7 @@ class BoundedLagAlltoallv(Turns, Exchange):
 
     def __del__(self) -> None:
         """Ctrl-C that comes as the ``with`` block begins or ends can keep ``__exit__`` from being run at all."""
-        if hasattr(self, "_comm") and self._over != _IS_CLOSED and not (sys.is_finalizing() or is_over()):
+        over = sys.is_finalizing() or ("mpi4py.MPI" in sys.modules and MPI.Is_finalized())
+        if hasattr(self, "_comm") and self._over != _IS_CLOSED and not over:
             self._fail(ExchangeError("the exchange was dropped without being closed"))
             self._close(None)

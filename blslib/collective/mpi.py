@@ -15,6 +15,8 @@ else:
         """Looks like the module, and holds all of its names from the first look on."""
 
         def __getattr__(self, name: str) -> Any:
+            if name.startswith("__"):  # whoever only looks at modules starts nothing
+                raise AttributeError(name)
             try:
                 started = import_module("mpi4py.MPI")
             except (ImportError, RuntimeError) as error:
@@ -32,8 +34,3 @@ def failures() -> tuple[type[Exception], ...]:
     """What MPI raises; nothing where it was never started, which catching it must not do."""
     started = sys.modules.get("mpi4py.MPI")
     return (started.Exception,) if started else ()
-
-
-def is_over() -> bool:
-    """Whether MPI has ended in this process."""
-    return "mpi4py.MPI" in sys.modules and MPI.Is_finalized()

@@ -54,7 +54,8 @@ class Turns:
 
 
 _ALL: weakref.WeakSet[Turns] = weakref.WeakSet()
-_FORKED: list[bool] = []
+FORKED: list[bool] = []
+"""Whether this process was forked from a rank."""
 
 
 def check_process() -> None:
@@ -63,14 +64,13 @@ def check_process() -> None:
     Raises:
         ExchangeError: it was forked from a rank, a process that had started MPI or had an exchange or a group.
     """
-    if _FORKED:
+    if FORKED:
         raise ExchangeError(IS_FORKED)
 
 
 def _end_in_child() -> None:
-    # Modules that whoever becomes a rank has loaded.
-    if _ALL or {"mpi4py.MPI", "blslib.collective.torch.create"} & sys.modules.keys():
-        _FORKED.append(True)
+    if _ALL or "mpi4py.MPI" in sys.modules:
+        FORKED.append(True)
     for each in _ALL:
         each._over, each._turn = IS_FORKED, {}
 

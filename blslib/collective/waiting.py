@@ -34,7 +34,7 @@ def yield_then_sleep(attempt: int) -> None:
 
 
 def complete(request: Any, what: str, timeout_s: float, policy: Policy = yield_then_sleep) -> None:
-    """Poll an MPI request to its end, so that no wait is spent in C.
+    """Poll a request, MPI's or a store's, to its end, so that no wait is spent in C.
 
     Raises:
         LateError: it was not complete within ``timeout_s`` seconds; ``what`` says what was waited for.

@@ -12,7 +12,6 @@ from blslib.diagnosis.traces import Trace
 from blslib.theory.imbalance import BOUNDS, Recommendation, Split, recommend, split
 from blslib.theory.maxplus import Cost
 
-STRETCHES = 24
 COLUMNS = 100
 DRAWN = 40
 """Iterations of the map of load: as many as can be told apart."""
@@ -154,17 +153,10 @@ class Diagnosis:
             for (rank, i), mine_s in np.ndenumerate(work_s[:, :DRAWN])
         ]
 
-    def busiest(self) -> tuple[int, list[int]]:
-        """The busiest rank of each so many iterations, and how many that are."""
-        width = ceil(self.trace.work_s.shape[1] / STRETCHES)
-        by_stretch = np.add.reduceat(self.trace.work_s, range(0, self.trace.work_s.shape[1], width), axis=1)
-        return width, by_stretch.argmax(axis=0).tolist()
-
     def as_row(self) -> dict[str, Any]:
         """All of it, for JSON."""
         trace, advice = self.trace, {k: v for k, v in asdict(self.advice).items() if not isinstance(v, np.ndarray)}
         ranks, iterations = trace.work_s.shape
-        width, busiest = self.busiest()
         return {
             "verdict": self.verdict,
             "form": trace.form,
@@ -180,8 +172,6 @@ class Diagnosis:
             "efficiencies": self.parts.efficiencies,
             "recommendation": advice | {"memory_bytes": self.memory_bytes},
             "work_by_rank_s": trace.work_s.sum(axis=1).tolist(),
-            "stretch_iterations": width,
-            "busiest_ranks": busiest,
             "bounds": self.rows_of_bounds(),
         }
 
@@ -236,8 +226,6 @@ def text(found: Diagnosis) -> str:
     limit = advice.limit_s / top
     lines.append(f"  limit {advice.limit_s / size:9.3f} {unit}  {_bar(limit, 16):16} {1 - limit:z6.1%}")
     lines += ["", *(line for cost in _costs(found) for line in wrap(cost, COLUMNS))]
-    width, each = found.busiest()
-    lines += wrap(f"busiest rank in each {width} iterations: {' '.join(map(str, each))}", COLUMNS)
     return "\n".join([*lines, *(line for note in found.notes for line in wrap(f"note: {note}", COLUMNS))])
 
 

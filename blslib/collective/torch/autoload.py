@@ -33,8 +33,10 @@ def under_mpi() -> bool:
     """Whether MPI's launcher has started this process; else torch has, wherever an MPI is installed.
 
     Torchrun may itself have been started by a launcher, such as Slurm's, whose variables are those of its agent then.
+    BLS_MPI=0 in the environment says the same of other programs that start ranks of their own.
     """
-    return "TORCHELASTIC_RUN_ID" not in os.environ and any(name in os.environ for name in _LAUNCHERS)
+    others = "TORCHELASTIC_RUN_ID" in os.environ or os.environ.get("BLS_MPI") == "0"
+    return not others and any(name in os.environ for name in _LAUNCHERS)
 
 
 _ENV: list[Any] = []

@@ -23,8 +23,10 @@ def create(options: Any, group_options: BLSOptions | None) -> BLSGroup:
     """
     check_process()
     here = rank, size = (options.group_rank, options.group_size)
-    # The store of torchrun outlives a restart, with all that is in it.
-    store = PrefixStore(f"bls {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", options.store)
+    # A connection of our own: a thread of the program's that waits in the store would make others wait, too. The store
+    # may outlive a restart, or a group of the same name that was destroyed, with all that is in it: lives are counted.
+    store = PrefixStore(f"bls {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", options.store.clone())
+    store = PrefixStore(f"life {store.add(f'came {rank}', 1)}", store)
     if not under_mpi():
         comm = StoreComm(store, rank, size)
         if not on_one_host(comm, options.timeout):
@@ -37,7 +39,7 @@ def create(options: Any, group_options: BLSOptions | None) -> BLSGroup:
     if not members and here != (world.rank, world.size):
         raise RuntimeError(
             f"this process is rank {here[0]} of {here[1]} for torch and rank {world.rank} of {world.size} for MPI: "
-            f"{NAME!r} takes its ranks from MPI where mpiexec has started them: let RANK and WORLD_SIZE say the same"
+            f"{NAME!r} takes its ranks from MPI where mpiexec has started them: say the same, or BLS_MPI=0"
         )
     # Making a communicator blocks in C: by now everybody has come.
     store.set(f"rank {rank}", "here")

@@ -66,7 +66,7 @@ def gloo_group(comm: Comm, timeout: timedelta, store: Store | None = None, threa
 
 
 class GlooGroup(dist.ProcessGroup):
-    """A group of MPI ranks that holds a plain one over gloo, and calls it for all but all-to-alls.
+    """A group of ranks that holds a plain one over gloo, and calls it for all but all-to-alls.
 
     It has no backend of torch's registered: what C++ wants of a group past its Python methods, such as
     ``torch.ops.c10d.alltoall_base_``, torch refuses, where gloo would pass the exchange by.

@@ -1,7 +1,6 @@
 """The ``torch.distributed`` backend ``"bls"``: bounded lag for programs that call ``all_to_all_single`` already.
 
-Importing this module registers it: under ``mpiexec``, ``dist.init_process_group("bls")`` then takes rank and size from
-MPI. ``docs/torch.md`` says what a program gains and what it must keep in mind. All-to-alls go through one
+``docs/torch.md`` says what a program gains and what it must keep in mind. All-to-alls go through one
 ``BoundedLagAlltoallv`` per group, everything else through gloo. Like an exchange, a group serves one thread at a time.
 """
 
@@ -25,12 +24,12 @@ from torch._C._distributed_c10d import Store
 from blslib.collective.alltoallv import BoundedLagAlltoallv
 from blslib.collective.errors import ExchangeError
 from blslib.collective.exchange import Arrival
-from blslib.collective.store import Comm, StoreComm
+from blslib.collective.store import Comm
 from blslib.collective.torch.autoload import NAME
 from blslib.collective.torch.gloo import GlooGroup, keep, tensors_in
 from blslib.collective.torch.options import BLSOptions
 from blslib.collective.torch.work import AllToAllWork, Bytes, RefusedError, Tensors, flat_bytes, seconds
-from blslib.collective.turns import IS_FORKED
+from blslib.collective.turns import FORKED, IS_FORKED
 from blslib.collective.waiting import complete
 
 LEAST_SLOT_BYTES = 4096
@@ -39,7 +38,7 @@ _AGREEMENT = "the all-to-all's agreement on slots"
 
 
 class BLSGroup(GlooGroup):
-    """A group of MPI ranks whose all-to-alls may lag.
+    """A group of ranks whose all-to-alls may lag.
 
     Collective: every rank of ``comm`` makes it, and shuts it down. The exchange is built by the first all-to-all, which
     therefore waits for all ranks; so does one that makes larger slots.
@@ -262,16 +261,10 @@ class BLSGroup(GlooGroup):
         return self._exchange
 
     def _build(self, slot_bytes: int, timeout_s: float) -> BoundedLagAlltoallv:
-        channel = "ring" if isinstance(self._comm, StoreComm) else "auto"
         try:
             bound = self.bound * self.calls_per_batch
             return BoundedLagAlltoallv(
-                self._comm,
-                bound=bound,
-                slot_bytes=slot_bytes,
-                dtype=np.uint8,
-                timeout_s=timeout_s,
-                channel=channel,
+                self._comm, bound=bound, slot_bytes=slot_bytes, dtype=np.uint8, timeout_s=timeout_s
             )
         except ValueError as error:
             raise RefusedError(str(error)) from error
@@ -354,6 +347,7 @@ _GROUPS: WeakSet[BLSGroup] = WeakSet()
 def _disown() -> None:
     """In a forked child, leave all groups to the parent: they end here, and nobody else is told."""
     for group in list(_GROUPS):
+        FORKED.extend([True] * group._open)
         group._forget()
         group.fail(ExchangeError(IS_FORKED))
 

@@ -13,6 +13,7 @@ from torch._C._distributed_c10d import Store, TCPStore
 from torch.distributed import default_pg_timeout
 
 from blslib.collective.mpi import MPI
+from blslib.collective.segments import whereabouts
 from blslib.collective.store import Comm
 from blslib.collective.turns import check_process
 from blslib.collective.waiting import complete
@@ -22,7 +23,7 @@ LOOPBACK = "127.0.0.1"
 
 def on_one_host(comm: Comm, timeout: timedelta) -> bool:
     """Whether all ranks of ``comm`` are on the same host. Collective."""
-    mine, everyone = np.array([crc32(platform.node().encode())]), np.zeros(comm.size, np.int64)
+    mine, everyone = np.array([crc32(f"{platform.node()} {whereabouts()}".encode())]), np.zeros(comm.size, np.int64)
     complete(comm.Iallgather(mine, everyone), "the rendezvous", timeout.total_seconds())
     return bool((everyone == mine).all())
 
@@ -35,8 +36,8 @@ def mpi_store(comm: Any, timeout: timedelta) -> Store:
     host = LOOPBACK if one_host else names[0]
     listening = socket.create_server((LOOPBACK if one_host else "", 0)) if comm.rank == 0 else None
     port = comm.bcast(listening and listening.getsockname()[1])
-    about: dict[str, Any] = {"master_listen_fd": listening.detach()} if listening else {}
-    return TCPStore(host, port, comm.size, comm.rank == 0, timeout, wait_for_workers=False, **about)
+    mine = listening.detach() if listening else None
+    return TCPStore(host, port, comm.size, comm.rank == 0, timeout, wait_for_workers=False, master_listen_fd=mine)
 
 
 def meet(url: str, timeout: timedelta = default_pg_timeout, **_: Any) -> Iterator[tuple[Store, int, int]]:

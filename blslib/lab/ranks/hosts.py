@@ -53,8 +53,8 @@ class Hosts(ExitStack):
         names: of the hosts.
     """
 
-    def __init__(self, count: int, *, mbit_per_s: float | None = None) -> None:
-        """Make ``count`` hosts; ``mbit_per_s`` caps what each can send over ``net``.
+    def __init__(self, count: int) -> None:
+        """Make ``count`` hosts.
 
         Raises:
             RuntimeError: they cannot be made here; says why.
@@ -67,10 +67,6 @@ class Hosts(ExitStack):
         self._folder = Path(self.enter_context(tempfile.TemporaryDirectory(prefix="bls-hosts-")))
         try:
             self._make()
-            if mbit_per_s is not None:
-                bucket = ("root", "tbf", "rate", f"{mbit_per_s:g}mbit", "burst", "64kb", "latency", "200ms")
-                for name in self.names:
-                    self._on(name, "tc", "qdisc", "replace", "dev", "net", *bucket)
         except BaseException:
             self.close()
             raise
