@@ -137,7 +137,7 @@ def build(out: Path) -> list[Path]:
             pages[Path("notebooks", f"{path.stem}.html")] = exporter.from_filename(str(path))[0]
         except Exception as error:  # of whatever kind: it was cut short, or is none
             raise ValueError(f"{path} cannot be read, run it again: {str(error).splitlines()[0]}") from error
-    for document in (*repository.glob("*.md"), *repository.glob("docs/*.md"), *repository.glob("[a-z]*/README.md")):
+    for document in (*repository.glob("*.md"), *repository.glob("docs/*.md"), *repository.glob("[a-z]*/**/README.md")):
         where = document.relative_to(repository)
         body = markdown2html(document.read_text(encoding="utf-8"))
         home = "".join(f'<a href="{os.path.relpath(to, where.parent)}">{words}</a> ' for to, words in HOME.items())
