@@ -221,6 +221,18 @@ def test_ranks_of_torchrun_exchange_without_mpi_or_any_import(
     assert left() <= before
 
 
+@pytest.mark.parametrize("backend", ["bls", "gloo"])
+def test_the_time_of_a_call_is_told(backend: str, tmp_path: Path, without_mpi: dict[str, str]) -> None:
+    example = str(ROOT / "examples" / "call_time.py")
+    few = ["--backend", backend, "--bound", "2", "--calls", "60", "--runs", "1", "--bytes", "64"]
+    text = f"import runpy, sys\nsys.argv[1:] = {few}\nrunpy.run_path({example!r}, run_name='__main__')\n"
+    code, said = torchrun(tmp_path, text, 2, without_mpi)
+    assert code == 0, said[-4000:]
+    assert f"{backend}, bound 2, 2 ranks by torchrun, blocks of 64 bytes: " in said
+    done = subprocess.run([sys.executable, example, "--bytes", "3"], capture_output=True, text=True, env=without_mpi)
+    assert done.returncode == 2 and "--bytes is a multiple of 4" in done.stderr
+
+
 def test_a_killed_rank_is_named_soon(tmp_path: Path, without_mpi: dict[str, str]) -> None:
     code, said = torchrun(tmp_path, DIES, 3, without_mpi)
     [killed] = [float(line.split()[1]) for line in said.splitlines() if line.startswith("killed")]
