@@ -261,12 +261,12 @@ def test_tables_of_a_stream_are_counted_and_timed() -> None:
     source = Synthetic((50_000, 50_000), 256, [2, 40], iterations=3)
     listed = tables.of_batches(source.rows, 16, list(source))
     assert [(table.shape, table.pooling, table.spread) for table in listed] == [((50_000, 16), p, 0.0) for p in (2, 40)]
-    each_us = tables.times_us([table.shape for table in listed], list(source), passes=3)
+    each_us = tables.times_us([table.shape for table in listed], list(source), passes=11)
     assert each_us.shape == (3, 2) and (each_us > 0).all()
     uneven = tables.of_batches((9,), 4, [Batch(np.zeros((2, 1), np.float32), (np.arange(4),), (np.array([0, 1, 4]),))])
     assert (uneven[0].pooling, uneven[0].spread) == (2.0, 1.0)
-    for few_us, many_us in each_us.tolist():
-        within(many_us, few_us)
+    few_us, many_us = np.median(each_us, axis=0).tolist()  # others may have the core for a while
+    within(many_us, few_us)
 
 
 def test_a_cap_is_kept_to_the_byte(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
