@@ -3,8 +3,8 @@
 A rank of ``protocol.BoundedLag`` is deterministic, and all it ever learns from the others are the answers to its looks
 (``Memory.arrived``). One call is therefore a list of operations on the memory that depends on nothing but the core's
 attributes when the call began and on those answers. ``Rank`` takes the list down from the core itself, once for each
-distinct beginning; ``Space`` interleaves the lists of all ranks, one operation at a time, whether or not the core
-yields there.
+distinct beginning; ``Space`` interleaves the lists of all ranks, one operation at a time. A row of blocks, or of
+counters, is as many stores.
 
 The memory is as treacherous as the core must expect. A store to another rank becomes visible at any later moment, and
 two of them in any order unless they go to the same place; a fence waits until all are visible. What a rank was handed
@@ -72,17 +72,18 @@ class Transcript:
     def __init__(self, layout: "Layout", rank: int, told: tuple[int, ...], refusals: int) -> None:
         self.layout, self.rank, self.refusals = layout, rank, refusals
         self.answers = iter([answer for sees in told for answer in [LATER] * refusals + [sees]])
-        self.entries = iter([False] * refusals)
+        self.rooms = iter([False] * refusals)
         self.ops = [Op("enter")]
+        self.peers = range(layout.size)
 
-    def enter(self, iteration: int) -> bool:
-        return next(self.entries, True)
+    def write(self, slot: int, blocks: Sequence[Any]) -> bool:
+        if not next(self.rooms, True):
+            return False
+        self.ops += [Op("store", self.layout.cell(peer, slot, self.rank), blocks[peer]) for peer in self.peers]
+        return True
 
-    def write(self, peer: int, slot: int, block: Any) -> None:
-        self.ops.append(Op("store", self.layout.cell(peer, slot, self.rank), block))
-
-    def publish(self, peer: int, count: int) -> None:
-        self.ops.append(Op("store", self.layout.counter(peer, self.rank), count))
+    def publish(self, count: int) -> None:
+        self.ops += [Op("store", self.layout.counter(peer, self.rank), count) for peer in self.peers]
 
     def fence(self) -> None:
         self.ops.append(FENCE)

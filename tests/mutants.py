@@ -19,12 +19,12 @@ class OneSlotFewer(BoundedLag):
 
 class WaitsForOneLess(BoundedLag):
     def wait(self, count: int) -> Steps:
-        yield from super().wait(count - 1 if count == self.posted - self.bound else count)
+        return super().wait(count - 1 if count == self.posted - self.bound else count)
 
 
 class WaitsForOneMore(BoundedLag):
     def wait(self, count: int) -> Steps:
-        yield from super().wait(count + 1)
+        return super().wait(count + 1)
 
 
 class GivesUpWaiting(BoundedLag):
@@ -36,11 +36,8 @@ class GivesUpWaiting(BoundedLag):
 
 class PublishesFirst(BoundedLag):
     def post(self, blocks) -> Steps:
-        count = self.posted + 1
-        for peer in range(len(blocks)):
-            self.memory.publish(peer, count)
-            yield 0
-        yield from super().post(blocks)
+        self.memory.publish(self.posted + 1)
+        return super().post(blocks)
 
 
 class NeverFences(BoundedLag):
@@ -52,14 +49,14 @@ class NeverFences(BoundedLag):
 class FencesOnlyAfterWaiting(BoundedLag):
     def post(self, blocks) -> Steps:
         self.memory.fence = self.instead()
-        yield from super().post(blocks)
+        return super().post(blocks)
 
     def instead(self) -> Callable[[], None]:
         return nothing
 
     def wait(self, count: int) -> Steps:
         vars(self.memory).pop("fence", None)
-        yield from super().wait(count)
+        return super().wait(count)
 
 
 class FencesOnlyStoresBeforePublishing(FencesOnlyAfterWaiting):
@@ -70,19 +67,24 @@ class FencesOnlyStoresBeforePublishing(FencesOnlyAfterWaiting):
 class FencesOnlyBeforePublishing(BoundedLag):
     def wait(self, count: int) -> Steps:
         self.memory.fence = nothing
-        yield from super().wait(count)
+        return super().wait(count)
 
 
 class NeverTellsRankZero(BoundedLag):
     def __init__(self, bound, memory):
         tell = memory.publish
-        memory.publish = lambda peer, count: tell(peer, count) if peer else None
+
+        def to_others(count: int) -> None:
+            memory.peers = memory.peers[1:]
+            tell(count)
+
+        memory.publish = to_others
         super().__init__(bound, memory)
 
 
 class SendsTheWrongBlocks(BoundedLag):
     def post(self, blocks) -> Steps:
-        yield from super().post(blocks[::-1])
+        return super().post(blocks[::-1])
 
 
 class HandsOutTwice(BoundedLag):

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -172,7 +172,7 @@ class BoundedLagAlltoallv(Turns, Exchange):
 
     def drain(self) -> list[Arrival]:
         """Wait for all that was posted, here and by others; return what is not delivered yet. Raises as ``collect``."""
-        return self._alone(lambda _: self._run(self._last()), None)
+        return self._alone(lambda _: self._run(self._last, None), None)
 
     def _post(self, blocks: Sequence[Block]) -> list[Arrival]:
         if blocks is self._known:
@@ -180,34 +180,36 @@ class BoundedLagAlltoallv(Turns, Exchange):
         else:
             views, own = as_bytes(blocks, self.size, self.dtype)
             self._known, self._views = (blocks, views) if own and is_fixed(blocks) else (_NOTHING, [])
-        return self._run(self._core.post(views))
+        return self._run(self._core.post, views)
 
     def _collect(self, through: int | None) -> list[Arrival]:
         if through is not None and through >= self._core.posted:
             raise ValueError(f"iteration {through} was not posted yet: the next one is {self._core.posted}")
-        return self._run(self._core.wait(0 if through is None else through + 1))
+        return self._run(self._core.wait, 0 if through is None else through + 1)
 
-    def _last(self) -> Steps:
+    def _last(self, _: None) -> Steps:
         """Wait for all that was posted to arrive here, and for what this rank has sent to leave."""
         posted = self._core.posted
         yield from self._core.wait(posted)
         while not self._memory.flushed():
             yield posted
 
-    def _run(self, steps: Steps) -> list[Arrival]:
-        """Take the steps of a call. Whatever ends it in their midst, such as Ctrl-C, is the end of the exchange."""
+    def _run(self, call: Callable[[Any], Steps], argument: Any) -> list[Arrival]:
+        """Make a call of the core, and wait where it does.
+
+        Whatever ends it in its midst, such as Ctrl-C, is the end of the exchange.
+        """
         attempt, started_s = 0, 0.0
         if self._over is not None:
             raise ExchangeError(self._over)
         try:
             if self._memory.alarmed():
                 self._hear(0)
-            for need in steps:
-                if need:
-                    if not attempt:
-                        started_s = time.perf_counter()
-                    attempt += 1
-                    self._pause(attempt, need, started_s)
+            for need in call(argument):
+                if not attempt:
+                    started_s = time.perf_counter()
+                attempt += 1
+                self._pause(attempt, need, started_s)
             return self._core.deliver()
         except UnexpectedSize as found:
             source, sent, expected = found.args

@@ -15,12 +15,11 @@ import numpy as np
 from blslib.collective.agreement import check_comm, wrong_bound, wrong_counts, wrong_dtype
 from blslib.collective.blocks import as_bytes, is_fixed
 from blslib.collective.errors import ExchangeError
-from blslib.collective.exchange import Arrival, Block, Exchange
+from blslib.collective.exchange import Arrival, Block, Exchange, bare
 from blslib.collective.mpi import MPI
 from blslib.collective.waiting import complete
 
 _NOTHING = object()  # no tuple of blocks that anybody could post
-_bare = tuple.__new__  # a named tuple without the Python function that its class calls, which costs 0.1 us
 
 
 class Baseline(Exchange):
@@ -177,7 +176,7 @@ class MpiAlltoallv(Baseline):
             self._send_spec = self._spec(buffer, self._send_sizes)
         self._call(self._send_spec, self._recv_spec)
         self._posted = (iteration := self._posted) + 1
-        return [_bare(Arrival, (iteration, self._blocks))]
+        return [bare(Arrival, (iteration, self._blocks))]
 
     def close(self) -> None:
         """Free the communicator. Collective."""

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -26,11 +27,17 @@ def as_bytes(blocks: Sequence[Block], size: int, dtype: np.dtype) -> tuple[list[
         if type(block) is not np.ndarray:
             block, mine = _as_array(block, peer, dtype)
             own = own and mine
-        if block.dtype != dtype:
+        if block.dtype is not dtype and block.dtype != dtype:  # builtin types are one object each
             raise ValueError(f"block for rank {peer} has dtype {block.dtype}, the exchange was built for {dtype}")
-        if not block.flags.c_contiguous:
-            block, own = np.ascontiguousarray(block), False
-        views.append(memoryview(block.reshape(-1).view(np.uint8)) if block.size else _EMPTY)
+        if not block.size:
+            views.append(_EMPTY)
+            continue
+        try:
+            views.append(memoryview(block).cast("B"))  # a third of the time that views by numpy take
+        except (TypeError, ValueError):  # strided, or of a dtype that buffers cannot tell, such as dates
+            own = own and block.flags.c_contiguous
+            whole: Any = np.ascontiguousarray(block).reshape(-1)
+            views.append(memoryview(whole.view(np.uint8)))
     return views, own
 
 
@@ -43,9 +50,9 @@ def _as_array(block: Block, peer: int, dtype: np.dtype) -> tuple[np.ndarray, boo
     """A block as an array, and whether that is the caller's own memory."""
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(block, torch.Tensor):
-        if block.device.type != "cpu":
+        if not block.is_cpu:
             raise TypeError(f"block for rank {peer} is on device {block.device}: copy it to the cpu first")
-        block, own = block.detach(), True
+        block, own = block.detach() if block.requires_grad else block, True
         if block.is_conj() or block.is_neg():
             block, own = block.resolve_conj().resolve_neg(), False
         try:

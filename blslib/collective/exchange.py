@@ -22,6 +22,10 @@ class Arrival(NamedTuple):
     blocks: list[np.ndarray]
 
 
+bare = tuple.__new__
+"""Makes an ``Arrival`` without the Python function that its class calls, which costs 0.1 us."""
+
+
 class Exchange(Protocol):
     """An all-to-all exchange that may deliver late, but never out of order and never wrong.
 

@@ -14,6 +14,7 @@ the lag that is sure to be masked is bound - 1.
 """
 
 import ctypes
+from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
@@ -45,7 +46,6 @@ class Messages(Ring):
         super().__init__(comm.rank, fence, segments, layout, dtype, expected)
         self._comm = comm
         self._remote = [r for r in range(comm.size) if r not in self.peers]
-        self._place = {peer: n for n, peer in enumerate(self._remote)}
         every_slot = range(layout.slots)
         # By slot, then by remote peer: where a block to send waits, with its request; where one is received.
         self._stages = [[as_slot(memoryview(bytearray(layout.stride))) for _ in self._remote] for _ in every_slot]
@@ -74,37 +74,30 @@ class Messages(Ring):
         MPI.Prequest.Startall(self._receives[self._started % self.layout.slots])
         self._started += 1
 
-    def enter(self, iteration: int) -> bool:
-        slot = iteration % self.layout.slots
+    def write(self, slot: int, blocks: Sequence[memoryview]) -> bool:
         if not MPI.Request.Testall(self._sends[slot] + self._large_sends[slot]):
             return False
         self._large_sends[slot].clear()
         self._receive()
+        super().write(slot, blocks)
+        for n, peer in enumerate(self._remote):
+            block, (whole, header, room) = blocks[peer], self._stages[slot][n]
+            size, length = len(block), HEADER_BYTES
+            if size <= self.layout.slot_bytes:
+                room[:size] = block
+                length += size
+            else:
+                self._large_sends[slot].append(self._comm.Isend([bytes(block), MPI.BYTE], dest=peer, tag=_LARGE))
+            if size != header[0]:
+                if self._sends[slot][n]:
+                    self._sends[slot][n].Free()
+                header[0] = size
+                self._sends[slot][n] = self._comm.Send_init([whole[:length], MPI.BYTE], dest=peer, tag=_BLOCK)
         return True
 
-    def write(self, peer: int, slot: int, block: memoryview) -> None:
-        if peer in self.peers:
-            super().write(peer, slot, block)
-            return
-        n, size = self._place[peer], len(block)
-        whole, header, room = self._stages[slot][n]
-        length = HEADER_BYTES
-        if size <= self.layout.slot_bytes:
-            room[:size] = block
-            length += size
-        else:
-            self._large_sends[slot].append(self._comm.Isend([bytes(block), MPI.BYTE], dest=peer, tag=_LARGE))
-        if size != header[0]:
-            if self._sends[slot][n]:
-                self._sends[slot][n].Free()
-            header[0] = size
-            self._sends[slot][n] = self._comm.Send_init([whole[:length], MPI.BYTE], dest=peer, tag=_BLOCK)
-
-    def publish(self, peer: int, count: int) -> None:
-        if peer in self.peers:
-            super().publish(peer, count)
-            return
-        self._sends[(count - 1) % self.layout.slots][self._place[peer]].Start()
+    def publish(self, count: int) -> None:
+        super().publish(count)
+        MPI.Prequest.Startall(self._sends[(count - 1) % self.layout.slots])
 
     def arrived(self) -> int:
         counters, slots, most = self.counters, self.layout.slots, self.layout.slot_bytes

@@ -1,8 +1,8 @@
 """The protocol of one rank, apart from any memory, clock or network.
 
-What is written, published and waited for, and in which order, is here and nowhere else. The steps are generators: every
-``yield`` is a point at which the other ranks may have moved. Over MPI the caller runs straight through and only pauses
-where a step says that it waits; a test can instead interleave the steps of several ranks in any order it likes.
+What is written, published and waited for, and in which order, is here and nowhere else. A call runs straight through to
+where it has to wait; only what is left of it then is a generator, and yields while it waits. A test runs the same code
+over a memory that notes each operation, and interleaves those of several ranks in any order it likes.
 
 Each ordered pair of ranks has a ring of 2 (bound + 1) slots in the receiver's memory, and one counter of arrivals.
 Nobody acknowledges anything: *the bound is the flow control*.
@@ -14,28 +14,25 @@ bound, which is the iteration whose slot s is about to overwrite, i - 2 (bound +
 iteration could still be in use.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
 
-from blslib.collective.exchange import Arrival
+from blslib.collective.exchange import Arrival, bare
 
-Steps = Generator[int, None, None]
-"""Yields 0 where others may move, and n > 0 while this rank waits for everybody's first n blocks."""
+Steps = Iterable[int]
+"""What is left of a call: n, again and again, while this rank waits for everybody's first n blocks."""
 
 
 class Memory(Protocol):
     """Slots and counters, own and other ranks', as one rank reaches them."""
 
-    def enter(self, iteration: int) -> bool:
-        """Get ready to send and receive; False while room for sending is still in use."""
+    def write(self, slot: int, blocks: Sequence[memoryview]) -> bool:
+        """Put a block into this rank's slot at each peer; False, and nothing is done, while there is no room yet."""
 
-    def write(self, peer: int, slot: int, block: memoryview) -> None:
-        """Put a block into this rank's slot at ``peer``."""
-
-    def publish(self, peer: int, count: int) -> None:
-        """Tell ``peer`` that this rank's first ``count`` blocks are there."""
+    def publish(self, count: int) -> None:
+        """Tell every peer that this rank's first ``count`` blocks are there."""
 
     def fence(self) -> object:
         """Order everything before it against everything after it, loads and stores."""
@@ -71,35 +68,45 @@ class BoundedLag:
 
     def post(self, blocks: Sequence[memoryview]) -> Steps:
         """Send the blocks of the next iteration, then wait until nobody is more than ``bound`` iterations behind."""
-        memory, iteration = self.memory, self.posted
-        slot = iteration % self.slots
-        self.posted = count = iteration + 1
-        while not memory.enter(iteration):
-            yield count
-        for peer, block in enumerate(blocks):
-            memory.write(peer, slot, block)
-            yield 0
+        slot = self.posted % self.slots
+        self.posted += 1
+        return self._publish() if self.memory.write(slot, blocks) else self._write_later(slot, blocks)
+
+    def _write_later(self, slot: int, blocks: Sequence[memoryview]) -> Steps:
+        yield self.posted
+        while not self.memory.write(slot, blocks):
+            yield self.posted
+        yield from self._publish()
+
+    def _publish(self) -> Steps:
         # Blocks must be visible before their counter is; and whoever reads the counter may overwrite what this rank was
         # handed before, so its loads must be done as well.
-        memory.fence()
-        for peer in range(len(blocks)):
-            memory.publish(peer, count)
-            yield 0
-        yield from self.wait(count - self.bound)
+        self.memory.fence()
+        self.memory.publish(self.posted)
+        return self.wait(self.posted - self.bound)
 
     def wait(self, count: int) -> Steps:
         """Wait until the first ``count`` iterations are complete here; with 0, look once."""
-        memory = self.memory
-        while (ready := memory.arrived()) < count:
+        ready = self.memory.arrived()
+        if ready < count:  # by a moment, as a rule, where ranks keep pace: shorter than giving the core away would take
+            ready = self.memory.arrived()
+        if ready < count:
+            return self._wait_longer(count)
+        self.memory.fence()
+        self.ready = ready
+        return ()
+
+    def _wait_longer(self, count: int) -> Steps:
+        yield count
+        while (ready := self.memory.arrived()) < count:
             yield count
-        memory.fence()
+        self.memory.fence()
         self.ready = ready
 
     def deliver(self) -> list[Arrival]:
         """Hand out every complete iteration that was not handed out yet, in order."""
-        arrivals = []
-        while self.delivered < self.ready:
-            iteration = self.delivered
-            arrivals.append(Arrival(iteration, self.memory.read(iteration % self.slots)))
+        memory, arrivals = self.memory, []
+        while (iteration := self.delivered) < self.ready:
+            arrivals.append(bare(Arrival, (iteration, memory.read(iteration % self.slots))))
             self.delivered = iteration + 1
         return arrivals

@@ -8,7 +8,7 @@ A block larger than its slot goes to a place beside the rings that belongs to th
 covers it as well. Its memory is used again by the next large block of that slot, and given back at the end.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -64,14 +64,16 @@ class Ring:
         self.fence, self._give_back = fence
         self.peers = {r: Control(segment.memory, layout.size) for r, segment in self.segments.items()}
         self._alarm, self.counters = self.peers[self.rank].alarm, self.peers[self.rank].counters
-        self._counter_at = {r: control.counters[self.rank : self.rank + 1] for r, control in self.peers.items()}
+        self._counters_at = [control.counters[self.rank : self.rank + 1] for control in self.peers.values()]
         every_slot = range(layout.slots)
-        self._slots_at = {r: [self._slot(r, slot, self.rank) for slot in every_slot] for r in self.peers}
+        self._rows = [[(r, *self._slot(r, slot, self.rank)[1:]) for r in self.peers] for slot in every_slot]
+        self._written = [[-1] * layout.size for _ in every_slot]  # bytes in each, as its header has them
         self.slots = [[self._slot(self.rank, slot, source) for source in range(layout.size)] for slot in every_slot]
-        own = np.frombuffer(self.segments[self.rank].memory, np.uint8)
-        own.fill(0)  # all pages are there from the first call on
-        rings = own[layout.control_bytes :][: layout.ring_bytes].reshape(-1, layout.size, layout.stride)
-        self._sizes = list(rings[:, :, :8].view(np.int64)[:, :, 0])  # by slot, so that to read P is a single operation
+        own = self.segments[self.rank].memory
+        np.frombuffer(own, np.uint8).fill(0)  # all pages are there from the first call on
+        words, apart, row = own.cast("q"), layout.stride // 8, layout.size * layout.stride // 8
+        starts = (layout.slot(slot, 0) // 8 for slot in every_slot)
+        self._sizes = [words[at : at + row : apart] for at in starts]  # by slot: to read P is a single operation
         self._seen: list[tuple[list[int], list[np.ndarray]]] = [([], []) for _ in every_slot]
 
     def _slot(self, at: int, slot: int, source: int) -> Slot:
@@ -79,21 +81,24 @@ class Ring:
         start = self.layout.slot(slot, source)
         return as_slot(self.segments[at].memory[start : start + self.layout.stride])
 
-    def enter(self, iteration: int) -> bool:
+    def write(self, slot: int, blocks: Sequence[memoryview]) -> bool:
+        most, written = self.layout.slot_bytes, self._written[slot]
+        for peer, header, room in self._rows[slot]:
+            block = blocks[peer]
+            size = len(block)
+            if size <= most:
+                room[:size] = block
+            else:
+                told = f"no room in {SHARED_DIR} for a block of {size} bytes from rank {self.rank} to rank {peer}"
+                with _no_room(told):
+                    self.segments[peer].write_beside(slot * self.layout.size + self.rank, block)
+            if size != written[peer]:
+                header[0] = written[peer] = size
         return True
 
-    def write(self, peer: int, slot: int, block: memoryview) -> None:
-        _, header, room = self._slots_at[peer][slot]
-        size = len(block)
-        if size <= self.layout.slot_bytes:
-            room[:size] = block
-        else:
-            with _no_room(f"no room in {SHARED_DIR} for a block of {size} bytes from rank {self.rank} to rank {peer}"):
-                self.segments[peer].write_beside(slot * self.layout.size + self.rank, block)
-        header[0] = size
-
-    def publish(self, peer: int, count: int) -> None:
-        self._counter_at[peer][0] = count
+    def publish(self, count: int) -> None:
+        for counter in self._counters_at:
+            counter[0] = count
 
     def arrived(self) -> int:
         return min(self.counters.tolist())
@@ -113,7 +118,7 @@ class Ring:
             # Views of one slot are the same for equal sizes. Large blocks are mapped anew every time and not kept: each
             # mapping holds a file descriptor.
             self._seen[slot] = (sizes, blocks) if max(sizes) <= self.layout.slot_bytes else ([], [])
-        return list(blocks)
+        return blocks.copy()
 
     def array(self, slot: int, source: int, size: int) -> np.ndarray:
         """The block of so many bytes that is in a slot, or beside it."""
