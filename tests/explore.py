@@ -25,7 +25,10 @@ from blslib.collective.protocol import BoundedLag, slots
 T = TypeVar("T")
 
 Script = Sequence[int | None]
-"""The calls of a rank: None posts the next iteration, n waits for the first n iterations and takes what is complete."""
+"""The calls of a rank: None posts the next iteration, n waits for the first n iterations and takes what is complete;
+``COMPOSE`` writes the next iteration's blocks in place, which are posted without another store."""
+
+COMPOSE = -1
 
 LATER = -(10**9)
 """What a look sees that comes too early, whatever it waits for."""
@@ -33,6 +36,10 @@ LATER = -(10**9)
 
 def post_and_drain(iterations: int) -> Script:
     return [None] * iterations + [iterations]
+
+
+def compose_post_and_drain(iterations: int) -> Script:
+    return [COMPOSE, None] * iterations + [iterations]
 
 
 class Fault(AssertionError):
@@ -75,11 +82,19 @@ class Transcript:
         self.rooms = iter([False] * refusals)
         self.ops = [Op("enter")]
         self.peers = range(layout.size)
+        self.in_place: Sequence[Any] | None = None
+
+    def compose(self, slot: int, sizes: Sequence[Any]) -> bool:
+        """``sizes``: the blocks, which whoever composes stores at some time after this."""
+        return self.write(slot, sizes)
 
     def write(self, slot: int, blocks: Sequence[Any]) -> bool:
         if not next(self.rooms, True):
             return False
-        self.ops += [Op("store", self.layout.cell(peer, slot, self.rank), blocks[peer]) for peer in self.peers]
+        if blocks is self.in_place:
+            return True
+        peers = [peer for peer in self.peers if blocks]
+        self.ops += [Op("store", self.layout.cell(peer, slot, self.rank), blocks[peer]) for peer in peers]
         return True
 
     def publish(self, count: int) -> None:
@@ -198,8 +213,11 @@ class Rank:
         core = self.core(self.bound, memory)
         vars(core).update(attributes)
         blocks: list[Any] = [self.layout.block(self._posts(call), self.rank, peer) for peer in range(self.layout.size)]
+        if through is None and call and self.script[call - 1] == COMPOSE:
+            memory.in_place = blocks
+        act, of = (core.compose, blocks) if through == COMPOSE else (core.wait, through)
         try:
-            for _ in core.post(blocks) if through is None else core.wait(through):
+            for _ in core.post(blocks) if through is None else act(of):
                 pass
             takes = [(arrival.iteration, arrival.blocks) for arrival in core.deliver()]
         except Paused:
@@ -215,15 +233,17 @@ class Rank:
 
     def _stand(self, number: int) -> Stand:
         point = self.points[number]
-        posts, kind, due = self._posts(point.call), "end", 0
+        posts, kind, due, own = self._posts(point.call), "end", 0, point.taken
         if point.call < len(self.script):
             through = self.script[point.call]
             kind = self._call(point.call, point.core, point.told)[0][point.at].kind
-            due = max(0, posts + 1 - self.bound) if through is None else through
+            due = max(0, posts + 1 - self.bound) if through is None else max(0, through)
             posts += point.at > 0 and through is None
+            if through == COMPOSE:  # no call that ends what may be read, so that its own stores must heed that as well
+                own = point.done
         places = [place for place, _ in point.buffer]
         commits = tuple(i for i, place in enumerate(places) if place not in places[:i])
-        return Stand(kind, point.buffer, point.done, point.taken, posts, due, commits)
+        return Stand(kind, point.buffer, point.done, own, posts, due, commits)
 
     def _commit(self, number: int, which: int) -> Move:
         point = self.points[number]
@@ -362,6 +382,8 @@ class Space:
         rank, stand = self.ranks[r], self.ranks[r].stand(state[r])
         through = rank.script[rank.points[state[r]].call]
         call = f"post {stand.entered - (stand.next != 'enter')}" if through is None else f"a wait for {through}"
+        if through == COMPOSE:
+            call = f"its blocks for post {stand.entered}, which it composes"
         text = {
             "enter": f"rank {r} enters {call}",
             "fence": f"rank {r} passes its fence",

@@ -99,6 +99,35 @@ class KeepsOneBack(BoundedLag):
         return super().deliver()
 
 
+class ComposesOneCallTooEarly(BoundedLag):
+    """Whose room for an iteration is handed out when the call before it has not been made."""
+
+    def compose(self, blocks) -> Steps:
+        yield from super().compose(blocks if not self.posted else [])
+        self.posted += 1
+        yield from super().compose([block + len(blocks) ** 2 for block in blocks])
+        self.posted -= 1
+
+
+class PostsBeforeTheLastStore(BoundedLag):
+    """Whose program writes to what it has composed after it has posted it."""
+
+    def compose(self, blocks) -> Steps:
+        return ()
+
+    def post(self, blocks) -> Steps:
+        self.posted += 1
+        self.memory.fence()
+        self.memory.publish(self.posted)
+        self.memory.in_place = None
+        while not self.memory.write((self.posted - 1) % self.slots, blocks):
+            yield self.posted
+        yield from self.wait(self.posted - self.bound)
+
+
+COMPOSING = {ComposesOneCallTooEarly: "overwrites iteration", PostsBeforeTheLastStore: "was never written|holds"}
+"""Mistakes with blocks that are composed in place, and what the checker says of them."""
+
 MUTANTS = {
     OneSlotFewer: "overwrites iteration",
     WaitsForOneLess: "returned from",

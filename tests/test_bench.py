@@ -307,10 +307,10 @@ def test_what_takes_no_part_is_told(extra: Path) -> None:
     [
         (["bench", "alltoallv", "--bytes", "6"], "'6': expected whole number >= 4, a multiple of 4, and below"),
         (["bench", "alltoallv", "--bounds", "-1"], "expected"),
-        (["bench", "alltoallv", "--contenders", "smoke"], "choose from bls, bls-sleeps, floor, gloo"),
+        (["bench", "alltoallv", "--contenders", "smoke"], "choose from bls, bls-in-place, bls-sleeps, floor, gloo"),
         (
             ["bench", "delayed", "--contenders", "raw"],
-            "choose from bls, bls-sleeps, gloo, messages",
+            "choose from bls, bls-in-place, bls-sleeps, gloo, messages",
         ),  # it has no calls to be timed
         (["bench", "delayed", "--laws", "gauss"], "choose from none, bernoulli"),
         (["bench", "dlrm", "--scenarios", "x"], "choose from balanced"),
@@ -318,7 +318,10 @@ def test_what_takes_no_part_is_told(extra: Path) -> None:
         (["bench", "alltoallv", "--ranks", "0"], "--ranks"),
         (["bench", "placed", "--bytes", "64"], "unrecognized arguments"),
         (["bench", "torch", "--delays-ms", "1,-2"], "'1,-2': expected milliseconds from 0 to 1000"),
-        (["bench", "torch", "--contenders", "raw"], "choose from bls, bls-sleeps, gloo"),  # it would not sleep
+        (
+            ["bench", "torch", "--contenders", "raw"],
+            "choose from bls, bls-in-place, bls-sleeps, gloo",
+        ),  # it would not sleep
         (["bench", "serving", "--rates", "0"], "expected number of batches a second > 0"),
         (["bench", "serving", "--rates", "nan"], "expected number of batches a second > 0"),
         (["bench", "nothing"], "invalid choice"),

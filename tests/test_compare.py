@@ -126,7 +126,8 @@ def test_contenders_at_their_bounds() -> None:
     assert contenders(("mpi", "bls"), (0, 4)) == items
     assert contenders(("mpi", "bls", "mpi"), (0, 4, 0)) == items
     with pytest.raises(
-        ValueError, match="no 'smoke' in .*contenders: choose from bls, bls-sleeps, floor, gloo, .*torch, window"
+        ValueError,
+        match="no 'smoke' in .*contenders: choose from bls, bls-in-place, bls-sleeps, floor, gloo, .*torch, window",
     ):
         contenders(("mpi", "smoke"), (0,))
 

@@ -96,6 +96,9 @@ class Loopback:
         self.posted = self.delivered = 0
         self.handed: list[np.ndarray] = []
 
+    def compose(self, counts) -> list[np.ndarray]:
+        return [np.full(count, np.nan, np.float32) for count in counts]
+
     def post(self, blocks) -> list[Arrival]:
         with self.wire.changed:
             self.wire.sent[self.posted, self.rank] = [np.array(block) for block in blocks]
@@ -347,28 +350,25 @@ def test_tables_are_saved_whole_or_refused():
         DLRM(SMALL, seed=0, placement=placement, rank=1).reference_state_dict()
 
 
-def test_lookup_writes_one_buffer_and_returns_the_same_tuple():
+def test_lookup_writes_where_it_is_told():
     tables = ShardedTables(SMALL, placed(SMALL.shapes, (0, 1, 0, 1, 0), 2), 0, seed=4)
-    batch, other = make_batch(SMALL, 7, seed=1), make_batch(SMALL, 7, seed=2)
-    blocks = tables.lookup(batch)
-    first = np.concatenate(blocks)
-    assert [block.shape for block in blocks] == [(4 * 3 * 4,), (3 * 3 * 4,)]
-    assert blocks[0].dtype == np.float32
-    assert all(block.flags.c_contiguous for block in blocks)
-    address = blocks[0].__array_interface__["data"][0]
-    assert blocks[1].__array_interface__["data"][0] == address + blocks[0].nbytes
+    batch = make_batch(SMALL, 7, seed=1)
+    room = [np.full(4 * 3 * 4, np.nan, np.float32), np.full(3 * 3 * 4, np.nan, np.float32)]
+    assert tables.lookup(batch, room) is room
+    both = np.concatenate(room).reshape(7, 3, 4)
     for sample in range(7):
         for column, table in enumerate((0, 2, 4)):
             bag = batch.ids[table][batch.offsets[table][sample] : batch.offsets[table][sample + 1]]
             expected = tables.weights[tables.placement.shards[table]].numpy()[bag].sum(axis=0)
-            np.testing.assert_allclose(first.reshape(7, 3, 4)[sample, column], expected, rtol=1e-5, atol=1e-7)
-    assert tables.lookup(other) is blocks
-    assert not np.array_equal(np.concatenate(blocks), first)
-    assert tables.lookup(make_batch(SMALL, 3)) is not blocks
-    assert tables.lookup(batch) is blocks
-    assert np.array_equal(np.concatenate(blocks), first)
-    tables.lookup(make_batch(SMALL, 20))  # a larger buffer
-    assert np.array_equal(np.concatenate(tables.lookup(batch)), first)
+            np.testing.assert_allclose(both[sample, column], expected, rtol=1e-5, atol=1e-7)
+    fresh = tables.lookup(batch)
+    assert [block.dtype for block in fresh] == [np.float32] * 2
+    assert all(map(np.array_equal, fresh, room))
+    assert all(map(np.array_equal, tables.lookup(make_batch(SMALL, 7, seed=2)), fresh)) is False
+    with pytest.raises(ValueError, match="reshape"):
+        tables.lookup(batch, room[::-1])
+    with pytest.raises(ValueError, match="zip"):
+        tables.lookup(batch, room[:1])
 
 
 def test_lookup_inside_and_outside_inference_mode():

@@ -9,16 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blslib.collective.protocol import BoundedLag, slots
-from tests.explore import Fault, Script, Space, Transcript
+from tests.explore import COMPOSE, Fault, Script, Space, Transcript
 from tests.mutants import MUTANTS
 
 
 def with_collects(iterations: int, rng: random.Random) -> Script:
-    """Posts and the last drain; now and then waits in between for some of what was posted, or for nothing."""
+    """Posts and the last drain, now and then composed; and waits in between for some of what was posted, or nothing."""
     script: list[int | None] = []
     for i in range(iterations):
         if rng.random() < 0.2:
             script.append(rng.randrange(i + 1))
+        if rng.random() < 0.3:
+            script.append(COMPOSE)
         script.append(None)
     return [*script, iterations]
 

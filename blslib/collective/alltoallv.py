@@ -8,13 +8,13 @@ Lag Synchronous Collectives", arXiv 2512.19342; the protocol is this project's o
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, suppress
 from typing import Any, TypeVar
 
 import numpy as np
 
-from blslib.collective.agreement import DEFAULT_TIMEOUT_S, agree, check_comm, examine, same_host
+from blslib.collective.agreement import DEFAULT_TIMEOUT_S, agree, check_comm, examine, same_host, wrong_counts
 from blslib.collective.blocks import as_bytes, is_fixed
 from blslib.collective.building import Building, meet
 from blslib.collective.errors import BlockError, ExchangeError, LateError, PeerError, in_words
@@ -36,6 +36,7 @@ Error = TypeVar("Error", bound=BaseException)
 _IS_CLOSED, _IS_CLOSING = "exchange is closed", "exchange is being closed"
 _LOOKS_PER_CLOCK = 16
 _NOTHING = object()  # no tuple of blocks that anybody could post
+_SEALS = sys.flags.dev_mode  # whether composed blocks are for reading once they are posted
 _PULSE_S = 0.1  # how often a rank that waits asks whether those it waits for are alive
 
 
@@ -110,6 +111,8 @@ class BoundedLagAlltoallv(Turns, Exchange):
         self._felt_s, self._end = 0.0, math.inf  # the end: of the rank that is known to have closed after the fewest
         self._known: object = _NOTHING
         self._views: list[memoryview] = []
+        self._asked: list[int] = []  # counts that were composed last, and their bytes
+        self._sizes: list[int] = []
         self._met = False  # in a barrier, which cannot be taken back
         building = meet(comm, settings.timeout_s, (settings.problem, settings.told))
         try:
@@ -160,6 +163,29 @@ class BoundedLagAlltoallv(Turns, Exchange):
         """
         return self._alone(self._post, blocks)
 
+    def compose(self, counts: Sequence[int]) -> tuple[np.ndarray, ...]:
+        """Room for this iteration's blocks where they will be read: post the very tuple, and nothing is copied.
+
+        No call in the sense of arrivals: those that the last one returned stay valid. Fill all of it: the room holds
+        what was there before. It is this rank's until it posts; to write to it afterwards is to write what another rank
+        reads (with ``python -X dev`` numpy refuses it). To post something else is legal, and copies that; to compose
+        again hands the same room out once more.
+
+        Args:
+            counts: P numbers of items.
+
+        Returns:
+            P one-dimensional arrays of ``dtype``, one per destination: for peers of this host in their memory, for
+            others where they are sent from. What is larger than a slot is in this rank's memory, and copied as ever.
+
+        Raises:
+            ValueError: wrong counts; the exchange can go on.
+            PeerError, LateError, ExchangeError, RuntimeError: as for ``post``. It waits for room to send alone.
+
+        Cost: about a microsecond, more where the counts differ from those of this slot's last time.
+        """
+        return self._alone(self._compose, counts)
+
     def collect(self, through: int | None = None) -> list[Arrival]:
         """Wait for everything up to iteration ``through`` and return it; without it, return what is complete and do not
         wait.
@@ -179,8 +205,24 @@ class BoundedLagAlltoallv(Turns, Exchange):
             views = self._views
         else:
             views, own = as_bytes(blocks, self.size, self.dtype)
+            if self._over is None and self._memory.in_place is not None:  # given up, but blocks may be parts of it
+                views, own = [memoryview(bytes(view)) for view in views], False
             self._known, self._views = (blocks, views) if own and is_fixed(blocks) else (_NOTHING, [])
+        if _SEALS and self._over is None and views is self._memory.in_place:
+            _seal(self._memory.composed, True)
         return self._run(self._core.post, views)
+
+    def _compose(self, counts: Sequence[int]) -> tuple[np.ndarray, ...]:
+        asked = [*counts] if isinstance(counts, Iterable) else counts
+        if asked != self._asked:
+            if problem := wrong_counts("counts", asked, self.size, self.dtype):
+                raise ValueError(problem)
+            self._asked, self._sizes = asked, [int(n) * self.dtype.itemsize for n in asked]
+        self._run(self._core.compose, self._sizes)
+        self._known, self._views = self._memory.composed, self._memory.in_place or []
+        if _SEALS:
+            _seal(self._memory.composed, False)
+        return self._memory.composed
 
     def _collect(self, through: int | None) -> list[Arrival]:
         if through is not None and through >= self._core.posted:
@@ -389,3 +431,8 @@ class BoundedLagAlltoallv(Turns, Exchange):
         if hasattr(self, "_comm") and self._over != _IS_CLOSED and not over:
             self._fail(ExchangeError("the exchange was dropped without being closed"))
             self._close(None)
+
+
+def _seal(blocks: Sequence[np.ndarray], sealed: bool) -> None:
+    for block in blocks:
+        block.flags.writeable = not sealed

@@ -59,6 +59,9 @@ class Baseline(Exchange):
         self._comm = comm.Dup()
         self._rooms = [np.empty(sum(self._send_sizes), np.uint8) for _ in range(rooms or self.bound + 1)]
         self._buffers = [np.empty(sum(self._recv_sizes), np.uint8) for _ in range(self.bound + 1)]
+        starts = np.cumsum(self._send_sizes)[:-1]
+        self._composed = [tuple(each.view(self.dtype) for each in np.split(room, starts)) for room in self._rooms]
+        self._counts, self._composes = [int(n) for n in send_counts], False
         ends = np.cumsum(self._recv_sizes)[:-1]
         self._received = [[each.view(self.dtype) for each in np.split(buffer, ends)] for buffer in self._buffers]
         self.memory_bytes = sum(buffer.nbytes for buffer in self._rooms + self._buffers)
@@ -68,11 +71,23 @@ class Baseline(Exchange):
         self._posted = 0
         self._closed = False
 
-    def _in_one(self, blocks: Sequence[Block], room: np.ndarray, apart_from: np.ndarray | None = None) -> np.ndarray:
-        """All blocks one behind the other: packed into ``room``, unless they may be sent from where they lie.
+    def compose(self, counts: Sequence[int]) -> tuple[np.ndarray, ...]:
+        """The buffer that the next iteration is sent from, in P pieces, of ``send_counts`` items."""
+        if self._closed:
+            raise ExchangeError("exchange is closed")
+        if list(counts) != self._counts:
+            raise ValueError(f"this exchange sends {self._counts} items in every iteration, got {list(counts)}")
+        self._composes = True
+        return self._composed[self._posted % len(self._rooms)]
+
+    def _in_one(self, blocks: Sequence[Block], slot: int, apart_from: np.ndarray | None = None) -> np.ndarray:
+        """All blocks one behind the other: packed into a room, unless they may be sent from where they lie.
 
         They may if ``apart_from`` is given, if they lie so already, and in other memory than it.
         """
+        room = self._rooms[slot]
+        if blocks is self._composed[slot]:
+            return room
         if blocks is self._known:
             views, whole = self._looked_at
         else:
@@ -84,6 +99,8 @@ class Baseline(Exchange):
                     raise ValueError(
                         f"rank {self.rank} -> rank {peer}: block has {len(view)} bytes, send_counts says {size}"
                     )
+            if self._composes:  # blocks may be parts of a room, in another order
+                views, own = [memoryview(bytes(view)) for view in views], False
             whole = _adjacent(views) if own else None
             if own and is_fixed(blocks):
                 self._known, self._looked_at = blocks, (views, whole)
@@ -171,8 +188,9 @@ class MpiAlltoallv(Baseline):
     def post(self, blocks: Sequence[Block]) -> list[Arrival]:
         """Exchange this iteration's blocks and return them."""
         if blocks is not self._sent_from:
-            buffer = self._in_one(blocks, self._rooms[0], apart_from=self._buffers[0])
-            self._sent_from = blocks if blocks is self._known and buffer is not self._rooms[0] else _NOTHING
+            buffer = self._in_one(blocks, 0, apart_from=self._buffers[0])
+            there = blocks is self._composed[0] or (blocks is self._known and buffer is not self._rooms[0])
+            self._sent_from = blocks if there else _NOTHING
             self._send_spec = self._spec(buffer, self._send_sizes)
         self._call(self._send_spec, self._recv_spec)
         self._posted = (iteration := self._posted) + 1
@@ -216,7 +234,7 @@ class IalltoallvWindow(Baseline):
         if len(self._outstanding) > self.bound:  # after a deadline: its buffers are MPI's as long as it is not complete
             raise ExchangeError(f"iteration {self._posted - self.bound - 1} is late: collect it before posting another")
         slot = self._posted % len(self._rooms)
-        self._in_one(blocks, self._rooms[slot])
+        self._in_one(blocks, slot)
         self._outstanding.append(self._comm.Ialltoallv(self._send_specs[slot], self._recv_specs[slot]))
         self._posted += 1
         return self._take(self._posted - self.bound)

@@ -38,6 +38,9 @@ class Exchange(Protocol):
     size: int
     bound: int
 
+    def compose(self, counts: Sequence[int]) -> tuple[np.ndarray, ...]:
+        """Room for the next iteration's P blocks, which need no copy if this very tuple is posted; of so many items."""
+
     def post(self, blocks: Sequence[Block]) -> list[Arrival]:
         """Hand over P blocks, one per destination; return what is there: at least all up to ``bound`` calls ago."""
 

@@ -74,17 +74,31 @@ class Messages(Ring):
         MPI.Prequest.Startall(self._receives[self._started % self.layout.slots])
         self._started += 1
 
+    def _has_left(self, slot: int) -> bool:
+        """Whether what was sent from there before is on its way, and the room free."""
+        return MPI.Request.Testall(self._sends[slot] + self._large_sends[slot])
+
+    def rooms(self, slot: int) -> dict[int, memoryview]:
+        return super().rooms(slot) | {
+            peer: room for peer, (_, _, room) in zip(self._remote, self._stages[slot], strict=True)
+        }
+
+    def compose(self, slot: int, sizes: Sequence[int]) -> bool:
+        return self._has_left(slot) and super().compose(slot, sizes)
+
     def write(self, slot: int, blocks: Sequence[memoryview]) -> bool:
-        if not MPI.Request.Testall(self._sends[slot] + self._large_sends[slot]):
+        if not self._has_left(slot):
             return False
         self._large_sends[slot].clear()
         self._receive()
+        there = blocks is self.in_place
         super().write(slot, blocks)
         for n, peer in enumerate(self._remote):
             block, (whole, header, room) = blocks[peer], self._stages[slot][n]
             size, length = len(block), HEADER_BYTES
             if size <= self.layout.slot_bytes:
-                room[:size] = block
+                if not there:
+                    room[:size] = block
                 length += size
             else:
                 self._large_sends[slot].append(self._comm.Isend([bytes(block), MPI.BYTE], dest=peer, tag=_LARGE))

@@ -12,6 +12,9 @@ i - 1 - bound. A rank that has entered call m has returned from call m - 1, so i
 bound, and having called again it is done with that. With m = i - 1 - bound: it is done with everything up to i - 2 - 2
 bound, which is the iteration whose slot s is about to overwrite, i - 2 (bound + 1). With one slot fewer the overwritten
 iteration could still be in use.
+
+All that this takes of s is that it has returned from call i - 1. So from there on, and not only in call i, it may write
+its blocks of iteration i where they will be read: *compose* them in place.
 """
 
 from collections.abc import Iterable, Sequence
@@ -28,8 +31,14 @@ Steps = Iterable[int]
 class Memory(Protocol):
     """Slots and counters, own and other ranks', as one rank reaches them."""
 
+    def compose(self, slot: int, sizes: Sequence[int]) -> bool:
+        """Hand this rank's slot at each peer out, to be written until ``write``; False while there is no room yet."""
+
     def write(self, slot: int, blocks: Sequence[memoryview]) -> bool:
-        """Put a block into this rank's slot at each peer; False, and nothing is done, while there is no room yet."""
+        """Put a block into this rank's slot at each peer, where it is not there already.
+
+        False, and nothing is done, while there is no room yet.
+        """
 
     def publish(self, count: int) -> None:
         """Tell every peer that this rank's first ``count`` blocks are there."""
@@ -65,6 +74,15 @@ class BoundedLag:
         self.posted = 0
         self.delivered = 0
         self.ready = 0
+
+    def compose(self, sizes: Sequence[int]) -> Steps:
+        """Have room handed out for the blocks of the next iteration."""
+        return () if self.memory.compose(self.posted % self.slots, sizes) else self._compose_later(sizes)
+
+    def _compose_later(self, sizes: Sequence[int]) -> Steps:
+        yield self.posted
+        while not self.memory.compose(self.posted % self.slots, sizes):
+            yield self.posted
 
     def post(self, blocks: Sequence[memoryview]) -> Steps:
         """Send the blocks of the next iteration, then wait until nobody is more than ``bound`` iterations behind."""

@@ -68,6 +68,11 @@ class Ring:
         every_slot = range(layout.slots)
         self._rows = [[(r, *self._slot(r, slot, self.rank)[1:]) for r in self.peers] for slot in every_slot]
         self._written = [[-1] * layout.size for _ in every_slot]  # bytes in each, as its header has them
+        self._composed: list[tuple[Sequence[int], list[memoryview], tuple[np.ndarray, ...]]] = [
+            ((), [], ())
+        ] * layout.slots
+        self.composed: tuple[np.ndarray, ...] = ()
+        self.in_place: list[memoryview] | None = None  # the same, as long as they are out
         self.slots = [[self._slot(self.rank, slot, source) for source in range(layout.size)] for slot in every_slot]
         own = self.segments[self.rank].memory
         np.frombuffer(own, np.uint8).fill(0)  # all pages are there from the first call on
@@ -81,13 +86,27 @@ class Ring:
         start = self.layout.slot(slot, source)
         return as_slot(self.segments[at].memory[start : start + self.layout.stride])
 
+    def rooms(self, slot: int) -> dict[int, memoryview]:
+        """Where this rank writes its blocks, by peer."""
+        return {peer: room for peer, _, room in self._rows[slot]}
+
+    def compose(self, slot: int, sizes: Sequence[int]) -> bool:
+        if self._composed[slot][0] != sizes:
+            rooms, most = self.rooms(slot), self.layout.slot_bytes
+            views = [rooms[r][:n] if n <= most else memoryview(bytearray(n)) for r, n in enumerate(sizes)]
+            self._composed[slot] = sizes, views, tuple(np.frombuffer(view, self.dtype) for view in views)
+        _, self.in_place, self.composed = self._composed[slot]
+        return True
+
     def write(self, slot: int, blocks: Sequence[memoryview]) -> bool:
         most, written = self.layout.slot_bytes, self._written[slot]
+        there, self.in_place = blocks is self.in_place, None
         for peer, header, room in self._rows[slot]:
             block = blocks[peer]
             size = len(block)
             if size <= most:
-                room[:size] = block
+                if not there:
+                    room[:size] = block
             else:
                 told = f"no room in {SHARED_DIR} for a block of {size} bytes from rank {self.rank} to rank {peer}"
                 with _no_room(told):

@@ -1,10 +1,10 @@
 """The inference loop, over any exchange.
 
-In one step a rank looks its tables up for the whole batch, posts the pooled sums, does what needs no other rank (bottom
-MLP, replicated tables) while they travel, and scores every batch that has arrived by then: with a bound of k that may
-be one of k iterations ago. Nothing else is sent, so nothing but the exchange makes ranks wait for each other. Each
-batch is scored by itself and from the same bytes, added in the same order, so its scores are the same to the bit
-whatever the bound and whenever it arrives.
+In one step a rank looks its tables up for the whole batch, into the memory from which the others will read the sums,
+posts that, does what needs no other rank (bottom MLP, replicated tables) while blocks travel, and scores every batch
+that has arrived by then: with a bound of k that may be one of k iterations ago. Nothing else is sent, so nothing but
+the exchange makes ranks wait for each other. Each batch is scored by itself and from the same bytes, added in the same
+order, so its scores are the same to the bit whatever the bound and whenever it arrives.
 """
 
 from collections import deque
@@ -17,6 +17,7 @@ import torch
 
 from blslib.collective.exchange import Arrival, Exchange
 from blslib.dlrm.model import DLRM
+from blslib.dlrm.sharding import send_counts
 from blslib.workloads.batch import Batch
 
 
@@ -58,12 +59,16 @@ class Inference:
         self._before_post = before_post
         self._pending: deque[tuple[float, torch.Tensor]] = deque()  # start and home of what still travels
         self._posted = 0
+        self._size, self._counts = -1, list[int]()  # of the last batch, and the items of its blocks
 
     @torch.inference_mode()
     def step(self, batch: Batch) -> list[Scored]:
         """Take in one batch; return those whose scores are ready, in order."""
         start_s = perf_counter()
-        blocks = self.model.tables.lookup(batch)
+        if batch.size != self._size:
+            self._size = batch.size
+            self._counts = send_counts(self.model.placement, self.model.rank, batch.size).tolist()
+        blocks = self.model.tables.lookup(batch, self.exchange.compose(self._counts))
         if self._before_post is not None:
             self._before_post(self._posted)
         arrivals = self.exchange.post(blocks)

@@ -6,6 +6,7 @@ as unequal time before the exchange. Of what is replicated nothing is sent.
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import pairwise
 
@@ -137,25 +138,33 @@ class ShardedTables:
         self.weights = {s: initial_weights(config, s, seed) for s in (*placement.of_rank[rank], *placement.replicated)}
         ends = np.cumsum([len(shard.columns) for shard in placement.of_rank[rank]], dtype=int).tolist()
         self._columns = [slice(*ends) for ends in pairwise((0, *ends))]
-        self._buffer = np.empty(0, dtype=np.float32)
-        self._views: dict[int, tuple[np.ndarray, tuple[np.ndarray, ...]]] = {}
 
-    def lookup(self, batch: Batch) -> tuple[np.ndarray, ...]:
+    def lookup(self, batch: Batch, into: Sequence[np.ndarray] = ()) -> Sequence[np.ndarray]:
         """Sum the bags of the shards held here alone, for the whole batch.
 
+        Args:
+            batch: with the ids of these shards.
+            into: P flat float32 arrays to be filled, of ``send_counts`` items; new ones if none are given.
+
         Returns:
-            P flat float32 arrays, one per destination: (its rows, columns of all shards). They are neighbouring slices
-            of one buffer, which the next call overwrites; the tuple is the same one for every batch of the same size.
+            Those arrays, one per destination: (its rows, columns of all shards), flat.
 
         Raises:
-            ValueError: if the batch has another number of tables, or an id outside its table.
+            ValueError: if the batch has another number of tables, an id outside its table, or ``into`` another size.
+
+        Cost: sums are written twice, since torch's ``embedding_bag`` takes no memory to write to.
         """
         if batch.tables != self.config.tables:
             raise ValueError(f"batch has {batch.tables} tables, the model has {self.config.tables}")
-        pooled, blocks = self._views.get(batch.size) or self._make_views(batch.size)
+        parts = [own_rows(batch.size, rank, self.placement.ranks) for rank in range(self.placement.ranks)]
+        width = self.placement.widths[self.rank]
+        blocks = into or [np.empty((part.stop - part.start) * width, np.float32) for part in parts]
+        rooms = [each.reshape(part.stop - part.start, width) for each, part in zip(blocks, parts, strict=True)]
         for columns, (shard, weight) in zip(self._columns, self.weights.items(), strict=False):
             # Through numpy, since torch lets nobody write into a tensor made in inference mode from outside it.
-            pooled[:, columns] = self._sums(shard, weight, *_bags(batch, shard.table)).numpy()
+            sums = self._sums(shard, weight, *_bags(batch, shard.table)).numpy()
+            for room, part in zip(rooms, parts, strict=True):
+                room[:, columns] = sums[part]
         return blocks
 
     def replicas(self, batch: Batch, samples: slice) -> list[torch.Tensor]:
@@ -182,17 +191,6 @@ class ShardedTables:
         except RuntimeError as error:
             check_ids(ids, shard.table, rows)
             raise ValueError(f"bad bags for table {shard.table} of {rows} rows: {error}") from error
-
-    def _make_views(self, size: int) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
-        """Of the buffer: (B, columns of all shards), and its part for each rank, flat."""
-        width = self.placement.widths[self.rank]
-        if size * width > self._buffer.size:
-            self._buffer = np.empty(size * width, dtype=np.float32)
-            self._views.clear()  # they are of the smaller buffer
-        pooled = self._buffer[: size * width].reshape(size, width)
-        parts = np.split(pooled, row_starts(size, self.placement.ranks)[1:-1])
-        self._views[size] = pooled, tuple(part.reshape(-1) for part in parts)
-        return self._views[size]
 
 
 def _bags(batch: Batch, table: int) -> Bags:

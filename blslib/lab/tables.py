@@ -2,12 +2,13 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from blslib.placement import models
-from blslib.placement.shards import whole
+from blslib.placement.shards import contiguous
 from blslib.placement.tables import Table, TableError, made, read
 from blslib.workloads.batch import Batch
 
@@ -60,14 +61,19 @@ def times_us(shapes: Sequence[tuple[int, int]], batches: Sequence[Batch], passes
     from blslib.dlrm.config import ModelConfig
     from blslib.dlrm.sharding import ShardedTables
 
-    dim, alone = shapes[0][1], range(len(shapes))
-    config = ModelConfig(tuple(rows for rows, _ in shapes), dim, bottom=(1, dim), top=(1,), interaction="cat")
-    placement = whole(config.shapes, alone, len(shapes))  # each table on a rank of its own
-    held = [ShardedTables(config, placement, table, seed=0) for table in alone]
+    held = [
+        ShardedTables(ModelConfig((rows,), dim, bottom=(1, dim), top=(1,)), contiguous([(rows, dim)], 1), 0, seed=0)
+        for rows, dim in shapes
+    ]
+    alone = [
+        [replace(batch, ids=(ids,), offsets=(offsets,)) for ids, offsets in zip(batch.ids, batch.offsets, strict=True)]
+        for batch in batches
+    ]
+    rooms = [[np.zeros(batch.size * shapes[0][1], np.float32)] for batch in batches]
     took_us = np.zeros((passes + 1, len(batches), len(shapes)))
     with torch.inference_mode():
         for of_pass, which, table in np.ndindex(took_us.shape):
             started_s = time.perf_counter()
-            held[table].lookup(batches[which])
+            held[table].lookup(alone[which][table], rooms[which])
             took_us[of_pass, which, table] = 1e6 * (time.perf_counter() - started_s)
     return np.median(took_us[1:], axis=0)

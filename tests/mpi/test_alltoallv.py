@@ -108,6 +108,95 @@ def test_delivers_what_mpi_alltoallv_delivers(comm, build, bound):
         assert received.tobytes() == b"".join(map(bytes, theirs))
 
 
+class Composing(Checked):
+    """Composes in place now and then: fills the room before it lets go of arrivals, or gives it up again."""
+
+    def post(self) -> None:
+        own = [self.block(self.posted, self.exchange.rank, to) for to in range(self.exchange.size)]
+        chance = random.Random(f"{self.exchange.rank} {self.posted}").random()
+        if chance < 0.2:
+            return super().post()
+        composed = self.exchange.compose([len(one) for one in own])
+        assert [each.dtype for each in composed] == [self.dtype] * len(own)
+        if chance < 0.4:  # given up, with something in it
+            for each in composed:
+                each.view(np.uint8)[:] = 0xCC
+            return super().post()
+        for each, one in zip(composed, own, strict=True):
+            each[:] = one
+        self.release()
+        self.held = self.exchange.post(composed)
+        self.posted += 1
+        assert self.delivered + len(self.held) >= self.posted - self.exchange.bound
+
+
+@pytest.mark.parametrize("bound", [0, 1, 2, 5])
+def test_composed_blocks_arrive_like_others(comm, build, bound):
+    nap = random.Random(comm.rank)
+    with build(bound, slot_bytes=256 * 4) as exchange:
+        run = Composing(exchange, counts=(0, 1, 7, 64, 256, 300), seed=2)  # one size is larger than a slot
+        for _ in range(60):
+            time.sleep(nap.choice((0, 0, 0, 0, 0.003)))
+            run.post()
+        run.drain()
+
+
+def test_composed_room_in_another_order_is_copied_first(comm, build):
+    with build(0, slot_bytes=64) as exchange:
+        for turn in range(6):
+            composed = exchange.compose([2] * comm.size)
+            for to, each in enumerate(composed):
+                each[:] = 100 * comm.rank + to, turn
+            shuffled = composed[1:] + composed[:1]  # what rank r gets says r + 1
+            found = exchange.post(shuffled)[0].blocks
+            to = (comm.rank + 1) % comm.size
+            assert [each.tolist() for each in found] == [[100 * source + to, turn] for source in range(comm.size)]
+
+
+def test_composed_blocks_posted_again_are_sent_again(comm, build):
+    with build(1, slot_bytes=64) as exchange:
+        composed = exchange.compose([1] * comm.size)
+        for each in composed:
+            each[:] = comm.rank
+        arrivals = [arrival for _ in range(7) for arrival in exchange.post(composed)] + exchange.drain()
+        assert all(each.tolist() == [source] for source, each in enumerate(arrivals[-1].blocks))
+
+
+def test_composing_twice_hands_out_the_same_room(comm, build):
+    with build(1, slot_bytes=64) as exchange:
+        first, second = exchange.compose([3] * comm.size), exchange.compose([2] * comm.size)
+        assert all(np.shares_memory(*pair) for pair in zip(first, second, strict=True))
+        for each in second:
+            each[:] = 5
+        exchange.post(second)
+        assert all(each.tolist() == [5, 5] for arrival in exchange.drain() for each in arrival.blocks)
+
+
+def test_wrong_counts_are_refused_and_the_exchange_goes_on(comm, build):
+    with build(0, slot_bytes=64) as exchange:
+        for counts in ([1] * (comm.size + 1), [-1] * comm.size, ["a"] * comm.size, None):
+            with pytest.raises(ValueError, match=r"counts is one whole number >= 0 per rank \("):
+                exchange.compose(counts)
+        composed = exchange.compose(np.full(comm.size, 16))
+        for each in composed:
+            each[:] = comm.rank
+        assert [each[15] for each in exchange.post(composed)[0].blocks] == list(range(comm.size))
+    with pytest.raises(ExchangeError, match="exchange is closed"):
+        exchange.compose([1] * comm.size)
+
+
+def test_composed_blocks_are_for_reading_once_they_are_posted(comm, build, monkeypatch):
+    monkeypatch.setattr(alltoallv, "_SEALS", True)  # as with python -X dev
+    with build(0, slot_bytes=64) as exchange:
+        for _ in range(5):
+            composed = exchange.compose([1] * comm.size)
+            for each in composed:
+                each[:] = 1
+            exchange.post(composed)
+            with pytest.raises(ValueError, match="read-only"):
+                composed[0][:] = 2
+
+
 @pytest.mark.parametrize("bound", [0, 3])
 def test_blocks_of_every_size(comm, build, bound):
     with build(bound, slot_bytes=64) as exchange:

@@ -86,6 +86,27 @@ def test_delivers_in_order_and_in_time(comm, build, form):
     assert seen == N
 
 
+@pytest.mark.parametrize("order", ["as composed", "a list of them", "turned round"])
+def test_composed_blocks_arrive_like_others(comm, build, order):
+    seen, options = 0, {"send_counts": [2] * comm.size, "recv_counts": [2] * comm.size, "dtype": np.int32}
+    turn = 1 if order == "turned round" else 0
+    with build(**options) as exchange:
+        with pytest.raises(ValueError, match="this exchange sends .* items in every iteration, got"):
+            exchange.compose([3] * comm.size)
+        for i in range(12):
+            composed = exchange.compose([2] * comm.size)
+            for to, each in enumerate(composed):
+                each[:] = 10 * comm.rank + to, i
+            blocks = composed if order == "as composed" else [*composed[turn:], *composed[:turn]]
+            for iteration, found in exchange.post(blocks) + (exchange.drain() if i == 11 else []):
+                to = (comm.rank + turn) % comm.size
+                assert [b.tolist() for b in found] == [[10 * source + to, iteration] for source in range(comm.size)]
+                seen += 1
+    assert seen == 12
+    with pytest.raises(ExchangeError, match="exchange is closed"):
+        exchange.compose([2] * comm.size)
+
+
 def test_a_tuple_posted_again_sends_its_new_contents(comm, build):
     options = {"send_counts": [2] * comm.size, "recv_counts": [2] * comm.size, "dtype": np.int32}
     whole = np.zeros((comm.size, 2), np.int32)

@@ -62,8 +62,8 @@ class TorchAlltoallv(Baseline):
 
     def post(self, blocks: Sequence[Block]) -> list[Arrival]:
         """Start this iteration's exchange, then wait until at most ``bound`` are under way."""
-        room, into = (each[self._posted % len(each)] for each in (self._rooms, self._buffers))
-        sent = self._in_one(blocks, room, apart_from=None if self._keeps else into)
+        slot, into = self._posted % len(self._rooms), self._buffers[self._posted % len(self._buffers)]
+        sent = self._in_one(blocks, slot, apart_from=None if self._keeps else into)
         output = self._outputs[self._posted % len(self._outputs)]
         self._outstanding.append(self._start(output, torch.from_numpy(sent.view(np.float32))))
         self._posted += 1

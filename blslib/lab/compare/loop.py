@@ -45,9 +45,9 @@ class Loop:
         self._others = (((i + 3 * peers + 5 * comm.rank) % most + 1) * np.array(recv_counts)).tolist()
         self._expected, self._due, self._wrong = self._others, 0, 0
 
-    def fill(self, iteration: int) -> None:
-        """Write every block of an iteration."""
-        for block, value in zip(self.blocks, self._fills[iteration % PERIOD], strict=True):
+    def fill(self, iteration: int, blocks: Sequence[np.ndarray] | None = None) -> None:
+        """Write every block of an iteration, into ``blocks`` or those given."""
+        for block, value in zip(blocks or self.blocks, self._fills[iteration % PERIOD], strict=True):
             block.fill(value)
 
     def read(self, blocks: Sequence[np.ndarray]) -> None:
@@ -58,17 +58,23 @@ class Loop:
         self._due += 1
 
     def run(self, exchange: Any, calls: int, before_post: Callable[[int], None] | None = None) -> None:
-        """Exchange so many times, then drain; ``before_post`` is called with each iteration first."""
+        """Exchange so many times, then drain; ``before_post`` is called with each iteration first.
+
+        An exchange that says that it is ``in_place`` composes its blocks; one with a ``loop`` of its own runs that.
+        """
         self._expected = self._own if getattr(exchange, "own", False) else self._others
         self._due = self._wrong = 0
         if hasattr(exchange, "loop"):
             exchange.loop(self, calls)
             return
         fill, post, read, blocks = self.fill, exchange.post, self.read, self.blocks
+        in_place, counts = getattr(exchange, "in_place", False), [len(block) for block in blocks]
         for i in range(calls):
             if before_post is not None:
                 before_post(i)
-            fill(i)
+            if in_place:
+                blocks = exchange.compose(counts)
+            fill(i, blocks)
             for arrival in post(blocks):
                 read(arrival.blocks)
         for arrival in exchange.drain():
