@@ -27,6 +27,7 @@ SERIES = {
     "raw": ("MPI_Alltoallv, bare loop", "#000000", "cross"),
     "mpi-equal": ("MPI_Alltoall (equal counts)", "#000000", "triangle-right"),
     "bls": (BLS, "#0072B2", "circle"),
+    "bls-in-place": ("bounded lag, composed in place", "#00B4D8", "wedge"),
     "bls-sleeps": ("bounded lag, sleeping while it waits", "#004D79", _PENTAGON),
     "window": (WINDOW, "#D55E00", "triangle-up"),
     "gloo": ("torch.distributed: gloo", "#CC79A7", "triangle-down"),

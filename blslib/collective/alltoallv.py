@@ -27,6 +27,7 @@ from blslib.collective.protocol import BoundedLag, Steps
 from blslib.collective.ring import Ring, UnexpectedSize
 from blslib.collective.room import check_room
 from blslib.collective.segments import Segment, share
+from blslib.collective.statistics import Statistics
 from blslib.collective.store import Comm
 from blslib.collective.turns import IS_FORKED, Turns
 from blslib.collective.waiting import Policy, yield_then_sleep
@@ -119,6 +120,7 @@ class BoundedLagAlltoallv(Turns, Exchange):
             agree(building.words)
             layout = Layout(self.size, int(bound), round_up(int(slot_bytes), LINE_BYTES))
             self.bound, self.slot_bytes = layout.bound, layout.slot_bytes
+            self._waited_s, self._waited_for_s, self._lags = 0.0, [0.0] * self.size, [0] * (self.bound + 1)
             self.ring_bytes = layout.ring_bytes
             self._build(building, layout, settings.expected, same_host(building, channel))
         except BaseException as error:
@@ -210,7 +212,10 @@ class BoundedLagAlltoallv(Turns, Exchange):
             self._known, self._views = (blocks, views) if own and is_fixed(blocks) else (_NOTHING, [])
         if _SEALS and self._over is None and views is self._memory.in_place:
             _seal(self._memory.composed, True)
-        return self._run(self._core.post, views)
+        arrivals = self._run(self._core.post, views)
+        if lag := self._core.posted - self._core.ready:
+            self._lags[lag] += 1
+        return arrivals
 
     def _compose(self, counts: Sequence[int]) -> tuple[np.ndarray, ...]:
         asked = [*counts] if isinstance(counts, Iterable) else counts
@@ -249,9 +254,14 @@ class BoundedLagAlltoallv(Turns, Exchange):
                 self._hear(0)
             for need in call(argument):
                 if not attempt:
-                    started_s = time.perf_counter()
+                    started_s = self._seen_s = time.perf_counter()
                 attempt += 1
                 self._pause(attempt, need, started_s)
+            if attempt:
+                now_s = time.perf_counter()
+                self._waited_s += now_s - started_s
+                if attempt >= _LOOKS_PER_CLOCK:
+                    self._waited_for_s[self._slowest] += now_s - self._seen_s
             return self._core.deliver()
         except UnexpectedSize as found:
             source, sent, expected = found.args
@@ -273,7 +283,26 @@ class BoundedLagAlltoallv(Turns, Exchange):
         if need > self._end or self._memory.alarmed():
             self._hear(need)
         if attempt % _LOOKS_PER_CLOCK == 0:
+            self._look()
             self._watch(started_s, lambda: self._behind(need), lambda: self._late(need))
+
+    def _look(self) -> None:
+        """Who is the furthest behind now was so since the last look."""
+        counts, now_s = self._memory.counts(), time.perf_counter()
+        self._slowest = counts.index(min(counts))
+        self._waited_for_s[self._slowest] += now_s - self._seen_s
+        self._seen_s = now_s
+
+    def statistics(self) -> Statistics:
+        """What it has moved and whom it has waited for so far, on this rank; also when it has failed or is closed.
+
+        Cost: that of a ``collect``. What it asks of other calls is 0.1 us, and 0.2 us of those that wait.
+        """
+        if self._over != _IS_CLOSED:
+            lags = (self._core.posted - sum(self._lags), *self._lags[1:])
+            moved = self._core.posted, self._memory.sent_bytes, self._memory.large_blocks
+            self._statistics = Statistics(*moved, self._waited_s, tuple(self._waited_for_s), lags)
+        return self._statistics
 
     def _watch(self, started_s: float, awaited: Callable[[], list[int]], late: Callable[[], str]) -> None:
         """Raise if a wait has passed its deadline, or if a rank that it waits for is on this host and not alive."""
@@ -298,7 +327,8 @@ class BoundedLagAlltoallv(Turns, Exchange):
     def _late(self, need: int) -> str:
         posted, counts = self._core.posted, self._memory.counts()
         behind = [f"rank {r} (posted {counts[r]}, {posted - counts[r]} behind)" for r in self._behind(need)]
-        return f"posted {posted} and waited {self.timeout_s:g} s for {', '.join(behind) or 'its own sends'}"
+        waited = f"posted {posted} and waited {self.timeout_s:g} s for {', '.join(behind) or 'its own sends'}"
+        return f"{waited}; before that, {self.statistics()}"
 
     def _hear(self, need: int) -> None:
         """Read the others' notices; raise if one of them means that the first ``need`` iterations never come."""
@@ -404,6 +434,7 @@ class BoundedLagAlltoallv(Turns, Exchange):
 
     def _let_go(self) -> None:
         """Close the files; the memory goes with the last view of it."""
+        self.statistics()
         self._known, self._views = _NOTHING, []
         for segment in vars(self._memory).get("segments", {}).values():
             segment.close()

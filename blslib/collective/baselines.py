@@ -1,9 +1,8 @@
 """What bounded lag is measured against: MPI's own alltoallv, and a window of outstanding MPI_Ialltoallv.
 
 They carry the methods of ``BoundedLagAlltoallv``, so that every experiment takes the exchange as an argument. To make
-them as quick as they can be: counts are known beforehand, receive buffers are made once, and blocks that lie one behind
-the other in one buffer are sent from there, without packing. A *tuple* of arrays is looked at once, and recognised when
-it is posted again with new contents; do not resize its arrays.
+them as quick as they can be: counts are known beforehand, buffers are made once, and blocks that are composed lie in
+the buffer that they are sent from. Others are packed into it.
 """
 
 from collections import deque
@@ -13,13 +12,11 @@ from typing import Any
 import numpy as np
 
 from blslib.collective.agreement import check_comm, wrong_bound, wrong_counts, wrong_dtype
-from blslib.collective.blocks import as_bytes, is_fixed
+from blslib.collective.blocks import as_bytes
 from blslib.collective.errors import ExchangeError
 from blslib.collective.exchange import Arrival, Block, Exchange, bare
 from blslib.collective.mpi import MPI
 from blslib.collective.waiting import complete
-
-_NOTHING = object()  # no tuple of blocks that anybody could post
 
 
 class Baseline(Exchange):
@@ -31,7 +28,10 @@ class Baseline(Exchange):
 
     Attributes:
         memory_bytes: buffers of this rank, to send and to receive.
+        in_place: for ``lab.compare.loop``, that blocks are to be composed.
     """
+
+    in_place = True
 
     def __init__(
         self,
@@ -61,12 +61,10 @@ class Baseline(Exchange):
         self._buffers = [np.empty(sum(self._recv_sizes), np.uint8) for _ in range(self.bound + 1)]
         starts = np.cumsum(self._send_sizes)[:-1]
         self._composed = [tuple(each.view(self.dtype) for each in np.split(room, starts)) for room in self._rooms]
-        self._counts, self._composes = [int(n) for n in send_counts], False
+        self._counts = [int(n) for n in send_counts]
         ends = np.cumsum(self._recv_sizes)[:-1]
         self._received = [[each.view(self.dtype) for each in np.split(buffer, ends)] for buffer in self._buffers]
         self.memory_bytes = sum(buffer.nbytes for buffer in self._rooms + self._buffers)
-        self._known: object = _NOTHING
-        self._looked_at: tuple[list[memoryview], np.ndarray | None] = [], None
         self._outstanding: deque[Any] = deque()
         self._posted = 0
         self._closed = False
@@ -77,36 +75,22 @@ class Baseline(Exchange):
             raise ExchangeError("exchange is closed")
         if list(counts) != self._counts:
             raise ValueError(f"this exchange sends {self._counts} items in every iteration, got {list(counts)}")
-        self._composes = True
         return self._composed[self._posted % len(self._rooms)]
 
-    def _in_one(self, blocks: Sequence[Block], slot: int, apart_from: np.ndarray | None = None) -> np.ndarray:
-        """All blocks one behind the other: packed into a room, unless they may be sent from where they lie.
-
-        They may if ``apart_from`` is given, if they lie so already, and in other memory than it.
-        """
-        room = self._rooms[slot]
-        if blocks is self._composed[slot]:
-            return room
-        if blocks is self._known:
-            views, whole = self._looked_at
-        else:
-            if self._closed:
-                raise ExchangeError("exchange is closed")
-            views, own = as_bytes(blocks, self.size, self.dtype)
+    def _room(self, blocks: Sequence[Block]) -> int:
+        """Which of the rooms to send from: all blocks are in it by then, one behind the other."""
+        slot = self._posted % len(self._rooms)
+        if self._closed:
+            raise ExchangeError("exchange is closed")
+        if blocks is not self._composed[slot]:
+            views, _ = as_bytes(blocks, self.size, self.dtype)
             for peer, (view, size) in enumerate(zip(views, self._send_sizes, strict=True)):
                 if len(view) != size:
                     raise ValueError(
                         f"rank {self.rank} -> rank {peer}: block has {len(view)} bytes, send_counts says {size}"
                     )
-            if self._composes:  # blocks may be parts of a room, in another order
-                views, own = [memoryview(bytes(view)) for view in views], False
-            whole = _adjacent(views) if own else None
-            if own and is_fixed(blocks):
-                self._known, self._looked_at = blocks, (views, whole)
-        if whole is not None and apart_from is not None and not np.may_share_memory(whole, apart_from):
-            return whole
-        return np.concatenate(views if whole is None else [whole], out=room)
+            self._rooms[slot][:] = np.concatenate(views)  # not at once: they may be parts of the room in another order
+        return slot
 
     def collect(self, through: int | None = None) -> list[Arrival]:
         """Wait for everything up to iteration ``through``; without it, return what is complete."""
@@ -137,7 +121,7 @@ class Baseline(Exchange):
         """Finish what is outstanding and free the communicator. Collective."""
         if not self._closed:
             self._take(self._posted)
-            self._closed, self._known = True, _NOTHING
+            self._closed = True
             self._comm.Free()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
@@ -162,8 +146,7 @@ class MpiAlltoallv(Baseline):
             match its count.
         TypeError: ``comm`` is no intra-communicator.
 
-    Cost: one MPI call, and a copy of the blocks unless they lie in one buffer already. With a tuple of blocks that is
-    posted again, about 0.3 us beyond that (two ranks, a third of it for the named tuple).
+    Cost: one MPI call, and a copy of blocks that were not composed.
     """
 
     def __init__(
@@ -178,28 +161,18 @@ class MpiAlltoallv(Baseline):
         super().__init__(comm, 0, send_counts, recv_counts, dtype, equal=equal)
         self._equal = equal
         self._call = self._comm.Alltoall if equal else self._comm.Alltoallv
-        self._recv_spec, self._blocks = self._spec(self._buffers[0], self._recv_sizes), self._received[0]
-        self._sent_from: object = _NOTHING  # the tuple of blocks whose memory ``_send_spec`` describes
-        self._send_spec: list[Any] = []
+        self._blocks = self._received[0]
+        self._specs = self._spec(self._rooms[0], self._send_sizes), self._spec(self._buffers[0], self._recv_sizes)
 
     def _spec(self, buffer: np.ndarray, sizes: list[int]) -> list[Any]:
         return [buffer, MPI.BYTE] if self._equal else _spec(buffer, sizes)
 
     def post(self, blocks: Sequence[Block]) -> list[Arrival]:
         """Exchange this iteration's blocks and return them."""
-        if blocks is not self._sent_from:
-            buffer = self._in_one(blocks, 0, apart_from=self._buffers[0])
-            there = blocks is self._composed[0] or (blocks is self._known and buffer is not self._rooms[0])
-            self._sent_from = blocks if there else _NOTHING
-            self._send_spec = self._spec(buffer, self._send_sizes)
-        self._call(self._send_spec, self._recv_spec)
+        self._room(blocks)
+        self._call(*self._specs)
         self._posted = (iteration := self._posted) + 1
         return [bare(Arrival, (iteration, self._blocks))]
-
-    def close(self) -> None:
-        """Free the communicator. Collective."""
-        self._sent_from = _NOTHING
-        super().close()
 
 
 class IalltoallvWindow(Baseline):
@@ -211,7 +184,7 @@ class IalltoallvWindow(Baseline):
 
     Collective; arguments and errors as ``MpiAlltoallv``, plus ``timeout_s`` for every wait (``LateError``).
 
-    Cost: bound + 1 buffers to send and to receive, and a copy of the blocks, since the caller may reuse them at once.
+    Cost: bound + 1 buffers to send and to receive, and a copy of blocks that were not composed.
     """
 
     def __init__(
@@ -233,8 +206,7 @@ class IalltoallvWindow(Baseline):
         """Start this iteration's exchange, then wait until at most ``bound`` are outstanding."""
         if len(self._outstanding) > self.bound:  # after a deadline: its buffers are MPI's as long as it is not complete
             raise ExchangeError(f"iteration {self._posted - self.bound - 1} is late: collect it before posting another")
-        slot = self._posted % len(self._rooms)
-        self._in_one(blocks, slot)
+        slot = self._room(blocks)
         self._outstanding.append(self._comm.Ialltoallv(self._send_specs[slot], self._recv_specs[slot]))
         self._posted += 1
         return self._take(self._posted - self.bound)
@@ -249,14 +221,3 @@ class IalltoallvWindow(Baseline):
 def _spec(buffer: np.ndarray, sizes: Sequence[int]) -> list[Any]:
     """Buffer and sizes in bytes, one behind the other, as ``Alltoallv`` takes them."""
     return [buffer, (list(sizes), None), MPI.BYTE]  # lists: mpi4py takes half a microsecond longer for arrays
-
-
-def _adjacent(views: list[memoryview]) -> np.ndarray | None:
-    """The memory that holds all blocks one behind the other, or None if they lie apart."""
-    arrays = [np.frombuffer(view, np.uint8) for view in views if len(view)]
-    starts = [array.__array_interface__["data"][0] for array in arrays]
-    if any(start + len(a) != following for start, a, following in zip(starts, arrays, starts[1:], strict=False)):
-        return None
-    if not arrays:
-        return np.empty(0, np.uint8)
-    return np.lib.stride_tricks.as_strided(arrays[0], (sum(map(len, arrays)),), (1,))

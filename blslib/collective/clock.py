@@ -38,6 +38,7 @@ class Clock(Exchange):
     def __init__(self, exchange: Any) -> None:
         self.exchange = exchange
         self.rank, self.size, self.bound = exchange.rank, exchange.size, exchange.bound
+        self.in_place = getattr(exchange, "in_place", False)
         self._notes: list[Any] = []  # kind, entered, returned, kind, ...: flat, so that the collector has less to visit
         self._note, self._post = self._notes.extend, exchange.post
 

@@ -96,11 +96,13 @@ class Messages(Ring):
         for n, peer in enumerate(self._remote):
             block, (whole, header, room) = blocks[peer], self._stages[slot][n]
             size, length = len(block), HEADER_BYTES
+            self.sent_bytes += size
             if size <= self.layout.slot_bytes:
                 if not there:
                     room[:size] = block
                 length += size
             else:
+                self.large_blocks += 1
                 self._large_sends[slot].append(self._comm.Isend([bytes(block), MPI.BYTE], dest=peer, tag=_LARGE))
             if size != header[0]:
                 if self._sends[slot][n]:

@@ -68,9 +68,11 @@ class Ring:
         every_slot = range(layout.slots)
         self._rows = [[(r, *self._slot(r, slot, self.rank)[1:]) for r in self.peers] for slot in every_slot]
         self._written = [[-1] * layout.size for _ in every_slot]  # bytes in each, as its header has them
+        self._row_bytes = [-len(self.peers)] * layout.slots  # of all of them
         self._composed: list[tuple[Sequence[int], list[memoryview], tuple[np.ndarray, ...]]] = [
             ((), [], ())
         ] * layout.slots
+        self.sent_bytes = self.large_blocks = 0
         self.composed: tuple[np.ndarray, ...] = ()
         self.in_place: list[memoryview] | None = None  # the same, as long as they are out
         self.slots = [[self._slot(self.rank, slot, source) for source in range(layout.size)] for slot in every_slot]
@@ -108,11 +110,14 @@ class Ring:
                 if not there:
                     room[:size] = block
             else:
+                self.large_blocks += 1
                 told = f"no room in {SHARED_DIR} for a block of {size} bytes from rank {self.rank} to rank {peer}"
                 with _no_room(told):
                     self.segments[peer].write_beside(slot * self.layout.size + self.rank, block)
             if size != written[peer]:
+                self._row_bytes[slot] += size - written[peer]
                 header[0] = written[peer] = size
+        self.sent_bytes += self._row_bytes[slot]
         return True
 
     def publish(self, count: int) -> None:

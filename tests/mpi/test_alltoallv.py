@@ -198,6 +198,31 @@ def test_composed_blocks_are_for_reading_once_they_are_posted(comm, build, monke
 
 
 @pytest.mark.parametrize("bound", [0, 3])
+def test_statistics(comm, build, bound):
+    with build(bound, slot_bytes=64) as exchange:
+        assert exchange.statistics() == (0, 0, 0, 0.0, (0.0,) * comm.size, (0,) * (bound + 1))
+        sizes = [4, 4, 16, 64, 0, 64, 80, 4, 4, 4]
+        for i, size in enumerate(sizes):
+            time.sleep(0.05 * (comm.rank == comm.size - 1 and i % 2))
+            exchange.post([np.zeros(size // 4, np.float32)] * comm.size)
+        exchange.drain()
+        found = exchange.statistics()
+        assert found.calls == sum(found.lags) == len(sizes)
+        assert found.sent_bytes == sum(sizes) * comm.size
+        assert found.large_blocks == comm.size
+        assert sum(found.waited_for_s) <= found.waited_s + 1e-9
+        if comm.rank < comm.size - 1:
+            assert found.waited_for_s[-1] == pytest.approx(found.waited_s, abs=0.02)
+            assert 0.1 < found.waited_for_s[-1] < 5
+            assert str(found).startswith(f"10 calls sent {found.sent_bytes} bytes and waited 0.")
+            assert str(found).endswith(f"s of it for rank {comm.size - 1}")
+            assert bound == 0 or found.lags[bound] > 0
+        rows = found.rows(comm.rank, "a run")
+        assert [row["waits_s"] for row in rows] == list(found.waited_for_s)
+    assert exchange.statistics() == found  # also when it is closed
+
+
+@pytest.mark.parametrize("bound", [0, 3])
 def test_blocks_of_every_size(comm, build, bound):
     with build(bound, slot_bytes=64) as exchange:
         run = Checked(exchange, counts=(0, 1, 63, 64, 65, 128, 5000, 300_000), seed=1)

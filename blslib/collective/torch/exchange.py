@@ -28,8 +28,8 @@ class TorchAlltoallv(Baseline):
     ``slot_bytes`` for "bls". At bound 0 calls are synchronous; where all counts are equal, they say nothing of splits.
     On one host gloo talks over loopback, unless GLOO_SOCKET_IFNAME in the environment says otherwise.
 
-    Cost: bound + 1 buffers to receive, and a copy of the blocks unless they lie in one buffer already; with gloo and a
-    bound a copy in any case, to one of bound + 1 buffers, since gloo reads them until a work is done.
+    Cost: bound + 1 buffers to receive, one to send from, with gloo bound + 1, since it reads them until a work is done;
+    and a copy of blocks that were not composed.
 
     Attributes:
         memory_bytes: those buffers, and with "bls" the rings; what gloo has is not known.
@@ -55,17 +55,16 @@ class TorchAlltoallv(Baseline):
         splits: dict[str, Any] = {} if even else {name: [int(n) for n in each] for name, each in counts.items()}
         self._start = partial(dist.all_to_all_single, group=self._group, async_op=bound > 0, **splits)
         self._outputs = [torch.from_numpy(buffer.view(np.float32)) for buffer in self._buffers]
-        self._keeps = backend == "gloo" and bound > 0  # the memory of the blocks, until a work is done
+        self._inputs = [torch.from_numpy(room.view(np.float32)) for room in self._rooms]
         if isinstance(self._group, BLSGroup):
             self._start(self._outputs[0], torch.zeros(sum(send_counts)), async_op=False)  # builds the rings
             self.memory_bytes += self._group.memory_bytes
 
     def post(self, blocks: Sequence[Block]) -> list[Arrival]:
         """Start this iteration's exchange, then wait until at most ``bound`` are under way."""
-        slot, into = self._posted % len(self._rooms), self._buffers[self._posted % len(self._buffers)]
-        sent = self._in_one(blocks, slot, apart_from=None if self._keeps else into)
+        sent = self._inputs[self._room(blocks)]
         output = self._outputs[self._posted % len(self._outputs)]
-        self._outstanding.append(self._start(output, torch.from_numpy(sent.view(np.float32))))
+        self._outstanding.append(self._start(output, sent))
         self._posted += 1
         return self._take(self._posted - self.bound)
 

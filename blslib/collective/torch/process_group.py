@@ -24,6 +24,7 @@ from torch._C._distributed_c10d import Store
 from blslib.collective.alltoallv import BoundedLagAlltoallv
 from blslib.collective.errors import ExchangeError
 from blslib.collective.exchange import Arrival
+from blslib.collective.statistics import Statistics
 from blslib.collective.store import Comm
 from blslib.collective.torch.autoload import NAME
 from blslib.collective.torch.gloo import GlooGroup, keep, tensors_in
@@ -93,6 +94,10 @@ class BLSGroup(GlooGroup):
     def calls(self) -> int:
         """All-to-alls so far, the same number on every rank: what one batch adds is its ``calls_per_batch``."""
         return self._posted
+
+    def statistics(self) -> Statistics | None:
+        """Of the all-to-alls on this rank since slots were last made larger; None before the first."""
+        return self._exchange.statistics() if self._exchange else None
 
     def all_to_all_single(
         self,

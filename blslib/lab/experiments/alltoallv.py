@@ -27,7 +27,7 @@ class Config:
     """
 
     bytes_per_block: int = 16384
-    names: tuple[str, ...] = ("floor", "raw", "mpi", "mpi-equal", "bls", "window")
+    names: tuple[str, ...] = ("floor", "raw", "mpi", "mpi-equal", "bls", "bls-in-place", "window")
     bounds: tuple[int, ...] = (0, 1, 4, 16)
     repeats: int = 15
     budget_s: float = 20.0
@@ -40,17 +40,14 @@ def plan(given: Given) -> list[Config]:
     return [Config(size, **settings(given, quick={"bounds": (0, 1, 4), "repeats": 7})) for size in sizes]
 
 
-def run(comm: "MPI.Intracomm", config: Config) -> list[Row]:
+def run(comm: "MPI.Intracomm", config: Config, before_post: Callable[[int], None] | None = None) -> list[Row]:
     """Measure. Collective; the rows are on every rank. Every block is checked.
+
+    Where ``before_post`` is given it is called with each iteration first, though not by the bare loops.
 
     Raises:
         RuntimeError: a block arrived with wrong contents.
     """
-    return measure(comm, config)
-
-
-def measure(comm: "MPI.Intracomm", config: Config, before_post: Callable[[int], None] | None = None) -> list[Row]:
-    """The same where ``before_post`` is called with each iteration first, though not by the bare loops."""
     from blslib.lab.compare.contest import Contender, contenders, exchanges, interleaved, lag_known, rows
     from blslib.lab.compare.loop import LEAST_CALLS, Loop
 
