@@ -1,4 +1,4 @@
-"""Runs as others recorded them: folders, and traces that tell nothing of what is asked."""
+"""Runs as others recorded them: folders, other separators and units, and traces that tell nothing of what is asked."""
 
 import gzip
 import json
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from blslib.diagnosis import chrome
-from blslib.diagnosis.traces import TraceError, read
+from blslib.diagnosis.traces import LONG_S, RECORD_COLUMNS, TraceError, read
 from blslib.lab.cli import main
 from tests.conftest import ROOT
 from tests.test_traces import WORK_S, document, event, lines, run_of, table, traces
@@ -65,11 +65,11 @@ def test_ranks_that_only_names_tell_go_by_their_numbers(tmp_path: Path) -> None:
 
 def test_a_folder_of_csv(tmp_path: Path) -> None:
     for rank in (0, 1):
-        rows = "".join(f"{row}\n" for row in ROWS.splitlines() if row[0] == str(rank))
-        table(tmp_path, lines(TIMED, rows), f"{rank}.csv")
+        rows = "".join(f"{row}\n" for row in ROWS.splitlines() if row[0] == str(rank)).replace(",", ";")
+        table(tmp_path, lines(TIMED.replace(",", ";"), rows), f"{rank}.csv")
     found = read([tmp_path])
     np.testing.assert_array_equal(found.work_s, [[0.25, 1.5], [2.5, 1]])
-    assert not found.notes
+    assert found.notes == ("separated by ';'",)  # once, not for each file
 
 
 JUNK = {
@@ -149,7 +149,7 @@ def test_folders_without_a_run(tmp_path: Path) -> None:
     with pytest.raises(TraceError) as fault:
         read([tmp_path / "run"])
     assert str(fault.value).startswith(f"no recorded run in {tmp_path}/run: {tmp_path}/run/a.csv has the columns")
-    assert "rename worker to rank, rename step to iteration, rename time_ms to compute_s" in str(fault.value)
+    assert "rename worker to rank, rename step to iteration, rename time_ms to compute_ms; " in str(fault.value)
     assert str(fault.value).endswith("/sub is a folder, expected a regular file: name it as well")
 
 
@@ -196,6 +196,153 @@ def test_nothing_is_written_into_a_folder_that_is_read(
         said = f"cannot write {recorded / name}: it or its folder is named already: name another file\n"
         assert capsys.readouterr().err == said
     assert {path: path.read_bytes() for path in recorded.iterdir()} == before
+
+
+# --- separators ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("mark", "point", "said"),
+    [
+        (";", ",", "separated by ';', decimals with a comma"),
+        (";", ".", "separated by ';'"),
+        ("\t", ",", "separated by tabs, decimals with a comma"),
+        ("\t", ".", "separated by tabs"),
+        ("|", ".", "separated by '|'"),
+        (" | ", ".", "separated by '|'"),
+        ("  ", ".", "separated by white space"),
+        (" \t", ".", "separated by tabs"),
+        (", ", ".", ""),
+    ],
+)
+@pytest.mark.parametrize("dressed", ["", "BOM", "Windows", "quoted"])
+def test_other_separators(tmp_path: Path, mark: str, point: str, said: str, dressed: str) -> None:
+    rows = [row.split(",") for row in lines(TIMED, ROWS).splitlines()]
+    quote = '"' if dressed == "quoted" else ""
+    whole = "\n".join(mark.join(f"{quote}{each.replace('.', point)}{quote}" for each in row) for row in rows) + "\n"
+    whole = whole.replace("\n", "\r\n") if dressed == "Windows" else whole
+    path = tmp_path / "run.csv"
+    path.write_bytes((("\ufeff" if dressed == "BOM" else "") + whole).encode())
+    found = read([path])
+    np.testing.assert_array_equal(found.work_s, [[0.25, 1.5], [2.5, 1]])
+    assert found.total_s == 8.5
+    assert found.notes == ((said,) if said else ())
+
+
+def test_exports_of_spreadsheets(tmp_path: Path) -> None:
+    """Columns without a name at the end, and tables with a border."""
+    rows = "\n".join(f"{row};;" for row in lines(TIMED, ROWS).replace(",", ";").replace(".", ",").splitlines())
+    np.testing.assert_array_equal(read([table(tmp_path, rows)]).work_s, [[0.25, 1.5], [2.5, 1]])
+    rows = "\n".join(f"| {row.replace(',', ' | ')} |" for row in lines(TIMED, ROWS).splitlines())
+    np.testing.assert_array_equal(read([table(tmp_path, rows)]).work_s, [[0.25, 1.5], [2.5, 1]])
+
+
+@pytest.mark.parametrize(
+    ("columns", "more"),
+    [
+        (f"{TIMED},a;b;c;d;e;f;g", ",1;2;3;4;5;6;7"),
+        (f'{TIMED},"x;rank;iteration;compute_s;exchange_s;y"', ",1;2;3"),
+        (f"{TIMED},host name of the machine that it ran on", ",a b c d e f"),
+        (f"{TIMED},a|b|c|d|e|f|g", ",|||||"),
+        (f"{TIMED},notes\t\t\t\t\t\t", ",\t\t\t\t"),
+        (f"{TIMED},when", ",2024-01-01 00:00:00"),
+    ],
+)
+def test_what_commas_separate_is_never_read_otherwise(tmp_path: Path, columns: str, more: str) -> None:
+    found = read([table(tmp_path, lines(columns, ROWS.replace("\n", f"{more}\n")))])
+    np.testing.assert_array_equal(found.work_s, [[0.25, 1.5], [2.5, 1]])
+    assert found.total_s == 8.5 and not found.notes
+
+
+@pytest.mark.parametrize(
+    ("whole", "said"),
+    [
+        ("rank;step;seconds\n0;0;1\n", "has the columns rank, step, seconds and lacks iteration, compute_s: rename st"),
+        ("worker\tstep\ttime_ms\n0\t0\t1\n", "rename worker to rank, rename step to iteration, rename time_ms to comp"),
+        ("rank;iteration;compute_s\n0;0;1.234,5\n", "line 2: compute_s is 1.234,5, must be a number of seconds"),
+        ("rank;iteration;compute_s\n0;0;1,234.5\n", "line 2: compute_s is 1,234.5, must be a number of seconds"),
+        ("rank|iteration|compute_s\n0|0|0,5\n", "line 2: compute_s is 0,5, must be a number of seconds"),
+        ("rank iteration compute_s\n0 0 0,5\n", "line 2: compute_s is 0,5, must be a number of seconds"),
+        ('rank,iteration,compute_s\n0,0,"0,5"\n', "line 2: compute_s is 0,5, must be a number of seconds"),
+        ("rank;iteration;compute_s\n0;0;1;5\n", "line 2: more fields than the header has"),
+        ("# what happened on Monday\n", "neither CSV nor a trace, it begins with '# what happened on Monday'"),
+    ],
+)  # fmt: skip
+def test_faults_of_other_separators(tmp_path: Path, whole: str, said: str) -> None:
+    with pytest.raises(TraceError, match=re.escape(said)):
+        read([table(tmp_path, whole)])
+
+
+# --- units -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("unit", "size_s"), [("ms", 1e-3), ("us", 1e-6), ("ns", 1e-9)])
+def test_times_in_other_units(tmp_path: Path, unit: str, size_s: float) -> None:
+    found = read([table(tmp_path, lines(f"rank,iteration,compute_{unit},exchange_s", ROWS))])
+    np.testing.assert_allclose(found.work_s, np.array([[0.25, 1.5], [2.5, 1]]) * size_s, rtol=1e-12)
+    assert found.total_s == pytest.approx(max(1.75 * size_s + 0.625, 3.5 * size_s + 5))
+    assert found.notes == (f"compute_{unit} converted to seconds",)
+    found = read([table(tmp_path, lines(f"rank;iteration;exchange_{unit};compute_s", ROWS.replace(",", ";")))])
+    np.testing.assert_array_equal(found.work_s, [[0.5, 0.125], [1, 4]])
+    assert found.notes == ("separated by ';'", f"exchange_{unit} converted to seconds")
+
+
+def test_records_in_nanoseconds(tmp_path: Path) -> None:
+    columns = ",".join(RECORD_COLUMNS).replace("_s,", "_ns,").removesuffix("_s") + "_ns"
+    rows = "".join(f"{r},{i},0,64,{10**18 + i * 10**9 + r * 10**6},{10**18 + i * 10**9 + 5 * 10**8}\n"
+                   for r in (0, 1) for i in range(3))  # fmt: skip
+    found = read([table(tmp_path, lines(columns, rows))])
+    np.testing.assert_allclose(found.work_s, [[0.5, 0.5], [0.501, 0.501]], atol=1e-6)
+    assert found.notes == ("entered_ns converted to seconds", "returned_ns converted to seconds")
+
+
+def test_seconds_win_where_a_time_is_there_twice(tmp_path: Path) -> None:
+    found = read([table(tmp_path, lines("rank,iteration,compute_ms,compute_s", "0,0,7,0.25\n1,0,7,0.5\n"))])
+    np.testing.assert_array_equal(found.work_s, [[0.25], [0.5]])
+    assert found.notes == ("no exchange_s in the file: the exchange counts as nothing",)
+
+
+def test_a_fault_is_told_in_the_unit_of_the_file(tmp_path: Path) -> None:
+    for value in ("-2.0", "1e+16", "fast"):
+        said = f"line 3: compute_ms is {re.escape(value)}, must be a number of milliseconds from 0 to 1e\\+15"
+        with pytest.raises(TraceError, match=said):
+            read([table(tmp_path, lines("rank,iteration,compute_ms", f"0,0,1e15\n1,0,{value}\n"))])
+
+
+def test_files_of_a_run_may_be_in_different_units(tmp_path: Path) -> None:
+    a = table(tmp_path, lines("rank,iteration,compute_ms", "0,0,250\n"), "a")
+    b = table(tmp_path, lines("rank;iteration;compute_s", "1;0;0,5\n"), "b")
+    np.testing.assert_array_equal(read([a, b]).work_s, [[0.25], [0.5]])
+
+
+def test_the_documentation_shows_one_run_twice(tmp_path: Path) -> None:
+    said = (ROOT / "docs" / "diagnose.md").read_text()
+    here = re.search(r"```\n(rank,iteration,compute_s,exchange_s\n.*?)```", said, re.DOTALL)
+    there = re.search(r"<!-- european -->\n```\n(.*?)```", said, re.DOTALL)
+    assert here and there
+    ours, european = read([table(tmp_path, here[1], "a")]), read([table(tmp_path, there[1], "b")])
+    np.testing.assert_allclose(european.work_s, ours.work_s, rtol=1e-12)
+    assert european.total_s == pytest.approx(ours.total_s)
+    assert len(european.notes) == 3 and not ours.notes
+
+
+@pytest.mark.parametrize(("median_s", "doubted"), [(LONG_S * 0.99, False), (LONG_S, True), (12_300, True)])
+def test_times_that_are_too_long_for_seconds_are_doubted_and_kept(
+    tmp_path: Path, median_s: float, doubted: bool
+) -> None:
+    rows = "".join(f"{r},{i},{median_s},1\n" for r in (0, 1) for i in range(3))
+    found = read([table(tmp_path, lines(TIMED, rows))])
+    assert (found.work_s == median_s).all()
+    said = (
+        f"compute_s has a median of {median_s:,.0f} seconds an iteration: if these are milliseconds, rename the column "
+    )
+    assert found.notes == ((f"{said}compute_ms, and if they are microseconds, compute_us",) if doubted else ())
+
+
+def test_doubt_names_the_column_as_it_is(tmp_path: Path) -> None:
+    rows = "".join(f"{r},{i},{2e6 * LONG_S}\n" for r in (0, 1) for i in range(3))
+    *_, note = read([table(tmp_path, lines("rank,iteration,compute_us", rows))]).notes
+    assert note.startswith("compute_us has a median of 120 seconds an iteration: ")
 
 
 # --- traces for replay -----------------------------------------------------------------------------------------------

@@ -109,7 +109,7 @@ def test_calls_of_a_batch_are_told_by_the_profiler_s_steps(tmp_path: Path) -> No
 def test_csv_with_names_that_are_nearly_right(tmp_path: Path) -> None:
     found = read([table(tmp_path, lines('"rank","iteration",compute_s,comm_us', "0,0,1,4\n1,0,3,2\n"))])
     assert found.notes == (
-        "no exchange_s in the file (rename comm_us to exchange_s, in seconds?): the exchange counts as nothing",
+        "no exchange_s in the file (rename comm_us to exchange_us?): the exchange counts as nothing",
     )
 
 
@@ -370,7 +370,7 @@ TABLES = {
     lines("Rank,global_step,compute_s"): "lacks rank, iteration: rename Rank to rank, rename global_step to iteration",
     lines(
         "worker,iterations,time_ms"
-    ): "rename worker to rank, rename iterations to iteration, rename time_ms to compute_s, in",
+    ): "rename worker to rank, rename iterations to iteration, rename time_ms to compute_ms$",
     lines(
         "pid,iter,wait_s"
     ): "lacks rank, iteration, compute_s: rename pid to rank, rename iter to iteration, add compute_s",
@@ -380,7 +380,7 @@ TABLES = {
     ): r"has the columns (x, ){11}x \.\.\. and lacks rank, iteration, compute_s: add rank, add iteration",
     lines().encode("utf-16").decode("latin1"): "is no text in UTF-8: save it as that, or unpack it",
     lines("rank,iteration,entered_s,end_ms"): "and lacks bound, slot_bytes, returned_s: "
-    "add bound, add slot_bytes, rename end_ms to returned_s, in seconds",
+    "add bound, add slot_bytes, rename end_ms to returned_ms$",
     lines(rows="0,0,1\n0,1,\n"): r"run, line 3: compute_s is nan, must be a number of seconds from 0 to 1e\+12",
     lines(rows="0,0,0,25\n0,1,0,5\n"): "run, line 2: more fields than the header has: write decimals with a point",
     lines(rows="0,0,1,,6,7\n0,1,2\n"): "run, line 2: more fields than the header has",

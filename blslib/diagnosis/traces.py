@@ -3,7 +3,7 @@
 The form is told by a file's content, never by its name, and a file may be packed with gzip:
 
 - *records* of this package's own exchange, CSV as ``save`` writes it: when each call was entered and returned;
-- *CSV* with ``rank,iteration,compute_s`` and, if known, ``exchange_s``;
+- *CSV* with ``rank,iteration,compute_s`` and, if known, ``exchange_s``, other separators and units of time included;
 - *traces* of ``torch.profiler`` (Chrome's JSON), one per rank: work is what lies between two all-to-all calls.
 
 Only durations are compared between ranks, so clocks need not agree. What comes before the first call of a record or
@@ -28,7 +28,14 @@ from blslib.diagnosis.tracefile import LATEST_S, OtherFile, TraceError, listed, 
 
 RECORD_COLUMNS = ("rank", "iteration", "bound", "slot_bytes", "entered_s", "returned_s")
 CSV_COLUMNS = ("rank", "iteration", "compute_s")
+UNITS = {"ns": (1e-9, "nanoseconds"), "us": (1e-6, "microseconds"), "ms": (1e-3, "milliseconds"), "s": (1.0, "seconds")}
+"""What a column of times is in, by the end of its name; where it is there in several, the last one is taken."""
+LONG_S = 60.0
+"""A median of work from which on its unit is doubted: an iteration of a recommender takes milliseconds, rarely seconds,
+and those of large language models that others published (``data/09-diagnose/stragglers``) take up to 20."""
 
+_TIMES = ("compute", "exchange", "entered", "returned")
+_SEPARATORS = {",": "commas", ";": "';'", "\t": "tabs", "|": "'|'", None: "white space"}
 _ALSO_CALLED = {
     "rank": ("worker", "process", "proc", "pid", "node", "device", "gpu", "host"),
     "iteration": ("iter", "step", "batch", "index", "call"),
@@ -153,7 +160,15 @@ def _table(path: Path, head: str, text: TextIO) -> pd.DataFrame:
         raise TraceError(f"{path} is empty: record the run again")
     if "\0" in head[:1000]:
         raise OtherFile(f"{path} is no text in UTF-8: save it as that, or unpack it")
-    columns = [name.strip().strip('"') for name in head.splitlines()[0].split(",")]
+    known = {*CSV_COLUMNS, *RECORD_COLUMNS}
+    by_mark = {mark: [name.strip(' \t"') for name in head.splitlines()[0].split(mark)] for mark in _SEPARATORS}
+    # Known names decide, so that what commas separate is never read otherwise: csv.Sniffer goes by how often each
+    # character comes, and pandas asks it only where it takes its slow parser.
+    mark = max(by_mark, key=lambda mark: (len(known & {*by_mark[mark]}), bool(mark) and len(by_mark[mark]) > 1))
+    columns = by_mark[mark]
+    called = {f"{stem}_s": f"{stem}_{unit}" for stem in _TIMES for unit in UNITS if f"{stem}_{unit}" in columns}
+    renamed = {name: new for new, name in called.items()}  # what has no name gets its number, since all must differ
+    columns = [renamed.get(name, name or str(i)) for i, name in enumerate(columns)]
     wanted = RECORD_COLUMNS if "entered_s" in columns else CSV_COLUMNS
     if len(columns) < 2:
         cure = f"give a CSV with {','.join(CSV_COLUMNS)} or the traces of torch.profiler"
@@ -164,12 +179,14 @@ def _table(path: Path, head: str, text: TextIO) -> pd.DataFrame:
         raise OtherFile(f"{path} has the columns {told} and lacks {', '.join(missing)}: {', '.join(cures)}")
     if again := {name for name in wanted if columns.count(name) > 1}:
         raise TraceError(f"{path} has the column {min(again)} {columns.count(min(again))} times: leave one")
-    if any(next(csv.reader(head.splitlines()[1:2]), [])[len(columns) :]):  # 0,10 for 0.10: pandas would cut it off
+    # 0,10 for 0.10: pandas would cut it off. White space may be repeated, and makes no such mistake.
+    if any(next(csv.reader(head.splitlines()[1:2], delimiter=mark or ","), [])[len(columns) :]):
         raise TraceError(f"{path}, line 2: more fields than the header has: write decimals with a point")
+    comma = mark in (";", "\t") and re.search(rf'(?i)[\n{mark}]"?\d+,\d+(e[-+]?\d+)?"?\s*([\n{mark}]|$)', head)
     numbers = [name for name in (*wanted, "exchange_s") if name in columns]
     try:
-        about = {"names": columns, "header": 0, "usecols": numbers, "index_col": False}
-        table = pd.read_csv(text, **about, skipinitialspace=True, low_memory=False)
+        about = {"names": columns, "header": 0, "usecols": numbers, "index_col": False, "sep": mark or r"\s+"}
+        table = pd.read_csv(text, **about, decimal="," if comma else ".", skipinitialspace=True, low_memory=False)
     except (ValueError, pd.errors.ParserError) as error:
         if "on source failed" in str(error):  # all that pandas leaves of a Ctrl-C that met it in a read
             raise KeyboardInterrupt from None
@@ -177,33 +194,37 @@ def _table(path: Path, head: str, text: TextIO) -> pd.DataFrame:
     if table.empty:
         raise TraceError(f"{path} has no lines below its header: record the run again")
     for name in numbers:
-        told = table[name]
+        told, here = table[name], called.get(name, name)
         values = pd.to_numeric(told, errors="coerce").astype("float64")
         if pd.api.types.is_bool_dtype(told):
             values[:] = np.nan
-        if name.endswith("_s"):
-            rule, kept = f"a number of seconds from 0 to {LATEST_S:g}", values.between(0, LATEST_S)
+        if name in called:
+            size_s, unit = UNITS[here.rpartition("_")[2]]
+            values *= size_s
+            rule, kept = f"a number of {unit} from 0 to {LATEST_S / size_s:g}", values.between(0, LATEST_S)
         else:
             rule, kept = "a whole number from 0 to 2^53", values.between(0, 2**53) & (values % 1 == 0)
         if not kept.all():
             row = int(kept.idxmin())
             shown = ascii(str(told[row])[:40]).strip("'")
-            raise TraceError(f"{path}, line {row + 2}: {name} is {shown}, must be {rule}")
-        table[name] = values if name.endswith("_s") else values.astype("int64")
-    table.attrs["hint"] = _meant(columns, "exchange_s")
+            raise TraceError(f"{path}, line {row + 2}: {here} is {shown}, must be {rule}")
+        table[name] = values if name in called else values.astype("int64")
+    notes = [f"separated by {_SEPARATORS[mark]}{', decimals with a comma' if comma else ''}"] if mark != "," else []
+    notes += [f"{name} converted to seconds" for name in called.values() if not name.endswith("_s")]
+    table.attrs |= {"hint": _meant(columns, "exchange_s"), "notes": notes, "work": called.get("compute_s")}
     return table
 
 
 def _meant(columns: Sequence[str], wanted: str) -> str:
     """Which of these columns is likely to be the one wanted, as advice; "" if none is."""
-    names = (wanted, wanted.removesuffix("_s"), *_ALSO_CALLED.get(wanted, ()))
+    stem = wanted.removesuffix("_s")
+    names = (wanted, stem, *_ALSO_CALLED.get(wanted, ()))
     for name in columns[:100]:
         *words, last = parts = re.findall("[a-z0-9]+", name.casefold()) or [""]
-        unit = last if words and last in ("s", "ms", "us", "ns", "sec", "seconds") else ""
         if name not in (*CSV_COLUMNS, *RECORD_COLUMNS, "exchange_s") and any(
             get_close_matches(word, names, 1, 0.85) for word in (name.casefold(), "".join(parts), *parts)
         ):
-            return f"rename {name} to {wanted}{', in seconds' if unit not in ('', 's', 'sec', 'seconds') else ''}"
+            return f"rename {name} to {f'{stem}_{last}' if stem in _TIMES and words and last in UNITS else wanted}"
     return ""
 
 
@@ -235,6 +256,10 @@ def _from_tables(tables: list[tuple[Path, pd.DataFrame]], sampled: bool) -> Trac
     else:
         hint = f" ({tables[0][1].attrs['hint']}?)" if tables[0][1].attrs["hint"] else ""
         some["notes"] += (f"no exchange_s in the file{hint}: the exchange counts as nothing",)
+    some["notes"] += tuple(dict.fromkeys(note for _, table in tables for note in table.attrs["notes"]))
+    if (median_s := float(np.median(work_s))) >= LONG_S and (column := tables[0][1].attrs["work"]):
+        told = f"{column} has a median of {median_s:,.0f} seconds an iteration: if these are milliseconds, rename the "
+        some["notes"] += (f"{told}column compute_ms, and if they are microseconds, compute_us",)
     return Trace(work_s, total_s, **some)
 
 

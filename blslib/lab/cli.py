@@ -61,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="FILE",
         help="all files of one run, or their folder: traces of torch.profiler, one per rank; or CSV with "
-        "rank,iteration,compute_s and, if known, exchange_s; or what blslib.diagnosis.traces.save wrote",
+        "rank,iteration,compute_s and, if known, exchange_s (or _ms, _us); or what blslib.diagnosis.traces.save wrote",
     )
     one.add_argument("--sampled", action="store_true", help="some ranks or steps alone were recorded: renumber those")
     one.add_argument(
