@@ -24,7 +24,7 @@ def write(contents: Mapping[Path, str | bytes]) -> None:
     """
     staged: list[tuple[Path, Path]] = []
     path = Path()
-    data = {path: text.encode() if isinstance(text, str) else text for path, text in contents.items()}
+    data = {path: text.encode(errors="replace") if isinstance(text, str) else text for path, text in contents.items()}
     devices = [path for path in data if is_device(path)]
     try:
         for path in devices:  # open to interrupts: one without a reader may wait for ever

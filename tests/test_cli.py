@@ -145,7 +145,7 @@ def test_what_is_read_is_not_written_over(tmp_path: Path, options: list[str]) ->
     (tmp_path / "run.csv").write_text(RUN_CSV)
     done = run("diagnose", "run.csv", *options, cwd=tmp_path)
     assert done.returncode == 2
-    assert done.stderr == f"cannot write {Path(options[-1])}: the command line names it twice: name another file\n"
+    assert done.stderr == f"cannot write {Path(options[-1])}: it or its folder is named already: name another file\n"
     assert (tmp_path / "run.csv").read_text() == RUN_CSV
 
 

@@ -6,6 +6,7 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,13 +16,13 @@ from blslib.charts import diagnosis as charts
 from blslib.charts.look import BLS, LIMIT, LOOKS, PREDICTED
 from blslib.collective.layout import Layout
 from blslib.diagnosis.diagnose import COLUMNS, PARTS, Diagnosis, _duration, diagnose, text
-from blslib.diagnosis.traces import Trace
+from blslib.diagnosis.traces import Trace, read
 from blslib.lab.cli import main
 from blslib.theory.delays import delays
 from blslib.theory.imbalance import split
 from blslib.theory.maxplus import Cost, makespan
 from tests.conftest import ROOT, punctual, within
-from tests.test_traces import document, run_of, traces
+from tests.test_traces import document, event, run_of, traces
 
 RNG = np.random.default_rng(3)
 QUIET_S = 0.01 + np.zeros((4, 200))
@@ -178,6 +179,44 @@ def test_the_headline_knows_of_other_meetings(every: int, said: str) -> None:
         assert "costs" not in text(found) and f"{found.advice.limit_s:9.3f} s" in text(found).split("limit")[1]
         quiet = of(QUIET_S, meets=np.ones(200, bool), meeting="x::allreduce").verdict
         assert quiet == "nothing to win: 100% of the time is useful work, waiting in x::allreduce included"
+
+
+def with_allreduce(exchange_ms: float, before_ms: np.ndarray, after_ms: np.ndarray) -> list[Any]:
+    """Traces of ranks that work, meet in an allreduce, work, and exchange, all of it in one after the other."""
+    documents = []
+    for rank in range(len(before_ms)):
+        events, clock_ms = [event("c10d::alltoall_base_", 0, exchange_ms)], exchange_ms
+        for i in range(before_ms.shape[1]):
+            met_ms = clock_ms + before_ms[:, i].max() + 0.5
+            entered_ms = clock_ms + before_ms[rank, i]
+            events += [event("aten::mm", clock_ms, before_ms[rank, i])]
+            events += [event("c10d::allreduce_", entered_ms, met_ms - entered_ms)]
+            events += [event("aten::relu", met_ms, after_ms[rank, i])]
+            begins_ms, clock_ms = met_ms + after_ms[rank, i], met_ms + after_ms[:, i].max() + exchange_ms
+            events += [event("c10d::alltoall_base_", begins_ms, clock_ms - begins_ms)]
+        documents.append(document(events, rank, len(before_ms)))
+    return documents
+
+
+MEET = "all ranks meet in c10d::allreduce_ in every iteration"
+
+
+@pytest.mark.parametrize(
+    ("exchange_ms", "after", "said"),
+    [
+        (0.01, 0.0, "^nothing to win: .*, waiting in c10d::allreduce_ included$"),
+        (2.0, 0.0, rf"exchange: .*; bounded lag has nothing to win \(0.0% dynamic\), since {MEET} as well$"),
+        (2.0, 1.0, rf"^\d+% dynamic: a bound would win nothing, since {MEET} as well: let that lag too"),
+    ],
+)
+def test_an_allreduce_in_every_iteration_stands_in_the_headline(
+    tmp_path: Path, exchange_ms: float, after: float, said: str
+) -> None:
+    """Delays before it show as work, since it waits for them; those after it show as dynamic, and no bound helps."""
+    rng = np.random.default_rng(1)
+    before_ms, after_ms = rng.exponential(3, (2, 3, 60))
+    found = diagnose(read(traces(tmp_path, *with_allreduce(exchange_ms, 1 + before_ms, 1 + after * after_ms))))
+    assert re.search(said, found.verdict), found.verdict
 
 
 def test_rows_of_load() -> None:

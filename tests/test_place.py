@@ -216,7 +216,7 @@ def test_faulty_sizes_are_refused(listed: Path, size: str, capsys: pytest.Captur
 def test_inputs_are_not_overwritten(listed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = ran(capsys, str(listed), "--save", str(listed))
     assert code == 2
-    assert "names it twice" in err
+    assert "it or its folder is named already" in err
     assert listed.read_text() == LIST
 
 

@@ -109,7 +109,7 @@ def test_calls_of_a_batch_are_told_by_the_profiler_s_steps(tmp_path: Path) -> No
 def test_csv_with_names_that_are_nearly_right(tmp_path: Path) -> None:
     found = read([table(tmp_path, lines('"rank","iteration",compute_s,comm_us', "0,0,1,4\n1,0,3,2\n"))])
     assert found.notes == (
-        "no exchange_s in the file (rename comm_us to exchange_s, in seconds?): the exchange counts as nothing",
+        "no exchange_s in the file (rename comm_us to exchange_us?): the exchange counts as nothing",
     )
 
 
@@ -339,7 +339,7 @@ def test_ranks_without_a_name_go_by_order(tmp_path: Path) -> None:
     """Chrome's other form, a bare array, has no place for a rank."""
     found = read(traces(tmp_path, *(run_of(WORK_S[r]) for r in (1, 0))))
     np.testing.assert_allclose(found.work_s, WORK_S[::-1], rtol=1e-6)
-    assert found.notes == ("no trace says its rank: numbered in the order given",)
+    assert found.notes == ("no trace says its rank: numbered in the order given, in a folder by name, 2 before 10",)
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 1000])
@@ -370,7 +370,7 @@ TABLES = {
     lines("Rank,global_step,compute_s"): "lacks rank, iteration: rename Rank to rank, rename global_step to iteration",
     lines(
         "worker,iterations,time_ms"
-    ): "rename worker to rank, rename iterations to iteration, rename time_ms to compute_s, in",
+    ): "rename worker to rank, rename iterations to iteration, rename time_ms to compute_ms$",
     lines(
         "pid,iter,wait_s"
     ): "lacks rank, iteration, compute_s: rename pid to rank, rename iter to iteration, add compute_s",
@@ -380,7 +380,7 @@ TABLES = {
     ): r"has the columns (x, ){11}x \.\.\. and lacks rank, iteration, compute_s: add rank, add iteration",
     lines().encode("utf-16").decode("latin1"): "is no text in UTF-8: save it as that, or unpack it",
     lines("rank,iteration,entered_s,end_ms"): "and lacks bound, slot_bytes, returned_s: "
-    "add bound, add slot_bytes, rename end_ms to returned_s, in seconds",
+    "add bound, add slot_bytes, rename end_ms to returned_ms$",
     lines(rows="0,0,1\n0,1,\n"): r"run, line 3: compute_s is nan, must be a number of seconds from 0 to 1e\+12",
     lines(rows="0,0,0,25\n0,1,0,5\n"): "run, line 2: more fields than the header has: write decimals with a point",
     lines(rows="0,0,1,,6,7\n0,1,2\n"): "run, line 2: more fields than the header has",
@@ -444,9 +444,9 @@ def test_files_that_do_not_belong_together(tmp_path: Path) -> None:
         read([csv, other])
     with pytest.raises(TraceError, match="cannot read .*nowhere: No such file or directory"):
         read([tmp_path / "nowhere"])
-    with pytest.raises(TraceError, match=" is a folder, expected a regular file: name the files in it"):
+    with pytest.raises(TraceError, match="csv is CSV and .*trace-0 is JSON: give the files of one run in one form"):
         read([tmp_path])
-    with pytest.raises(TraceError, match="no files given"):
+    with pytest.raises(TraceError, match="no recorded run in no files: name the CSV of a run, or"):
         read([])
 
 

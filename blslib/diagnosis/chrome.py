@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TextIO
 import ijson
 import numpy as np
 
-from blslib.diagnosis.tracefile import LATEST_S, TraceError, half_written
+from blslib.diagnosis.tracefile import LATEST_S, OtherFile, TraceError, half_written
 
 CHUNK = 1 << 13
 """Characters that are parsed at a time."""
@@ -109,7 +109,7 @@ def rank_trace(path: Path, text: TextIO, key: str) -> RankTrace:
         except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError):  # not what the profiler writes
             raise TraceError(f"{path}: damaged event {reprlib.repr(event)}: record the run again") from None
     if not events:
-        raise TraceError(f"{path} is JSON without traceEvents: give what torch.profiler's export_chrome_trace writes")
+        raise OtherFile(f"{path} is JSON without traceEvents: give what torch.profiler's export_chrome_trace writes")
     begin_us, work_s, total_s = _work(path, found)
     text.seek(0)  # what stands beside the events may come before or after them
     about = next(_values(path, text, "distributedInfo", endless=True), None)
@@ -163,7 +163,8 @@ def _values(path: Path, text: TextIO, key: str, *, endless: bool = False) -> Ite
     except (ijson.JSONError, ValueError, ArithmeticError):  # the last two of numbers with thousands of digits
         if source.ended:
             raise half_written(path, f"{source.characters:,} characters and no end") from None
-        raise TraceError(f"{path} is no JSON near character {source.characters:,}: record the run again") from None
+        kind = OtherFile if source.held == source.characters else TraceError  # without one value it may be anything
+        raise kind(f"{path} is no JSON near character {source.characters:,}: record the run again") from None
 
 
 def _take(found: _Timeline, event: dict[str, Any]) -> None:

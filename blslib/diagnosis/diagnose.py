@@ -72,7 +72,8 @@ class Diagnosis:
             waiting = f", waiting in {self.trace.meeting} included" if self._meeting() else ""
             return f"nothing to win: {useful:z.0%} of the time is useful work{waiting}"
         if dynamic < WORTH and not self.trace.bound:
-            said.append(f"bounded lag has nothing to win ({dynamic:z.1%} dynamic)")
+            why = f", since all ranks {self._meeting()} as well" if self._meeting() else ""
+            said.append(f"bounded lag has nothing to win ({dynamic:z.1%} dynamic){why}")
         return "; ".join(said)
 
     def _lag(self) -> str:

@@ -52,16 +52,16 @@ def parser() -> argparse.ArgumentParser:
         "diagnose",
         help="what would help a recorded run: bounded lag, other placement, or overlap",
         description="Read a recorded run, take its time apart, and say which bound would win how much.",
-        epilog="The form of a file is told by its content; it may be packed with gzip. docs/diagnose.md tells how to "
-        "record a run.",
+        epilog="The form of a file is told by its content, what has none of these is left out of a folder, and gzip "
+        "is unpacked. docs/diagnose.md tells how to record a run.",
     )
     one.add_argument(
         "files",
         nargs="+",
         type=Path,
         metavar="FILE",
-        help="all files of one run: traces of torch.profiler, one per rank; or CSV with rank,iteration,compute_s and, "
-        "if known, exchange_s; or what blslib.diagnosis.traces.save wrote",
+        help="all files of one run, or their folder: traces of torch.profiler, one per rank; or CSV with "
+        "rank,iteration,compute_s and, if known, exchange_s (or _ms, _us); or what blslib.diagnosis.traces.save wrote",
     )
     one.add_argument("--sampled", action="store_true", help="some ranks or steps alone were recorded: renumber those")
     one.add_argument(
@@ -139,18 +139,18 @@ def _deliver(out: str | None, content: Any, shown: Callable[[], str], others: di
 def _diagnose(given: dict[str, Any]) -> int:
     from blslib.diagnosis import diagnose, traces
 
-    paths, page = given["files"], given["html"]
+    page = given["html"]
     started_s = time.perf_counter()
     try:
-        trace = traces.read(paths, sampled=given["sampled"])
+        trace = traces.read(given["files"], sampled=given["sampled"])
         trace = replace(trace, calls_per_batch=given["calls_per_batch"] or trace.calls_per_batch)
     except TraceError as error:
         print(error, file=sys.stderr)
         return 2
     read_s = time.perf_counter() - started_s
     found = diagnose.diagnose(trace, slot_bytes=given["slot_bytes"])
-    told = f"read {sum(path.stat().st_size for path in paths) / 1e6:,.1f} MB in {read_s:.1f} s"
-    pages = {} if page is None else {page: diagnose.html(found, ", ".join(path.name for path in paths[:4]))}
+    told = f"read {sum(path.stat().st_size for path in trace.paths) / 1e6:,.1f} MB in {read_s:.1f} s"
+    pages = {} if page is None else {page: diagnose.html(found, ", ".join(path.name for path in trace.paths[:4]))}
     row = found.as_row() | {"read_s": read_s}
     for path in _deliver(given["json"], row, lambda: f"{diagnose.text(found)}\n{told}", pages):
         print(f"wrote {path}")
@@ -231,9 +231,10 @@ def _command(arguments: Sequence[str] | None) -> int:
         for file in (given["json"], given.get("html"), given.get("save")):
             if file not in (None, "-"):
                 files.check(Path(file))
-                if Path(file).resolve() in taken and not files.is_device(Path(file)):
-                    raise files.WriteError(f"cannot write {file}: the command line names it twice: name another file")
-                taken.append(Path(file).resolve())
+                place = Path(file).resolve()
+                if {place, place.parent} & {*taken} and not files.is_device(Path(file)):
+                    raise files.WriteError(f"cannot write {file}: it or its folder is named already: name another file")
+                taken.append(place)
     except files.WriteError as error:
         print(error, file=sys.stderr)
         return 2
