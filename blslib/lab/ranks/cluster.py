@@ -15,7 +15,6 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -177,8 +176,8 @@ class Engines(contextlib.ExitStack):
 
     def _launch(self) -> ipyparallel.Client:
         deadline_s = time.monotonic() + START_TIMEOUT_S
-        self.folder = tempfile.mkdtemp(prefix="bls-")  # private: a profile at home may hold a dead cluster's files
-        self.callback(shutil.rmtree, self.folder, ignore_errors=True)
+        # Private: a profile at home may hold a dead cluster's files.
+        self.folder = self.enter_context(tempfile.TemporaryDirectory(prefix="bls-", ignore_cleanup_errors=True))
         guard = self.enter_context(contextlib.closing(Guard(self.folder)))
         written = [f"{self.folder}/profile/security/ipcontroller-{of}.json" for of in ("client", "engine")]
         self._begin(guard, "controller", [sys.executable, "-m", "ipyparallel.controller"])
