@@ -228,6 +228,15 @@ def test_a_cluster_of_another_size_is_not_borrowed(
     assert "the cluster at hand has 3 ranks and not 1: starting 1 MPI rank\n" in capsys.readouterr().out
 
 
+def test_ranks_that_do_not_answer_are_not_waited_for(ranks: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "ANSWER_S", 0.5)
+    busy = ranks.view.apply_async(time.sleep, 3)
+    with pytest.raises(RuntimeError, match=r"should tell their MPI ranks, got no answer within 0\.5 s: start new ones"):
+        Engines(RANKS, ranks.connection_file)
+    assert not busy.ready()
+    busy.get()
+
+
 def test_a_stale_connection_file_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(CLUSTER_VARIABLE, str(tmp_path / "gone.json"))
     with pytest.raises(RuntimeError, match=r"no cluster answers at .*gone\.json.*unset BLS_CLUSTER_FILE"):

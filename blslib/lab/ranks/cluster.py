@@ -42,6 +42,9 @@ START_TIMEOUT_S = 50.0
 NEWS_S = 2.0
 """Seconds after the launcher's end, or an interrupt, in which it may still be told which rank died, or came free."""
 
+ANSWER_S = 10.0
+"""Seconds in which idle engines say who they are."""
+
 _DEAF = "cannot be interrupted, it seems inside an MPI call"
 
 STRANDED_S = 15.0
@@ -217,9 +220,10 @@ class Engines(contextlib.ExitStack):
         self.view.block = True
         if get_ipython() is not None:
             self.view.activate()
-        ranks = self.view.apply(_rank)
+        asked = self.view.apply_async(_rank)
+        ranks = asked.get(return_exceptions=True) if asked.wait(ANSWER_S) else f"no answer within {ANSWER_S:g} s"
         if ranks != list(range(self.size)):
-            raise RuntimeError(f"engines 0 to {self.size - 1} are the MPI ranks {ranks}: restart the cluster")
+            raise RuntimeError(f"engines 0 to {self.size - 1} should tell their MPI ranks, got {ranks}: start new ones")
 
     def _diagnose(self, cause: str) -> str:
         head = f"the cluster did not come up ({cause}): {mpiexec()} -n {self.size} on {os.cpu_count()} cores"
