@@ -102,12 +102,13 @@ class Baseline(Exchange):
         """Wait for all that was posted."""
         return self._take(self._posted)
 
-    def _take(self, count: int) -> list[Arrival]:
-        """The arrivals before iteration ``count`` and those that are there; none where ``post`` returns its own."""
+    def _take(self, count: int, looks: bool = True) -> list[Arrival]:
+        """The arrivals before iteration ``count``, and those that are there if it ``looks``; none where ``post`` waits."""
         arrivals: list[Arrival] = []
         while self._outstanding:
             iteration = self._posted - len(self._outstanding)
-            if not self._finished(self._outstanding[0], iteration, iteration < count):
+            due = iteration < count
+            if not (due or looks) or not self._finished(self._outstanding[0], iteration, due):
                 break
             self._outstanding.popleft()
             arrivals.append(Arrival(iteration, self._received[iteration % len(self._received)].copy()))
