@@ -1,12 +1,11 @@
 """Criteo's click logs: Kaggle's ``train.txt`` as published, and the headed CSV form of its extracts."""
 
 import re
-from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from blslib.workloads.batch import Batch
-from blslib.workloads.files import Loader, RowError, show
+from blslib.workloads.files import Form, Loader, RowError, show
 from blslib.workloads.published import CRITEO_DENSE, CRITEO_ROWS
 
 Sample = tuple[float, list[int], list[int]]
@@ -50,11 +49,6 @@ _TABS = _Form(b"\t", _COLUMNS, "tab separated fields (or, for commas, the header
 _HEADED = _Form(b",", _WITH_ID, "comma separated fields")
 
 
-def _form_of(first: bytes) -> tuple[Callable[[bytes], Sample], bool]:
-    headed = first.rstrip(b"\r\n") == ",".join(_WITH_ID).encode()
-    return (_HEADED if headed else _TABS).parse, headed
-
-
 class Criteo(Loader):
     """Streams a Criteo file; the form is known by its content, and so is gzip.
 
@@ -67,8 +61,9 @@ class Criteo(Loader):
     published_rows = CRITEO_ROWS
     cure = "give a Criteo file, to notebooks as BLS_CRITEO=FILE, or unset it for made data (see data/README.md)"
 
-    def _pass(self) -> Iterator[Sample]:
-        return (sample for _, _, sample in self._lines(self.path, _form_of))
+    def _form_of(self, first: bytes) -> Form:
+        headed = first.rstrip(b"\r\n") == ",".join(_WITH_ID).encode()
+        return (_HEADED if headed else _TABS).parse, headed
 
     def _batch(self, samples: list[Sample]) -> Batch:
         labels, integers, categories = zip(*samples, strict=True)
