@@ -34,7 +34,7 @@ from blslib.workloads.batch import Batch
 from blslib.workloads.synthetic import Synthetic
 from tests.test_dlrm_model import weights
 
-SMALL = ModelConfig(rows=(7, 3, 11, 5, 1), dim=4, bottom=(6, 8, 4), top=(9, 1), name="small")
+SMALL = ModelConfig(rows=(7, 3, 11, 5, 1), dim=4, bottom=(6, 8, 4), top=(9, 1))
 
 
 def make_batch(config: ModelConfig, size: int, seed: int = 0) -> Batch:

@@ -12,7 +12,7 @@ from blslib.dlrm.config import KAGGLE, ModelConfig
 from blslib.dlrm.model import DLRM, interact_dot, lower_triangle
 from blslib.workloads.batch import Batch
 
-SMALL = ModelConfig(rows=(7, 3, 11, 5, 1), dim=4, bottom=(6, 8, 4), top=(9, 1), name="small")
+SMALL = ModelConfig(rows=(7, 3, 11, 5, 1), dim=4, bottom=(6, 8, 4), top=(9, 1))
 
 
 def make_batch(config: ModelConfig, size: int, seed: int = 0, most: int = 4) -> Batch:

@@ -18,7 +18,6 @@ class ModelConfig:
         bottom: widths of the bottom MLP, its input F first; the last is D.
         top: widths of the top MLP without its input, which follows from the interaction; the last is 1.
         interaction: ``dot`` (pairwise products of the T + 1 vectors, after the dense one) or ``cat``.
-        name: for tables and captions.
 
     Raises:
         ValueError: if the parts do not fit together.
@@ -29,7 +28,6 @@ class ModelConfig:
     bottom: tuple[int, ...]
     top: tuple[int, ...]
     interaction: Interaction = "dot"
-    name: str = "custom"
 
     def __post_init__(self) -> None:
         if not self.rows:
@@ -71,5 +69,5 @@ class ModelConfig:
         return vectors * self.dim if self.interaction == "cat" else self.dim + vectors * (vectors - 1) // 2
 
 
-KAGGLE = ModelConfig(CRITEO_ROWS, dim=16, bottom=(CRITEO_DENSE, 512, 256, 64, 16), top=(512, 256, 1), name="kaggle")
+KAGGLE = ModelConfig(CRITEO_ROWS, dim=16, bottom=(CRITEO_DENSE, 512, 256, 64, 16), top=(512, 256, 1))
 """Criteo Kaggle: bench/dlrm_s_criteo_kaggle.sh of the reference DLRM. 2.2 GB of tables; cut rows with ``replace``."""

@@ -159,17 +159,6 @@ def one(
     return Measured(run, response_s, np.array([each.scores for each in scored]), used_s)
 
 
-def scenario(
-    config: Config, ranks: int, rank: int, placement: "Placement | None" = None, groups: int | None = None
-) -> "Scenario":
-    """As one of so many ranks sees it; placement and groups of tables are those of ``scenarios.build`` if not given."""
-    from blslib.lab import scenarios
-
-    how: dict[str, Any] = {"iterations": config.iterations, "batch_size": config.batch_size, "seed": config.seed}
-    how |= {"max_rows": config.max_rows, "placement": placement, "groups": groups}
-    return scenarios.build(config.scenario, ranks=ranks, rank=rank, **how)
-
-
 @contextmanager
 def prepared(
     comm: "MPI.Intracomm", config: Config, placement: "Placement | None" = None, groups: int | None = None
@@ -178,9 +167,10 @@ def prepared(
     from blslib.dlrm.inference import Inference
     from blslib.dlrm.model import DLRM
     from blslib.dlrm.sharding import largest_block_bytes, recv_counts, send_counts
+    from blslib.lab import scenarios
     from blslib.lab.compare.contest import contenders, exchanges
 
-    here = scenario(config, comm.size, comm.rank, placement, groups)
+    here = scenarios.build(config, comm.size, comm.rank, placement, groups)
     model = DLRM(here.model, seed=config.seed, placement=here.placement, rank=comm.rank)
     sent = send_counts(here.placement, comm.rank, config.batch_size).tolist()
     received = recv_counts(here.placement, comm.rank, config.batch_size).tolist()

@@ -108,9 +108,9 @@ def weighed(config: Config) -> "tuple[tuple[Table, ...], np.ndarray]":
 
     What is planned must not know what it is judged by: a table's own time is that of the even iterations.
     """
-    from blslib.lab import tables
+    from blslib.lab import scenarios, tables
 
-    here = dlrm.scenario(config, 1, 0, groups=config.groups)
+    here = scenarios.build(config, 1, 0, groups=config.groups)
     batches = sorted(set(here.order.tolist()))
     each_us = tables.times_us(here.model.shapes, [here.pool[which] for which in batches])
     loads_us = each_us[np.searchsorted(batches, here.order)].T
@@ -129,13 +129,14 @@ def foreseen(config: Config, ranks: Sequence[int]) -> list[Row]:
         ``placement``, ``lag`` and ``both``, what is won over whole groups at bound 0, by lag at the last bound alone,
         and by both.
     """
+    from blslib.lab import scenarios
     from blslib.lab.rows import BY_GROUP
     from blslib.theory.maxplus import makespan
 
     tables, loads_us = weighed(config)
     rows, bound, shapes = list[Row](), config.bounds[-1], [table.shape for table in tables]
     for count in ranks:
-        made = {BY_GROUP: dlrm.scenario(config, count, 0, groups=config.groups).placement}
+        made = {BY_GROUP: scenarios.build(config, count, 0, groups=config.groups).placement}
         made |= dict(placements(tables, loads_us[:, ::2], count, config.strategies))
         work_us = {name: placement.spread(shapes, loads_us[:, 1::2]) for name, placement in made.items()}
         groups_us = makespan(work_us[BY_GROUP], 0)
