@@ -239,13 +239,9 @@ def net_specific(tables: Sequence[Table], ranks: int, options: Options = Options
         size[table.net] = size.get(table.net, 0) + table.bytes
     if ranks < len(size):
         raise NoneFoundError(f"found none: {len(size)} nets need as many ranks at least, there are {ranks}")
-    total = sum(size.values())
-    given = {net: max(1, ranks * mine // total) for net, mine in size.items()}
-    while (count := sum(given.values())) != ranks:
-        if count < ranks:
-            given[max(given, key=lambda net: size[net] / given[net])] += 1
-        else:
-            given[max(given, key=lambda net: given[net])] -= 1
+    given = dict.fromkeys(size, 1)
+    for _ in range(ranks - len(given)):  # each to the net whose ranks would hold most
+        given[max(given, key=lambda net: size[net] / given[net])] += 1
     shards: list[Shard] = []
     first = 0
     for net, many in given.items():
