@@ -62,6 +62,9 @@ def size(text: str) -> float:
     return value
 
 
+BY_GROUP = "by-group"
+"""The placement that others are compared with: whole groups of tables, as many on each rank."""
+
 BYTES: Row = {"type": several(at_least(4, 4)), "metavar": "N,N,...", "help": "bytes per block, multiples of 4"}
 RANKS: Row = {"type": at_least(1), "default": 4, "metavar": "P", "help": "MPI processes, by default %(default)s"}
 

@@ -19,13 +19,11 @@ import numpy as np
 import pandas as pd
 
 from blslib import __version__, files
+from blslib.collective.mpi import MPI
 from blslib.lab.compare.intervals import interval
-from blslib.lab.options import Row
+from blslib.lab.options import BY_GROUP, Row
 
 Rows: TypeAlias = Sequence[Row] | pd.DataFrame
-
-BY_GROUP = "by-group"
-"""The placement that others are compared with: whole groups of tables, as many on each rank."""
 
 OUT_VARIABLE = "BLS_OUT"
 """Environment variable with the folder for ``data/`` and ``figures/``; empty for those of the repository."""
@@ -151,7 +149,6 @@ def processor() -> str:
 
 def provenance() -> Row:
     """What a number depends on besides its configuration: machine, versions, MPI settings."""
-    from blslib.collective.mpi import MPI
     from blslib.lab.ranks.launch import mpi_environment
 
     packages = ("numpy", "torch", "mpi4py", "ipyparallel", "pandas", "altair")

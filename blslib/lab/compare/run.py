@@ -5,9 +5,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from mpi4py import MPI
 
 from blslib.collective.clock import Clock
+from blslib.collective.mpi import MPI
 from blslib.lab.options import Row
 from blslib.theory.delays import delays
 from blslib.theory.maxplus import Cost, limit, makespan
@@ -105,13 +105,13 @@ class Run(NamedTuple):
         }
 
 
-def start(comm: MPI.Intracomm) -> float:
+def start(comm: "MPI.Intracomm") -> float:
     """All ranks set off together: when this one does. Collective."""
     comm.Barrier()
     return time.perf_counter()
 
 
-def gathered(comm: MPI.Intracomm, clock: Clock, started_s: float) -> Run:
+def gathered(comm: "MPI.Intracomm", clock: Clock, started_s: float) -> Run:
     """The run that ends here, with all ranks side by side. Collective; the result is on every rank."""
     ended_s, calls = time.perf_counter(), clock.calls
     posts = [call for call in calls if call.kind == "post"]
@@ -130,7 +130,7 @@ def gathered(comm: MPI.Intracomm, clock: Clock, started_s: float) -> Run:
 
 
 def delaying(
-    comm: MPI.Intracomm, law: str, iterations: int, mean_delay_s: float, seed: int, base_s: float = 0.0
+    comm: "MPI.Intracomm", law: str, iterations: int, mean_delay_s: float, seed: int, base_s: float = 0.0
 ) -> Callable[[int], None]:
     """A function that sleeps as long as this rank is to be delayed in the iteration it is called with.
 

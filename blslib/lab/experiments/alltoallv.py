@@ -6,12 +6,12 @@ behind our interface.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from blslib.collective.mpi import MPI
+from blslib.lab.compare.contest import Contender, contenders, exchanges, interleaved, lag_known, rows
+from blslib.lab.compare.loop import LEAST_CALLS, Loop
 from blslib.lab.options import BYTES, Given, Row, settings
-
-if TYPE_CHECKING:
-    from mpi4py import MPI
 
 COLUMNS = "contender bound ranks bytes_per_block time_us above_floor_us above_raw_us share_of_raw memory_bytes repeats"
 OPTIONS = {"bytes": BYTES}
@@ -51,9 +51,6 @@ def run(comm: "MPI.Intracomm", config: Config) -> list[Row]:
 
 def measure(comm: "MPI.Intracomm", config: Config, before_post: Callable[[int], None] | None = None) -> list[Row]:
     """The same where ``before_post`` is called with each iteration first, though not by the bare loops."""
-    from blslib.lab.compare.contest import Contender, contenders, exchanges, interleaved, lag_known, rows
-    from blslib.lab.compare.loop import LEAST_CALLS, Loop
-
     items, counts = contenders(config.names, config.bounds), [config.bytes_per_block // 4] * comm.size
     loop = Loop(comm, counts, counts)
 

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from blslib.collective.clock import Clock
+from blslib.collective.mpi import MPI
+from blslib.lab.compare.contest import Contender, contenders, exchanges, interleaved, lag_known, rows
+from blslib.lab.compare.run import Run, delaying, gathered, start
 from blslib.lab.options import Given, Row, names, settings
+from blslib.placement.shards import Placement
 from blslib.workloads.scenarios import SCENARIOS
 
 if TYPE_CHECKING:
-    from mpi4py import MPI
-
     from blslib.dlrm.model import DLRM
-    from blslib.lab.compare.contest import Contender
-    from blslib.lab.compare.run import Run
     from blslib.lab.scenarios import Scenario
-    from blslib.placement.shards import Placement
 
 COLUMNS = "contender scenario bound ranks measured_s speedup lag_effect expected_low expected_high load_balance serialisation transfer memory_bytes identical"  # fmt: skip # noqa: E501
 OPTIONS = {"scenarios": names(SCENARIOS, "NAME")}
@@ -64,7 +64,7 @@ class Measured(NamedTuple):
         processor_s: seconds of a processor that this rank used.
     """
 
-    run: "Run"
+    run: Run
     response_s: np.ndarray
     scores: np.ndarray
     processor_s: float
@@ -83,16 +83,12 @@ def run(comm: "MPI.Intracomm", config: Config) -> list[Row]:
     Batches follow each other without a pause (closed loop), so it says nothing about a service under load.
     ``processor_s`` is of all ranks together, what they use to look whether others have come included.
     """
-    from mpi4py import MPI
-
-    from blslib.lab.compare.contest import rows
-
     source, made, measured = measure(comm, config)
     reference = next(iter(measured.values()))[0].scores
     setting = {"scenario": config.scenario, "law": config.law, "mean_delay_s": config.mean_delay_s, "source": source}
     setting |= {"ranks": comm.size, "batch_size": config.batch_size, "iterations": config.iterations}
 
-    def told(item: "Contender", repeat: int, each: Measured) -> Row:
+    def told(item: Contender, repeat: int, each: Measured) -> Row:
         alone = measured.get(item._replace(bound=0), measured[item])[repeat]
         comm.Allreduce(MPI.IN_PLACE, each.response_s, op=MPI.MAX)
         p50_s, p95_s = np.percentile(each.response_s, [50, 95]).tolist()
@@ -124,13 +120,8 @@ def record(comm: "MPI.Intracomm", config: Config) -> list[Row]:
     ]
 
 
-def measure(
-    comm: "MPI.Intracomm", config: Config
-) -> "tuple[str, dict[Contender, Any], dict[Contender, list[Measured]]]":
+def measure(comm: "MPI.Intracomm", config: Config) -> tuple[str, dict[Contender, Any], dict[Contender, list[Measured]]]:
     """Where the data are from, each contender's exchange, closed by now, and its runs, one per repeat. Collective."""
-    from blslib.lab.compare.contest import Contender, interleaved, lag_known
-    from blslib.lab.compare.run import delaying
-
     delay = delaying(comm, config.law, config.iterations, config.mean_delay_s, config.seed)
     with prepared(comm, config) as (here, model, made):
 
@@ -145,9 +136,7 @@ def one(
     comm: "MPI.Intracomm", here: "Scenario", model: "DLRM", exchange: Any, delay: Callable[[int], None]
 ) -> Measured:
     """One run through all batches. Collective."""
-    from blslib.collective.clock import Clock
     from blslib.dlrm.inference import Inference
-    from blslib.lab.compare.run import gathered, start
 
     clock = Clock(exchange)
     inference = Inference(model, clock, before_post=delay)
@@ -161,14 +150,13 @@ def one(
 
 @contextmanager
 def prepared(
-    comm: "MPI.Intracomm", config: Config, placement: "Placement | None" = None, groups: int | None = None
+    comm: "MPI.Intracomm", config: Config, placement: Placement | None = None, groups: int | None = None
 ) -> "Iterator[tuple[Scenario, DLRM, dict[Contender, Any]]]":
     """This rank's view of the scenario, its part of the model, and each contender's exchange, warmed up. Collective."""
     from blslib.dlrm.inference import Inference
     from blslib.dlrm.model import DLRM
     from blslib.dlrm.sharding import largest_block_bytes, recv_counts, send_counts
     from blslib.lab import scenarios
-    from blslib.lab.compare.contest import contenders, exchanges
 
     here = scenarios.build(config, comm.size, comm.rank, placement, groups)
     model = DLRM(here.model, seed=config.seed, placement=here.placement, rank=comm.rank)

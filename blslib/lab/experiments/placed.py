@@ -7,20 +7,19 @@ of them, measured; ``correlated`` knows besides which tables are hot together th
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from blslib.collective.mpi import MPI
+from blslib.lab.compare.contest import interleaved
+from blslib.lab.compare.run import delaying
 from blslib.lab.experiments import dlrm
-from blslib.lab.options import RANKS, Given, Row, names, settings
+from blslib.lab.options import BY_GROUP, RANKS, Given, Row, names, settings
+from blslib.placement.shards import Placement
 from blslib.placement.strategies import STRATEGIES, Options, correlated
+from blslib.placement.tables import Table
+from blslib.theory.maxplus import makespan
 from blslib.workloads.scenarios import SCENARIOS
-
-if TYPE_CHECKING:
-    from mpi4py import MPI
-
-    from blslib.placement.shards import Placement
-    from blslib.placement.tables import Table
 
 COLUMNS = "scenario strategy contender bound measured_s over_groups lag_effect load_balance serialisation transfer identical"  # fmt: skip # noqa: E501
 OPTIONS = {
@@ -35,7 +34,7 @@ class Config(dlrm.Config):
     """One scenario under several placements; else as ``dlrm.Config``.
 
     Attributes:
-        strategies: of ``placement.strategies.STRATEGIES``, and ``correlated``, beside ``rows.BY_GROUP``.
+        strategies: of ``placement.strategies.STRATEGIES``, and ``correlated``, beside ``options.BY_GROUP``.
         groups: of tables; more than ranks, so that there is something to place.
     """
 
@@ -57,10 +56,6 @@ def plan(given: Given) -> list[Config]:
 
 def run(comm: "MPI.Intracomm", config: Config) -> list[Row]:
     """Measure; placements and contenders take turns. Collective; the rows are on every rank."""
-    from blslib.lab.compare.contest import interleaved
-    from blslib.lab.compare.run import delaying
-    from blslib.lab.rows import BY_GROUP
-
     delay = delaying(comm, config.law, config.iterations, config.mean_delay_s, config.seed)
     tables, loads_us = comm.bcast(weighed(config) if comm.rank == 0 else None)
     with ExitStack() as stack:
@@ -95,15 +90,15 @@ def run(comm: "MPI.Intracomm", config: Config) -> list[Row]:
 
 
 def placements(
-    tables: "Sequence[Table]", loads_us: np.ndarray, ranks: int, strategies: Sequence[str]
-) -> "Iterator[tuple[str, Placement]]":
+    tables: Sequence[Table], loads_us: np.ndarray, ranks: int, strategies: Sequence[str]
+) -> Iterator[tuple[str, Placement]]:
     """Strategies by name, and their placements; ``correlated`` alone looks at the loads batch by batch."""
     for name in strategies:
         given = tables, ranks
         yield name, correlated(*given, loads_us) if name == "correlated" else STRATEGIES[name](*given, Options())
 
 
-def weighed(config: Config) -> "tuple[tuple[Table, ...], np.ndarray]":
+def weighed(config: Config) -> tuple[tuple[Table, ...], np.ndarray]:
     """The scenario's tables, and (T, N) microseconds of their lookups in each iteration, measured on this core.
 
     What is planned must not know what it is judged by: a table's own time is that of the even iterations.
@@ -130,8 +125,6 @@ def foreseen(config: Config, ranks: Sequence[int]) -> list[Row]:
         and by both.
     """
     from blslib.lab import scenarios
-    from blslib.lab.rows import BY_GROUP
-    from blslib.theory.maxplus import makespan
 
     tables, loads_us = weighed(config)
     rows, bound, shapes = list[Row](), config.bounds[-1], [table.shape for table in tables]

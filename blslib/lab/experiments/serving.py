@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from blslib.collective.clock import Clock
+from blslib.collective.mpi import MPI
+from blslib.lab.compare.contest import Contender, contenders, interleaved
 from blslib.lab.compare.intervals import Interval
+from blslib.lab.compare.run import Run, delaying, gathered, start
 from blslib.lab.experiments import dlrm
 from blslib.lab.options import Given, Row, positive, settings, several
 from blslib.theory.maxplus import times
 
 if TYPE_CHECKING:
     import pandas as pd
-    from mpi4py import MPI
 
-    from blslib.lab.compare.contest import Contender
-    from blslib.lab.compare.run import Run
     from blslib.lab.rows import Rows
 
 COLUMNS = "contender bound idle rate_per_s ranks draws batches latency_p50_s latency_p99_s predicted_p99_s"
@@ -71,7 +72,7 @@ class Config(dlrm.Config):
 class Server(NamedTuple):
     """A contender, and what it does while idle."""
 
-    contender: "Contender"
+    contender: Contender
     idle: str
 
 
@@ -91,7 +92,7 @@ class Served(NamedTuple):
     due_s: np.ndarray
     freed_s: np.ndarray
     scored_s: np.ndarray
-    run: "Run"
+    run: Run
     scores: np.ndarray
     collected_s: np.ndarray = np.zeros((1, 1))  # none, for any P and N
     looked_s: np.ndarray = np.zeros((1, 1))
@@ -133,10 +134,6 @@ def run(comm: "MPI.Intracomm", config: Config) -> list[Row]:
 
     Repeats differ in arrivals and delays, the contenders of one repeat do not.
     """
-    from mpi4py import MPI
-
-    from blslib.lab.compare.contest import contenders, interleaved
-
     servers = [Server(item, idle) for item in contenders(config.names, config.bounds) for idle in config.idle]
     draws = dict.fromkeys(servers, config.seed - 1)
     with dlrm.prepared(comm, config) as (here, model, made):
@@ -167,9 +164,7 @@ def run(comm: "MPI.Intracomm", config: Config) -> list[Row]:
 def _serve(
     comm: "MPI.Intracomm", model: Any, exchange: Any, here: Any, config: Config, polls: bool, seed: int
 ) -> Served:
-    from blslib.collective.clock import Clock
     from blslib.dlrm.inference import Inference, Scored
-    from blslib.lab.compare.run import delaying, gathered, start
 
     due_s = arrivals(config.rate_per_s, config.iterations, seed)
     delay = delaying(comm, config.law, config.iterations, config.mean_delay_s, seed)

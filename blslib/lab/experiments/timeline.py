@@ -2,15 +2,15 @@
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from blslib.collective.alltoallv import BoundedLagAlltoallv
+from blslib.collective.clock import Clock
+from blslib.collective.mpi import MPI
+from blslib.lab.compare.run import gathered, start
 from blslib.lab.options import Row
 from blslib.theory.delays import delays
-
-if TYPE_CHECKING:
-    from mpi4py import MPI
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,6 @@ def run(comm: "MPI.Intracomm", config: Config) -> list[Row]:
 
 
 def _once(comm: "MPI.Intracomm", config: Config, bound: int) -> list[Row]:
-    from blslib.collective.alltoallv import BoundedLagAlltoallv
-    from blslib.collective.clock import Clock
-    from blslib.lab.compare.run import gathered, start
-
     asked_s = delays(config.law, comm.size, config.iterations, config.mean_delay_s, config.seed)
     delays_s, block = asked_s[comm.rank].tolist(), np.full(1, comm.rank, np.float32)
     worked_s = []
