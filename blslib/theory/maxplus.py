@@ -252,6 +252,16 @@ def times(
     return Times(entered_s, returned_s, delivered_s, float(run.finish()[0]))
 
 
+def ahead(entered_s: np.ndarray, returned_s: np.ndarray) -> np.ndarray:
+    """(P, N) lag of each rank as each of its calls returns: its own calls, less those that the slowest has entered.
+
+    Args:
+        entered_s, returned_s: (P, N) seconds of every call.
+    """
+    slowest = np.min([np.searchsorted(rank_s, returned_s, side="right") for rank_s in entered_s], axis=0)
+    return np.arange(1, entered_s.shape[1] + 1) - slowest
+
+
 def limit(work_s: np.ndarray) -> float:
     """Seconds that no bound can beat: the work of the busiest rank, ``max_r sum_i c[r,i]``."""
     return float(np.asarray(work_s, dtype=np.float64).sum(axis=1).max())

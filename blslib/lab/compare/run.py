@@ -10,7 +10,7 @@ from blslib.collective.clock import Clock
 from blslib.collective.mpi import MPI
 from blslib.lab.options import Row
 from blslib.theory.delays import delays
-from blslib.theory.maxplus import Cost, limit, makespan
+from blslib.theory.maxplus import Cost, ahead, limit, makespan
 
 
 class Run(NamedTuple):
@@ -54,18 +54,9 @@ class Run(NamedTuple):
         return self.measured_s / limit(self.work_s)
 
     @property
-    def ahead(self) -> np.ndarray:
-        """(P, N) calls returned at a rank, as each returns, less those entered at the slowest by then."""
-        slowest = [
-            np.min([np.searchsorted(entered_s, returned_s, side="right") for entered_s in self.entered_s], axis=0)
-            for returned_s in self.returned_s
-        ]
-        return np.arange(1, self.calls + 1) - slowest
-
-    @property
     def lag(self) -> int:
         """The most that calls returned at one rank exceeded calls entered at another, at any instant."""
-        return max(0, int(self.ahead.max()))
+        return max(0, int(ahead(self.entered_s, self.returned_s).max()))
 
     def waits(self, bound: int) -> tuple[np.ndarray, np.ndarray]:
         """Whom each call waits for, and how long; the drain counts as one more call.

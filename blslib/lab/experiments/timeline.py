@@ -11,6 +11,7 @@ from blslib.collective.mpi import MPI
 from blslib.lab.compare.run import gathered, start
 from blslib.lab.options import Row
 from blslib.theory.delays import delays
+from blslib.theory.maxplus import ahead
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,9 @@ def _once(comm: "MPI.Intracomm", config: Config, bound: int) -> list[Row]:
         stretches.append((i, "waiting", entered_s, left_s[i + 1]))
     stretches.append((run.calls, "waiting", left_s[-1], run.ended_s[own]))
     common = {"law": config.law, "bound": bound, "lag": run.lag, "rank": own}
-    ahead, (whom, waits_s) = [*run.ahead[own].tolist(), 0], run.waits(bound)
+    lags, (whom, waits_s) = [*ahead(run.entered_s, run.returned_s)[own].tolist(), 0], run.waits(bound)
     mine = [
-        {**common, "iteration": i, "ahead": ahead[i], "waits_for": int(whom[i]), "waits_s": float(waits_s[own, i])}
+        {**common, "iteration": i, "ahead": lags[i], "waits_for": int(whom[i]), "waits_s": float(waits_s[own, i])}
         | {"phase": phase, "start_s": float(a_s), "end_s": float(b_s)}
         for i, phase, a_s, b_s in stretches
     ]
