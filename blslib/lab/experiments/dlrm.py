@@ -70,6 +70,10 @@ class Measured(NamedTuple):
     processor_s: float
 
 
+Runs = dict[Contender, list[Measured]]
+"""Of each contender, one per repeat."""
+
+
 def plan(given: Given) -> list[Config]:
     """One configuration for each scenario."""
     quick = {"bounds": (0, 1, 4), "repeats": 3, "iterations": 48}
@@ -83,13 +87,25 @@ def run(comm: "MPI.Intracomm", config: Config) -> list[Row]:
     Batches follow each other without a pause (closed loop), so it says nothing about a service under load.
     ``processor_s`` is of all ranks together, what they use to look whether others have come included.
     """
-    source, made, measured = measure(comm, config)
-    reference = next(iter(measured.values()))[0].scores
-    setting = {"scenario": config.scenario, "law": config.law, "mean_delay_s": config.mean_delay_s, "source": source}
-    setting |= {"ranks": comm.size, "batch_size": config.batch_size, "iterations": config.iterations}
+    source, made, runs = measure(comm, config)
+    return rows_of(comm, config, {"source": source}, made, runs)
+
+
+def rows_of(comm: "MPI.Intracomm", config: Config, setting: Row, made: dict[Contender, Any], runs: Runs) -> list[Row]:
+    """A row for each run; its scores are compared with those of the first. Collective.
+
+    Args:
+        comm, config: of the runs.
+        setting: what else was run.
+        made: the exchange of each contender.
+        runs: of each contender, one per repeat.
+    """
+    reference = next(iter(runs.values()))[0].scores
+    names = ("scenario", "law", "mean_delay_s", "batch_size", "iterations")
+    setting = {name: getattr(config, name) for name in names} | {"ranks": comm.size} | setting
 
     def told(item: Contender, repeat: int, each: Measured) -> Row:
-        alone = measured.get(item._replace(bound=0), measured[item])[repeat]
+        alone = runs.get(item._replace(bound=0), runs[item])[repeat]
         comm.Allreduce(MPI.IN_PLACE, each.response_s, op=MPI.MAX)
         p50_s, p95_s = np.percentile(each.response_s, [50, 95]).tolist()
         same = np.array_equal(reference, each.scores)
@@ -102,7 +118,7 @@ def run(comm: "MPI.Intracomm", config: Config) -> list[Row]:
             "identical": comm.allreduce(same, op=MPI.LAND),
         }
 
-    return rows(measured, setting, told)
+    return rows(runs, setting, told)
 
 
 def record(comm: "MPI.Intracomm", config: Config) -> list[Row]:
@@ -120,7 +136,7 @@ def record(comm: "MPI.Intracomm", config: Config) -> list[Row]:
     ]
 
 
-def measure(comm: "MPI.Intracomm", config: Config) -> tuple[str, dict[Contender, Any], dict[Contender, list[Measured]]]:
+def measure(comm: "MPI.Intracomm", config: Config) -> tuple[str, dict[Contender, Any], Runs]:
     """Where the data are from, each contender's exchange, closed by now, and its runs, one per repeat. Collective."""
     delay = delaying(comm, config.law, config.iterations, config.mean_delay_s, config.seed)
     with prepared(comm, config) as (here, model, made):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from blslib.collective.mpi import MPI
-from blslib.lab.compare.contest import interleaved
+from blslib.lab.compare.contest import Contender, interleaved
 from blslib.lab.compare.run import delaying
 from blslib.lab.experiments import dlrm
 from blslib.lab.options import BY_GROUP, RANKS, Given, Row, names, settings
@@ -55,37 +55,34 @@ def plan(given: Given) -> list[Config]:
 
 
 def run(comm: "MPI.Intracomm", config: Config) -> list[Row]:
-    """Measure; placements and contenders take turns. Collective; the rows are on every rank."""
+    """Measure; placements and contenders take turns. Collective; the rows are on every rank.
+
+    Scores are the same to the bit for all contenders and bounds under one placement.
+
+    Raises:
+        RuntimeError: those of two placements differ by more than sums in another order may.
+    """
     delay = delaying(comm, config.law, config.iterations, config.mean_delay_s, config.seed)
     tables, loads_us = comm.bcast(weighed(config) if comm.rank == 0 else None)
+    planned = {BY_GROUP: None, **dict(placements(tables, loads_us[:, ::2], comm.size, config.strategies))}
     with ExitStack() as stack:
-        cases = {
-            (strategy, item): (here, model, exchange)
-            for strategy, placement in [
-                (BY_GROUP, None),
-                *placements(tables, loads_us[:, ::2], comm.size, config.strategies),
-            ]
-            for here, model, made in [stack.enter_context(dlrm.prepared(comm, config, placement, config.groups))]
-            for item, exchange in made.items()
+        made = {
+            strategy: stack.enter_context(dlrm.prepared(comm, config, placement, config.groups))
+            for strategy, placement in planned.items()
         }
-        found = interleaved(comm, list(cases), lambda case: dlrm.one(comm, *cases[case], delay), config)
-    rows, first = [], dict[str, np.ndarray]()
-    for (strategy, item), runs in found.items():
-        first.setdefault(strategy, runs[0].scores)
-        alone = found.get((strategy, item._replace(bound=0)), runs)
-        for repeat, each in enumerate(runs):
-            if not np.allclose(each.scores, first[BY_GROUP], rtol=1e-5, atol=1e-7):
-                raise RuntimeError(f"{strategy} at bound {item.bound} has other scores than whole groups of tables")
-            same = np.array_equal(each.scores, first[strategy])  # to the bit, whoever exchanges and whatever the bound
-            setting = {"scenario": config.scenario, "strategy": strategy, "contender": item.name, "bound": item.bound}
-            setting |= {"law": config.law, "mean_delay_s": config.mean_delay_s, "ranks": comm.size}
-            setting |= {
-                "batch_size": config.batch_size,
-                "iterations": config.iterations,
-                "source": cases[strategy, item][0].source,
-            }
-            measures = each.run.measures(item.bound, alone[repeat].run)
-            rows.append({**setting, "repeat": repeat, **measures, "identical": bool(comm.allreduce(same, op=min))})
+
+        def once(case: tuple[str, Contender]) -> dlrm.Measured:
+            here, model, exchanges = made[case[0]]
+            return dlrm.one(comm, here, model, exchanges[case[1]], delay)
+
+        cases = [(strategy, item) for strategy, (_, _, exchanges) in made.items() for item in exchanges]
+        found = interleaved(comm, cases, once, config)
+    rows, first = [], found[cases[0]][0].scores
+    for strategy, (here, _, exchanges) in made.items():
+        runs = {item: found[strategy, item] for item in exchanges}
+        if not all(np.allclose(each.scores, first, rtol=1e-5, atol=1e-7) for own in runs.values() for each in own):
+            raise RuntimeError(f"{strategy} has other scores than whole groups of tables")
+        rows += dlrm.rows_of(comm, config, {"source": here.source, "strategy": strategy}, exchanges, runs)
     return rows
 
 
