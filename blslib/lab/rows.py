@@ -60,8 +60,8 @@ def derived(rows: Rows) -> pd.DataFrame:
     over_groups                         time of the same contender at bound 0 with whole groups of tables over this
     load_balance, serialisation,        POP's efficiencies: the mean over the busiest rank's work, that over the time
     transfer                            with a free exchange, and that over the time measured
-    share_of_mpi, share_of_raw,         of ``time_us``: beside MPI_Alltoallv through our interface, the same in a bare
-    above_raw_us, above_floor_us        loop, and no exchange at all
+    share_of_raw, above_raw_us,         of ``time_us``: beside MPI_Alltoallv in a bare loop, and beside no exchange at
+    above_floor_us                      all
     speedup_over_gloo, gain_over_gloo   gloo's ``time_us`` over this one's: of gloo with one request at a time, and of
                                         gloo with as many in flight as this one
     predicted_us, expected_gain         time_us by the max-plus law where ranks sleep ``slept_us`` in turn and a call
@@ -87,8 +87,7 @@ def derived(rows: Rows) -> pd.DataFrame:
         if "strategy" in table:
             table["over_groups"] = over(table, "measured_s", bound=0, strategy=BY_GROUP) / measured_s
     if "time_us" in table:
-        for name in ("mpi", "raw"):
-            table[f"share_of_{name}"] = table["time_us"] / over(table, "time_us", contender=name, bound=0)
+        table["share_of_raw"] = table["time_us"] / over(table, "time_us", contender="raw", bound=0)
         for name in ("raw", "floor"):
             table[f"above_{name}_us"] = table["time_us"] - over(table, "time_us", contender=name, bound=0)
         table["speedup_over_gloo"] = over(table, "time_us", contender="gloo", bound=0) / table["time_us"]
