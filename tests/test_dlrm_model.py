@@ -93,12 +93,12 @@ def test_widths_of_the_interaction():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"rows": ()}, "at least one table"),
-        ({"rows": (3, 0)}, r"rows must be positive, got \(3, 0\)"),
+        ({"rows": ()}, r"rows must be one positive number or more, got \(\)"),
+        ({"rows": (3, 0)}, r"rows must be one positive number or more, got \(3, 0\)"),
         ({"dim": 5}, "last bottom width 4 does not match dim 5"),
         ({"bottom": (4,)}, "at least one layer"),
         ({"top": (9, 2)}, "last top width must be 1"),
-        ({"top": ()}, "last top width must be 1"),
+        ({"top": ()}, "top must be one positive number or more"),
         ({"interaction": "sum"}, "interaction must be one of"),
     ],
 )

@@ -30,11 +30,9 @@ class ModelConfig:
     interaction: Interaction = "dot"
 
     def __post_init__(self) -> None:
-        if not self.rows:
-            raise ValueError("a model needs at least one table, rows is empty")
         for what, widths in (("rows", self.rows), ("bottom", self.bottom), ("top", self.top), ("dim", (self.dim,))):
-            if any(width < 1 for width in widths):
-                raise ValueError(f"{what} must be positive, got {widths}")
+            if min(widths, default=0) < 1:
+                raise ValueError(f"{what} must be one positive number or more, got {widths}")
         if len(self.bottom) < 2:
             raise ValueError(f"bottom needs the dense features and at least one layer, got {self.bottom}")
         if self.bottom[-1] != self.dim:
@@ -42,7 +40,7 @@ class ModelConfig:
                 f"last bottom width {self.bottom[-1]} does not match dim {self.dim}: "
                 "the dense vector takes part in the interaction, make them equal"
             )
-        if not self.top or self.top[-1] != 1:
+        if self.top[-1] != 1:
             raise ValueError(f"last top width must be 1, one score per sample, got {self.top}")
         if self.interaction not in get_args(Interaction):
             raise ValueError(f"interaction must be one of {get_args(Interaction)}, got {self.interaction!r}")

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from blslib.dlrm.config import KAGGLE, ModelConfig
-from blslib.dlrm.sharding import row_starts
-from blslib.placement.shards import Placement, whole
+from blslib.placement.shards import Placement, contiguous, whole
 from blslib.workloads.batch import Batch
 from blslib.workloads.published import ALICCP_ROWS, CRITEO_DENSE
 from blslib.workloads.scenarios import workload
@@ -61,8 +60,8 @@ def build(
     work = workload(config.scenario, groups or ranks, **size)
     model = replace(_MODELS.get(config.scenario, _MADE), rows=work.rows)
     if placement is None:
-        owners = np.searchsorted(row_starts(int(work.groups[-1]) + 1, ranks), work.groups, side="right") - 1
-        placement = whole(model.shapes, owners.tolist(), ranks)
+        groups_of = contiguous([(1, 1)] * (int(work.groups[-1]) + 1), ranks).shards
+        placement = whole(model.shapes, [groups_of[group].rank for group in work.groups], ranks)
     if placement.ranks != ranks:
         raise ValueError(
             f"placement is over {placement.ranks} ranks, {config.scenario} runs on {ranks}: place its tables anew"

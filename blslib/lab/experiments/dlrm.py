@@ -11,6 +11,7 @@ import numpy as np
 
 from blslib.collective.clock import Clock
 from blslib.collective.mpi import MPI
+from blslib.lab import scenarios
 from blslib.lab.compare.contest import Contender, contenders, exchanges, interleaved, lag_known, rows
 from blslib.lab.compare.run import Run, delaying, gathered, start
 from blslib.lab.options import Given, Row, names, settings
@@ -19,7 +20,6 @@ from blslib.workloads.scenarios import SCENARIOS
 
 if TYPE_CHECKING:
     from blslib.dlrm.model import DLRM
-    from blslib.lab.scenarios import Scenario
 
 COLUMNS = "contender scenario bound ranks measured_s speedup lag_effect expected_low expected_high load_balance serialisation transfer memory_bytes identical"  # fmt: skip # noqa: E501
 OPTIONS = {"scenarios": names(SCENARIOS, "NAME")}
@@ -149,7 +149,7 @@ def measure(comm: "MPI.Intracomm", config: Config) -> tuple[str, dict[Contender,
 
 
 def one(
-    comm: "MPI.Intracomm", here: "Scenario", model: "DLRM", exchange: Any, delay: Callable[[int], None]
+    comm: "MPI.Intracomm", here: scenarios.Scenario, model: "DLRM", exchange: Any, delay: Callable[[int], None]
 ) -> Measured:
     """One run through all batches. Collective."""
     from blslib.dlrm.inference import Inference
@@ -167,12 +167,11 @@ def one(
 @contextmanager
 def prepared(
     comm: "MPI.Intracomm", config: Config, placement: Placement | None = None, groups: int | None = None
-) -> "Iterator[tuple[Scenario, DLRM, dict[Contender, Any]]]":
+) -> "Iterator[tuple[scenarios.Scenario, DLRM, dict[Contender, Any]]]":
     """This rank's view of the scenario, its part of the model, and each contender's exchange, warmed up. Collective."""
     from blslib.dlrm.inference import Inference
     from blslib.dlrm.model import DLRM
     from blslib.dlrm.sharding import largest_block_bytes, recv_counts, send_counts
-    from blslib.lab import scenarios
 
     here = scenarios.build(config, comm.size, comm.rank, placement, groups)
     model = DLRM(here.model, seed=config.seed, placement=here.placement, rank=comm.rank)

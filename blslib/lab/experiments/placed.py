@@ -11,10 +11,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from blslib.collective.mpi import MPI
+from blslib.lab import scenarios
 from blslib.lab.compare.contest import Contender, interleaved
 from blslib.lab.compare.run import delaying
 from blslib.lab.experiments import dlrm
 from blslib.lab.options import BY_GROUP, RANKS, Given, Row, names, settings
+from blslib.lab.tables import of_batches, times_us
 from blslib.placement.shards import Placement
 from blslib.placement.strategies import STRATEGIES, Options, correlated
 from blslib.placement.tables import Table
@@ -100,13 +102,11 @@ def weighed(config: Config) -> tuple[tuple[Table, ...], np.ndarray]:
 
     What is planned must not know what it is judged by: a table's own time is that of the even iterations.
     """
-    from blslib.lab import scenarios, tables
-
     here = scenarios.build(config, 1, 0, groups=config.groups)
     batches = sorted(set(here.order.tolist()))
-    each_us = tables.times_us(here.model.shapes, [here.pool[which] for which in batches])
+    each_us = times_us(here.model.shapes, [here.pool[which] for which in batches])
     loads_us = each_us[np.searchsorted(batches, here.order)].T
-    listed = tables.of_batches(here.model.rows, here.model.dim, [here.pool[which] for which in batches[::2]])
+    listed = of_batches(here.model.rows, here.model.dim, [here.pool[which] for which in batches[::2]])
     own_us = loads_us[:, ::2].mean(axis=1).tolist()
     return tuple(replace(table, time_us=us) for table, us in zip(listed, own_us, strict=True)), loads_us
 
@@ -121,8 +121,6 @@ def foreseen(config: Config, ranks: Sequence[int]) -> list[Row]:
         ``placement``, ``lag`` and ``both``, what is won over whole groups at bound 0, by lag at the last bound alone,
         and by both.
     """
-    from blslib.lab import scenarios
-
     tables, loads_us = weighed(config)
     rows, bound, shapes = list[Row](), config.bounds[-1], [table.shape for table in tables]
     for count in ranks:

@@ -16,7 +16,7 @@ from blslib.lab.compare.contest import Contender, contenders, interleaved
 from blslib.lab.compare.intervals import Interval
 from blslib.lab.compare.run import Run, delaying, gathered, start
 from blslib.lab.experiments import dlrm
-from blslib.lab.options import Given, Row, positive, settings, several
+from blslib.lab.options import Given, Row, number, settings, several
 from blslib.theory.maxplus import times
 
 if TYPE_CHECKING:
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from blslib.lab.rows import Rows
 
 COLUMNS = "contender bound idle rate_per_s ranks draws batches latency_p50_s latency_p99_s predicted_p99_s"
-OPTIONS = {"rates": {"type": several(positive("batches a second")), "metavar": "R,R,...", "help": "batches a second"}}
+RATE = number(float, "number of batches a second > 0", lambda value: 0 < value < np.inf)
+OPTIONS = {"rates": {"type": several(RATE), "metavar": "R,R,...", "help": "batches a second"}}
 
 POLL_S = 100e-6
 """How long an idle server sleeps between two looks for results."""
