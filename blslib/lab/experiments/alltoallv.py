@@ -40,17 +40,17 @@ def plan(given: Given) -> list[Config]:
     return [Config(size, **settings(given, quick={"bounds": (0, 1, 4), "repeats": 7})) for size in sizes]
 
 
-def run(comm: "MPI.Intracomm", config: Config) -> list[Row]:
+def run(comm: "MPI.Intracomm", config: Config, before_post: Callable[[int], None] | None = None) -> list[Row]:
     """Measure. Collective; the rows are on every rank. Every block is checked.
+
+    Args:
+        comm: of the ranks that exchange.
+        config: what to measure.
+        before_post: is called with each iteration first, though not by the bare loops.
 
     Raises:
         RuntimeError: a block arrived with wrong contents.
     """
-    return measure(comm, config)
-
-
-def measure(comm: "MPI.Intracomm", config: Config, before_post: Callable[[int], None] | None = None) -> list[Row]:
-    """The same where ``before_post`` is called with each iteration first, though not by the bare loops."""
     items, counts = contenders(config.names, config.bounds), [config.bytes_per_block // 4] * comm.size
     loop = Loop(comm, counts, counts)
 

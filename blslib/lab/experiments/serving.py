@@ -148,9 +148,8 @@ def run(comm: "MPI.Intracomm", config: Config) -> list[Row]:
     for (item, idle), found in served.items():
         for repeat, each in enumerate(found):
             same = comm.allreduce(np.array_equal(each.scores, reference), op=MPI.LAND)
-            setting = {"contender": item.name, "bound": item.bound, "idle": idle, "law": config.law}
-            setting |= {"mean_delay_s": config.mean_delay_s, "batch_size": config.batch_size}
-            setting |= {"rate_per_s": config.rate_per_s, "ranks": comm.size}
+            setting = {"contender": item.name, "bound": item.bound, "idle": idle, "ranks": comm.size}
+            setting |= {name: getattr(config, name) for name in ("law", "mean_delay_s", "batch_size", "rate_per_s")}
             latencies = zip(
                 each.latency_s.tolist(), each.predicted_s(item.bound, idle == "polls").tolist(), strict=True
             )

@@ -63,6 +63,6 @@ def run(comm: "MPI.Intracomm", config: Config) -> list[Row]:
         for i in range(LEAST_CALLS):
             sleep(i)
         slept_us = 1e6 * comm.allreduce(time.perf_counter() - started_s) / LEAST_CALLS  # one rank sleeps in each
-        found = alltoallv.measure(comm, config, sleep)
+        found = alltoallv.run(comm, config, sleep)
         rows += [{"delay_ms": delay_ms, **row, "slept_us": slept_us} for row in found]
     return rows
