@@ -29,17 +29,15 @@ OUT_VARIABLE = "BLS_OUT"
 """Environment variable with the folder for ``data/`` and ``figures/``; empty for those of the repository."""
 
 
-def over(rows: Rows, column: str, bound: int | None = None, **who: Any) -> pd.Series:
+def over(rows: Rows, column: str, **other: Any) -> pd.Series:
     """A measured column, row by row, of another contender or bound in the same setting and repeat; NaN where none is.
 
     Args:
         rows: of an experiment.
         column: a measured one.
-        bound: of the other.
-        who: what else is different of the other, such as ``contender="mpi"``.
+        other: what is different of the other, such as ``contender="mpi"`` or ``bound=0``.
     """
     table = pd.DataFrame(rows)
-    other = who if bound is None else {**who, "bound": bound}
     keys = [name for name in settings_of(table) if name not in other] + ["repeat"]
     here = table[np.logical_and.reduce([table[name] == value for name, value in other.items()])]
     return table[keys].merge(here[[*keys, column]], "left", on=keys)[column].set_axis(table.index)

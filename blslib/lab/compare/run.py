@@ -111,13 +111,11 @@ def gathered(comm: "MPI.Intracomm", clock: Clock, started_s: float) -> Run:
         if call.kind == "collect":
             collected_s[call.iteration] += call.returned_s - call.entered_s
     drain = next((call for call in reversed(calls) if call.kind == "drain"), posts[-1]._replace(entered_s=ended_s))
-    drained_s = [drain.entered_s, max(drain.returned_s, drain.entered_s)]
-    mine = [started_s, ended_s, *drained_s, *(c.entered_s for c in posts), *(c.returned_s for c in posts)]
-    everybody = np.array(comm.allgather(np.array(mine))) - comm.allreduce(started_s, op=MPI.MIN)
-    edges_s, entered_s, returned_s = np.split(everybody, [4, 4 + len(posts)], axis=1)
-    return Run(
-        edges_s[:, 0], entered_s, returned_s, np.array(comm.allgather(collected_s)), edges_s[:, 2:], edges_s[:, 1]
-    )
+    first_s = comm.allreduce(started_s, op=MPI.MIN)
+    entered_s, returned_s = np.array([(call.entered_s, call.returned_s) for call in posts]).T - first_s
+    drained_s = np.array([drain.entered_s, max(drain.returned_s, drain.entered_s)]) - first_s
+    mine = started_s - first_s, entered_s, returned_s, collected_s, drained_s, ended_s - first_s
+    return Run(*map(np.array, zip(*comm.allgather(mine), strict=True)))
 
 
 def delaying(
