@@ -150,14 +150,12 @@ def run(comm: "MPI.Intracomm", config: Config) -> list[Row]:
             same = comm.allreduce(np.array_equal(each.scores, reference), op=MPI.LAND)
             setting = {"contender": item.name, "bound": item.bound, "idle": idle, "ranks": comm.size}
             setting |= {name: getattr(config, name) for name in ("law", "mean_delay_s", "batch_size", "rate_per_s")}
-            latencies = zip(
-                each.latency_s.tolist(), each.predicted_s(item.bound, idle == "polls").tolist(), strict=True
-            )
+            took_s = each.latency_s.round(6).tolist()
+            predicted_s = each.predicted_s(item.bound, idle == "polls").round(6).tolist()
             rows += [
-                {**setting, "repeat": repeat, "batch": i, "latency_s": round(latency_s, 6),
-                 "predicted_s": round(predicted_s, 6), "identical": same}
-                for i, (latency_s, predicted_s) in enumerate(latencies)
-            ]  # fmt: skip
+                {**setting, "repeat": repeat, "batch": i, "latency_s": one_s, "predicted_s": law_s, "identical": same}
+                for i, (one_s, law_s) in enumerate(zip(took_s, predicted_s, strict=True))
+            ]
     return rows
 
 
