@@ -10,7 +10,7 @@ from blslib.collective.clock import Clock
 from blslib.collective.mpi import MPI
 from blslib.lab.options import Row
 from blslib.theory.delays import delays
-from blslib.theory.maxplus import Cost, ahead, limit, makespan
+from blslib.theory.maxplus import Cost, Recurrence, ahead, limit
 
 
 class Run(NamedTuple):
@@ -77,7 +77,10 @@ class Run(NamedTuple):
         """``measured_s`` by the max-plus recurrence, from the realised work; by default the exchange costs nothing."""
         before_s = self.drained_s[:, 0] - self.returned_s[:, -1] - self.collected_s[:, -1]
         after_s = self.ended_s - self.drained_s[:, 1]
-        return makespan(self.work_s, bound, cost=cost, before_drain_s=before_s, after_drain_s=after_s)
+        run = Recurrence(len(self.work_s), [min(bound, self.calls)], cost=cost)
+        for column_s in self.work_s.T:
+            run.step(column_s)
+        return float(run.finish(before_s, after_s)[0])
 
     def measures(self, bound: int, alone: "Run | None" = None) -> Row:
         """What a row says of a run at this bound.
