@@ -54,9 +54,8 @@ def main() -> None:
         options.batch_size,
         pooling=lambda i: np.where(owners == i % ranks, HEAVY, LIGHT),
         seed=1,
-        tables=placement.parts(rank),
     )
-    pool = [made.batch(i) for i in range(2 * ranks)]
+    pool = [made.batch(i).only(placement.parts(rank), tables) for i in range(2 * ranks)]
 
     input_splits = send_counts(placement, rank, options.batch_size).tolist()
     output_splits = recv_counts(placement, rank, options.batch_size).tolist()

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from blslib.lab import cli, experiments, found
-from blslib.lab.rows import BY_GROUP, derived, summary
+from blslib.lab.options import BY_GROUP
+from blslib.lab.rows import derived, summary
 from tests.conftest import LONG_S, ROOT
 
 Rows = list[dict[str, Any]]

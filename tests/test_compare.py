@@ -20,6 +20,7 @@ from blslib.lab.compare.contest import JUDGED, Contender, contenders, interleave
 from blslib.lab.compare.loop import PERIOD, Loop
 from blslib.lab.compare.run import Run, gathered, start
 from blslib.lab.experiments import timeline
+from blslib.theory.maxplus import ahead
 from tests.conftest import punctual, within
 
 ALONE: Any = SimpleNamespace(bcast=lambda each: each)
@@ -324,7 +325,7 @@ def test_lag_and_work_of_a_run() -> None:
         ended_s=np.array([3.5, 3.2]),
     )
     assert (run.calls, run.lag, run.measured_s) == (3, 1, 3.5)
-    assert run.ahead.tolist() == [[0, 1, 0], [0, 0, 0]]
+    assert ahead(run.entered_s, run.returned_s).tolist() == [[0, 1, 0], [0, 0, 0]]
     np.testing.assert_allclose(run.work_s, [[0.5, 0.5, 0.5], [0.0, 1.5, 0.1]])
     # By hand, synchronous: 0.5, then 2.0, then 2.5, then 0.4 after the drain on rank 0.
     assert run.predicted_s(0) == pytest.approx(2.9)

@@ -32,8 +32,9 @@ from blslib.placement.shards import Placement, PlacementError, Shard, contiguous
 from blslib.placement.shards import whole as placed
 from blslib.workloads.batch import Batch
 from blslib.workloads.synthetic import Synthetic
+from tests.test_dlrm_model import weights
 
-SMALL = ModelConfig(rows=(7, 3, 11, 5, 1), dim=4, bottom=(6, 8, 4), top=(9, 1), name="small")
+SMALL = ModelConfig(rows=(7, 3, 11, 5, 1), dim=4, bottom=(6, 8, 4), top=(9, 1))
 
 
 def make_batch(config: ModelConfig, size: int, seed: int = 0) -> Batch:
@@ -235,13 +236,14 @@ def test_row_blocks_are_added_in_their_order_whoever_holds_them(owners, cut):
     config = replace(SMALL, rows=(3, 2), interaction="cat")
     shards = [Shard(0, rows, range(4), rank) for rows, rank in zip(cut, owners, strict=True)]
     placement = Placement((*shards, Shard(1, range(2), range(4), 1)), 3)
-    state = DLRM(config, seed=4).reference_state_dict()
-    state["emb_l.0.weight"] = torch.tensor([[1e8], [1.0], [-1e8]]).expand(3, 4)  # 0 in this order alone, 1 in others
+    table = torch.tensor([[1e8], [1.0], [-1e8]]).expand(3, 4)  # 0 in this order alone, 1 in others
     models = [DLRM(config, seed=4, placement=placement, rank=rank) for rank in range(3)]
     ids = np.array([0, 1, 2] * 3)
     batch = Batch(np.zeros((3, 6), np.float32), (ids, ids[:0]), (np.array([0, 3, 6, 9]), np.zeros(4, np.int64)))
     for model in models:
-        model.load_reference_state_dict(state)
+        for shard, weight in model.tables.weights.items():
+            if shard.table == 0:
+                weight.copy_(table[list(shard.rows)])
     sent = [model.tables.lookup(batch) for model in models]
     for rank, model in enumerate(models):
         vectors = model.interact(model.home(batch), [blocks[rank] for blocks in sent])
@@ -302,52 +304,35 @@ def test_an_id_outside_its_table_is_named_whatever_the_shard(kind, wrong, cut):
 
 
 def test_weights_are_the_same_for_every_number_of_ranks():
-    everything = DLRM(SMALL, seed=9).reference_state_dict()
+    everything = weights(DLRM(SMALL, seed=9))
     for ranks in range(1, 8):
         seen = set()
         for rank in range(ranks):
-            part = DLRM(SMALL, seed=9, placement=contiguous(SMALL.shapes, ranks), rank=rank).reference_state_dict()
+            part = weights(DLRM(SMALL, seed=9, placement=contiguous(SMALL.shapes, ranks), rank=rank))
             assert all(torch.equal(weight, everything[name]) for name, weight in part.items())
             seen |= part.keys()
         assert seen == everything.keys()
 
 
-def test_a_rank_makes_and_loads_its_own_tables_only():
+def test_a_rank_makes_its_own_tables_only():
     huge = replace(SMALL, rows=(10**12, 3, 11, 5, 10**12))
     part = DLRM(huge, seed=0, placement=placed(huge.shapes, (0, 1, 1, 1, 0), 2), rank=1)
     assert [shard.table for shard in part.tables.weights] == [1, 2, 3]
-    state = DLRM(SMALL, seed=1).reference_state_dict()
-    part = DLRM(SMALL, seed=0, placement=(placement := placed(SMALL.shapes, (0, 1, 1, 1, 0), 2)), rank=1)
-    part.load_reference_state_dict(state)
-    assert torch.equal(part.tables.weights[placement.shards[2]], state["emb_l.2.weight"])
-    with pytest.raises(ValueError, match=r"state misses emb_l\.4\.weight"):
-        part.load_reference_state_dict({name: state[name] for name in state if name != "emb_l.4.weight"})
+    part = DLRM(SMALL, seed=0, placement=placed(SMALL.shapes, (0, 1, 1, 1, 0), 2), rank=1)
     with pytest.raises(ValueError, match="rank 1 holds 3 of 5 shards"):
         part(make_batch(SMALL, 4))
 
 
 @settings(max_examples=20)
 @given(placement=placements(split_rows=True))
-def test_a_rank_loads_the_rows_and_columns_of_its_shards(placement):
-    state = DLRM(SMALL, seed=1).reference_state_dict()
+def test_a_rank_makes_the_rows_and_columns_of_its_shards(placement):
+    everything = weights(DLRM(SMALL, seed=1))
     for rank in range(placement.ranks):
-        part = DLRM(SMALL, seed=0, placement=placement, rank=rank)
-        part.load_reference_state_dict(state)
+        part = DLRM(SMALL, seed=1, placement=placement, rank=rank)
         assert set(part.tables.weights) == {*placement.of_rank[rank], *placement.replicated}
         for shard, weight in part.tables.weights.items():
-            table = state[f"emb_l.{shard.table}.weight"]
+            table = everything[f"emb_l.{shard.table}.weight"]
             assert torch.equal(weight, table[list(shard.rows)][:, list(shard.columns)])
-
-
-def test_tables_are_saved_whole_or_refused():
-    rest = [Shard(t, range(SMALL.rows[t]), range(4), 0) for t in range(1, 4)]
-    shards = (*KINDS["every second row"], *rest, Shard(4, range(1), range(4), None))
-    placement = Placement(shards, 3)
-    state = DLRM(SMALL, seed=0, placement=placement, rank=2).reference_state_dict()  # a replica is whole
-    assert [name for name in state if name.startswith("emb_l")] == ["emb_l.4.weight"]
-    message = r"no name for part of a table: read tables\.weights\[Shard\(table=0, rows=range\(1, 7, 2\), .*\] instead"
-    with pytest.raises(ValueError, match=message):
-        DLRM(SMALL, seed=0, placement=placement, rank=1).reference_state_dict()
 
 
 def test_lookup_writes_where_it_is_told():

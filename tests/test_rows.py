@@ -106,9 +106,9 @@ def test_single_calls_stand_beside_the_floor_and_the_bare_loop() -> None:
 
     rows = [call("floor", 4.0), call("raw", 10.0), call("mpi", 12.0), call("bls", 9.0), call("bls", 8.0, 1)]
     ours, lonely = derived(rows).to_dict("records")[-2:]
-    assert (ours["share_of_mpi"], ours["share_of_raw"]) == (0.75, 0.9)
+    assert ours["share_of_raw"] == 0.9
     assert (ours["above_raw_us"], ours["above_floor_us"]) == (-1.0, 5.0)
-    assert all(math.isnan(lonely[name]) for name in ("share_of_mpi", "share_of_raw", "above_floor_us"))
+    assert all(math.isnan(lonely[name]) for name in ("share_of_raw", "above_floor_us"))
     assert "speedup" not in ours
 
 

@@ -1,18 +1,22 @@
 """A scenario on its ranks: the work is the same wherever its tables lie."""
 
-from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
 
 from blslib.dlrm.model import DLRM
+from blslib.lab.experiments.dlrm import Config
 from blslib.lab.scenarios import Scenario, build
 from blslib.placement.shards import Placement, PlacementError, Shard, contiguous, whole
 from blslib.workloads.scenarios import SCENARIOS, workload
 
 RANKS = 3
 SIZE = {"iterations": 10, "batch_size": 16, "max_rows": 50, "seed": 3}
-on_rank = partial(build, ranks=RANKS, **SIZE)
+
+
+def on_rank(name: str, rank: int, ranks: int = RANKS, **lying: Any) -> Scenario:
+    return build(Config(name, **SIZE), ranks, rank, **lying)
 
 
 @pytest.fixture(autouse=True)
@@ -91,7 +95,7 @@ def test_ids_of_split_tables_go_to_the_ranks_that_hold_their_rows(name):
 
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_the_model_fits_the_batches(name):
-    here = build(name, ranks=1, rank=0, **SIZE)
+    here = on_rank(name, rank=0, ranks=1)
     assert DLRM(here.model, seed=0)(here.pool[0]).shape == (16,)
 
 

@@ -36,8 +36,14 @@ def by_definition(
 @given(WORK, st.integers(0, 15), st.floats(0, 3), st.integers(0, 99))
 def test_makespan_is_the_recurrence(work_s, bound, exchange_s, seed):
     before_s, after_s = np.random.default_rng(seed).exponential(2, (2, len(work_s))) * (seed > 0)
-    got = makespan(work_s, bound, cost=Cost(exchange_s), before_drain_s=before_s, after_drain_s=after_s)
+    run = Recurrence(len(work_s), [min(bound, work_s.shape[1])], cost=Cost(exchange_s))
+    for column in work_s.T:
+        run.step(column)
+    got = run.finish(before_s, after_s)[0]
     assert got == pytest.approx(by_definition(work_s, bound, exchange_s, before_s, after_s))
+    nothing = np.zeros(len(work_s))
+    got = makespan(work_s, bound, cost=Cost(exchange_s))
+    assert got == pytest.approx(by_definition(work_s, bound, exchange_s, nothing, nothing))
 
 
 @given(WORK)
@@ -58,7 +64,6 @@ def test_by_hand():
     assert makespan(work_s, 0) == 7
     assert makespan(work_s, 1) == 5
     assert makespan(work_s, 0, cost=Cost(0.5)) == 8.5
-    assert makespan(work_s, 1, after_drain_s=2.0) == 7
     one_way = np.array([[0.0, 0, 0, 0], [2, 2, 2, 2]])  # always the same one: no bound helps
     assert [makespan(one_way, bound) for bound in (0, 1, 9)] == [8, 8, 8]
 

@@ -1,6 +1,7 @@
 """The Criteo reader: both forms, gzip, faults and what becomes of them."""
 
 import gzip
+import re
 import tracemalloc
 from itertools import islice
 from pathlib import Path
@@ -126,9 +127,8 @@ def test_faults_name_file_line_and_expectation(tmp_path, content, line, reason, 
     path = write(tmp_path, content)
     with pytest.raises(DataError, match=text) as caught:
         samples(path)
-    error = caught.value
-    assert (error.path, error.reason) == (path, reason) and line in (None, error.line)
-    assert f"clicks, line {error.line}: {reason}: expected " in str(error)
+    numbers = r"\d+" if line is None else line
+    assert re.match(rf"{re.escape(str(path))}, line {numbers}: {reason}: expected ", str(caught.value))
 
 
 @pytest.mark.parametrize(("content", "line", "reason", "text"), FAULTS)

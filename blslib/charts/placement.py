@@ -7,7 +7,7 @@ import altair as alt
 import pandas as pd
 
 from blslib.charts import look
-from blslib.charts.look import LOOKS, LOOSE, Looks, Table, by
+from blslib.charts.look import LOOKS, LOOSE, Looks, Table
 
 STRATEGIES: Looks = {
     "by-group": ("#7A5C3E", "circle"),
@@ -43,14 +43,12 @@ def lag_and_placement(rows: Table, *, cores: int, bound: int) -> Any:
     """What placements win over whole groups of tables, at bound 0 and with lag; ``over_groups`` of ``placed.run``."""
     table = look.told(rows, cores)
     table = table[(table["contender"] == "bls") & table["bound"].isin((0, bound))]
-    names = {0: "placement alone: bound 0", bound: f"placement and lag: bound {bound}"}
-    table["series"] = table["bound"].map(names)
-    colors = dict(zip(names.values(), (look.BLUES[0], LOOKS[look.BLS][0]), strict=True))
-    base = alt.Chart().encode(
-        y=alt.Y("strategy:N", sort=list(table["strategy"].unique()), title=None, axis=alt.Axis(labelLimit=200)),
-        color=by(alt.Color, "series", colors, colors.values()),
-    )
-    shape = by(alt.Shape, "series", colors, ("diamond", "circle"))
+    looks = {"placement alone: bound 0": (look.BLUES[0], "diamond")}
+    looks[f"placement and lag: bound {bound}"] = LOOKS[look.BLS]
+    table["series"] = table["bound"].map(dict(zip((0, bound), looks, strict=True)))
+    color, shape = look.apart(looks, looks)
+    y = alt.Y("strategy:N", sort=list(table["strategy"].unique()), title=None, axis=alt.Axis(labelLimit=200))
+    base = alt.Chart().encode(y=y, color=color)
     x = alt.X("over_groups:Q", title="throughput over groups (×)", scale=LOOSE)
     layers = [
         alt.Chart().mark_rule(color="#888888", strokeWidth=1).encode(x=alt.datum(1.0)),

@@ -103,7 +103,7 @@ class Baseline(Exchange):
         return self._take(self._posted)
 
     def _take(self, count: int, looks: bool = True) -> list[Arrival]:
-        """The arrivals before iteration ``count``, and those that are there if it ``looks``; none where ``post`` waits."""
+        """The arrivals before iteration ``count``, and those that are there if it ``looks``; none where post waits."""
         arrivals: list[Arrival] = []
         while self._outstanding:
             iteration = self._posted - len(self._outstanding)

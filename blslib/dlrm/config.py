@@ -18,7 +18,6 @@ class ModelConfig:
         bottom: widths of the bottom MLP, its input F first; the last is D.
         top: widths of the top MLP without its input, which follows from the interaction; the last is 1.
         interaction: ``dot`` (pairwise products of the T + 1 vectors, after the dense one) or ``cat``.
-        name: for tables and captions.
 
     Raises:
         ValueError: if the parts do not fit together.
@@ -29,14 +28,11 @@ class ModelConfig:
     bottom: tuple[int, ...]
     top: tuple[int, ...]
     interaction: Interaction = "dot"
-    name: str = "custom"
 
     def __post_init__(self) -> None:
-        if not self.rows:
-            raise ValueError("a model needs at least one table, rows is empty")
         for what, widths in (("rows", self.rows), ("bottom", self.bottom), ("top", self.top), ("dim", (self.dim,))):
-            if any(width < 1 for width in widths):
-                raise ValueError(f"{what} must be positive, got {widths}")
+            if min(widths, default=0) < 1:
+                raise ValueError(f"{what} must be one positive number or more, got {widths}")
         if len(self.bottom) < 2:
             raise ValueError(f"bottom needs the dense features and at least one layer, got {self.bottom}")
         if self.bottom[-1] != self.dim:
@@ -44,7 +40,7 @@ class ModelConfig:
                 f"last bottom width {self.bottom[-1]} does not match dim {self.dim}: "
                 "the dense vector takes part in the interaction, make them equal"
             )
-        if not self.top or self.top[-1] != 1:
+        if self.top[-1] != 1:
             raise ValueError(f"last top width must be 1, one score per sample, got {self.top}")
         if self.interaction not in get_args(Interaction):
             raise ValueError(f"interaction must be one of {get_args(Interaction)}, got {self.interaction!r}")
@@ -71,5 +67,5 @@ class ModelConfig:
         return vectors * self.dim if self.interaction == "cat" else self.dim + vectors * (vectors - 1) // 2
 
 
-KAGGLE = ModelConfig(CRITEO_ROWS, dim=16, bottom=(CRITEO_DENSE, 512, 256, 64, 16), top=(512, 256, 1), name="kaggle")
+KAGGLE = ModelConfig(CRITEO_ROWS, dim=16, bottom=(CRITEO_DENSE, 512, 256, 64, 16), top=(512, 256, 1))
 """Criteo Kaggle: bench/dlrm_s_criteo_kaggle.sh of the reference DLRM. 2.2 GB of tables; cut rows with ``replace``."""

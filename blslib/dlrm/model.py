@@ -1,23 +1,20 @@
 """The recommendation model: two MLPs, the interaction between them, and one rank's share of the tables.
 
 Weights follow from a seed alone and are the same for every P. Layers and distributions are those of the reference DLRM
-(``dlrm_s_pytorch.py`` of facebookresearch/dlrm), whose trained weights ``DLRM.load_reference_state_dict`` takes over.
+(``dlrm_s_pytorch.py`` of facebookresearch/dlrm), whose ``bot_l`` and ``top_l`` the two MLPs are: trained weights are
+loaded as into any module of torch, and those of a table copied into the weights of its shards.
 """
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
 import torch
-from torch.nn.functional import linear
 
 from blslib.dlrm.config import ModelConfig
 from blslib.dlrm.sharding import ShardedTables, moves, own_rows, stream
 from blslib.placement.shards import Placement, contiguous
 from blslib.workloads.batch import Batch
-
-Layer = tuple[torch.Tensor, torch.Tensor]
-"""Weight (m, n) and bias (m,) of a fully connected layer from n to m values."""
 
 
 def interact_dot(features: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
@@ -50,7 +47,7 @@ class DLRM:
         rank: this one.
 
     Attributes:
-        bottom_layers, top_layers: the two MLPs.
+        bottom_layers, top_layers: the two MLPs, ``torch.nn.Sequential``.
         tables: the own shards.
 
     Raises:
@@ -70,8 +67,8 @@ class DLRM:
         self.config, self.rank = config, rank
         self.placement = placement or contiguous(config.shapes, 1)
         self.tables = ShardedTables(config, self.placement, rank, seed)
-        self.bottom_layers = _initial_layers(config.bottom, seed, part=1)
-        self.top_layers = _initial_layers((config.interaction_width, *config.top), seed, part=2)
+        self.bottom_layers = _mlp(config.bottom, seed, part=1, last=torch.nn.ReLU(inplace=True))
+        self.top_layers = _mlp((config.interaction_width, *config.top), seed, part=2, last=torch.nn.Sigmoid())
         self._pairs = lower_triangle(config.tables + 1)
         self._moves = moves(self.placement, config.dim)
         self._features = torch.empty(0, config.tables + 1, config.dim)
@@ -81,10 +78,7 @@ class DLRM:
         if dense.shape[1] != self.config.dense_features:
             raise ValueError(f"batch has {dense.shape[1]} dense features, the model has {self.config.dense_features}")
         # A copy: a slice of a batch may lie at any address, and matrix products may round by how input is aligned.
-        values = torch.tensor(dense, dtype=torch.float32)
-        for weight, bias in self.bottom_layers:
-            values = linear(values, weight, bias).relu_()
-        return values
+        return self.bottom_layers(torch.tensor(dense, dtype=torch.float32))
 
     def home(self, batch: Batch) -> torch.Tensor:
         """What needs no other rank, for the own samples of a batch: dense vectors, then sums of replicated shards.
@@ -135,11 +129,7 @@ class DLRM:
 
     def score(self, home: torch.Tensor, blocks: Sequence[np.ndarray]) -> np.ndarray:
         """(rows,) float32 in [0, 1]: interaction and top MLP. Arguments as for ``interact``."""
-        values = self.interact(home, blocks)
-        *hidden, (weight, bias) = self.top_layers
-        for hidden_weight, hidden_bias in hidden:
-            values = linear(values, hidden_weight, hidden_bias).relu_()
-        return linear(values, weight, bias).sigmoid_().flatten().numpy()
+        return self.top_layers(self.interact(home, blocks)).flatten().numpy()
 
     @torch.inference_mode()
     def __call__(self, batch: Batch) -> np.ndarray:
@@ -156,63 +146,14 @@ class DLRM:
         blocks = self.tables.lookup(batch)
         return self.score(self.home(batch), blocks)
 
-    def reference_state_dict(self) -> dict[str, torch.Tensor]:
-        """The weights that are here, under the names of the reference DLRM: no copies.
 
-        Raises:
-            ValueError: a table is here in part, for which the reference has no name.
-        """
-        state = self._layers()
-        for shard, weight in self.tables.weights.items():
-            if tuple(weight.shape) != self.config.shapes[shard.table]:
-                raise ValueError(f"the reference has no name for part of a table: read tables.weights[{shard}] instead")
-            state[f"emb_l.{shard.table}.weight"] = weight
-        return state
-
-    def _layers(self) -> dict[str, torch.Tensor]:
-        """Of both MLPs, as the reference names them."""
-        state: dict[str, torch.Tensor] = {}
-        for name, layers in (("bot_l", self.bottom_layers), ("top_l", self.top_layers)):
-            for index, (weight, bias) in enumerate(layers):  # every second module of the reference is an activation
-                state |= {f"{name}.{2 * index}.weight": weight, f"{name}.{2 * index}.bias": bias}
-        return state
-
-    def load_reference_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Take over weights of the reference DLRM, of all T tables, all checked; own shards are cut out of theirs.
-
-        Args:
-            state: ``emb_l.{t}.weight`` (rows, D), and ``weight`` (m, n) and ``bias`` (m,) of ``bot_l.{2 i}`` and
-                ``top_l.{2 i}`` for layer i, any floating dtype. Open large files with ``torch.load(..., mmap=True)``.
-
-        Raises:
-            ValueError: if names are missing, unknown, or of another shape; then nothing has changed.
-        """
-        layers = self._layers()
-        shapes = {name: tuple(weight.shape) for name, weight in layers.items()}
-        shapes |= {f"emb_l.{table}.weight": shape for table, shape in enumerate(self.config.shapes)}
-        if missing := shapes.keys() - state.keys():
-            raise ValueError(f"state misses {_some(missing)}: hand over the state_dict of an unsharded model")
-        if unknown := state.keys() - shapes.keys():
-            raise ValueError(f"state has {_some(unknown)}, which {self.config.name!r} has no place for")
-        for name, shape in shapes.items():
-            if (got := tuple(state[name].shape)) != shape:
-                raise ValueError(f"{name} has shape {got}, {self.config.name!r} needs {shape}")
-        with torch.no_grad():
-            for name, weight in layers.items():
-                weight.copy_(state[name])
-            for (table, r, c, _), weight in self.tables.weights.items():
-                weight.copy_(state[f"emb_l.{table}.weight"][r.start : r.stop : r.step, c.start : c.stop])
-
-
-def _initial_layers(widths: Sequence[int], seed: int, part: int) -> list[Layer]:
-    """Weights N(0, sqrt(2 / (m + n))), biases N(0, sqrt(1 / m)), as in the reference."""
-    layers = []
+def _mlp(widths: Sequence[int], seed: int, part: int, last: torch.nn.Module) -> torch.nn.Sequential:
+    """As in the reference: weights N(0, sqrt(2 / (m + n))), biases N(0, sqrt(1 / m)), ReLU after all but the last."""
+    layers: list[torch.nn.Module] = []
     for index, (n, m) in enumerate(pairwise(widths)):
         normal = stream(seed, part, index).normal
-        weight, bias = normal(0.0, np.sqrt(2 / (m + n)), (m, n)), normal(0.0, np.sqrt(1 / m), m)
-        layers.append((torch.tensor(weight, dtype=torch.float32), torch.tensor(bias, dtype=torch.float32)))
-    return layers
-
-
-def _some(names: Set[str], most: int = 4) -> str:
-    return ", ".join(sorted(names)[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+        drawn = {"weight": normal(0.0, np.sqrt(2 / (m + n)), (m, n)), "bias": normal(0.0, np.sqrt(1 / m), m)}
+        layer = torch.nn.Linear(n, m, device="meta")  # which draws no weights of its own
+        layer.load_state_dict({name: torch.tensor(x, dtype=torch.float32) for name, x in drawn.items()}, assign=True)
+        layers += [layer, torch.nn.ReLU(inplace=True)]
+    return torch.nn.Sequential(*layers[:-1], last).requires_grad_(False)

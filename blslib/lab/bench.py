@@ -12,8 +12,10 @@ from pathlib import Path
 from types import ModuleType
 
 from blslib import files
+from blslib.collective.mpi import MPI
 from blslib.lab import experiments, found
 from blslib.lab.options import Given, Row
+from blslib.signals import undisturbed
 
 TIMEOUT_S = 3600.0
 TOGETHER_S = 5.0
@@ -46,7 +48,6 @@ def bench(name: str, given: Given) -> list[Row]:
     """
     # Here, since whoever asks for help needs none of it.
     from blslib.lab.ranks.launch import check_room, run_ranks
-    from blslib.signals import undisturbed
 
     module = found.load(experiments, name)
     check_room(given.ranks)
@@ -68,7 +69,6 @@ def bench(name: str, given: Given) -> list[Row]:
 def on_ranks(plan: str, out: str) -> None:
     """What each rank runs: every step of the plan; rank 0 writes the rows and shows the progress."""
     import tqdm
-    from mpi4py import MPI
 
     comm = MPI.COMM_WORLD
     rows: list[Row] = []
@@ -121,8 +121,6 @@ def heading(name: str, given: Given) -> str:
 
 def abort() -> None:
     """Say what went wrong, and end all ranks: others may be waiting for this one."""
-    from mpi4py import MPI
-
     traceback.print_exc()
     sys.stderr.flush()
     time.sleep(0.5)  # or the launcher may be gone before it has passed that on
@@ -130,8 +128,6 @@ def abort() -> None:
 
 
 if __name__ == "__main__":
-    from blslib.collective.mpi import MPI
-
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     apart = MPI.COMM_WORLD.Dup()  # no call of an experiment meets one here
     try:

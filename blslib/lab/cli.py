@@ -15,10 +15,14 @@ from typing import Any
 
 from blslib import __version__, files
 from blslib.diagnosis.tracefile import TraceError
-from blslib.lab import bench, found
+from blslib.lab import bench, found, place, tables
 from blslib.lab.compare import contenders
 from blslib.lab.options import RANKS, at_least, names, several, size
+from blslib.placement import plan
+from blslib.placement.loads import LookupCost
+from blslib.placement.strategies import Options
 from blslib.signals import answering
+from blslib.theory.imbalance import split
 
 _PLAIN = argparse.RawDescriptionHelpFormatter
 
@@ -159,11 +163,6 @@ def _diagnose(given: dict[str, Any]) -> int:
 
 def _place(given: dict[str, Any]) -> int:
     from blslib.diagnosis import traces
-    from blslib.lab import place, tables
-    from blslib.placement import plan
-    from blslib.placement.loads import LookupCost
-    from blslib.placement.strategies import Options
-    from blslib.theory.imbalance import split
 
     try:
         listed, source = tables.named(given["tables"])

@@ -4,6 +4,8 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import ipywidgets as widgets
+
 from blslib.theory.delays import named
 
 LAWS = [
@@ -29,7 +31,6 @@ def panel(draw: Callable[..., None], **controls: Any) -> Any:
     Returns:
         A widget to display, or None.
     """
-    import ipywidgets as widgets
 
     def safely(**values: Any) -> None:
         try:
@@ -46,15 +47,11 @@ def panel(draw: Callable[..., None], **controls: Any) -> Any:
 
 def slider(description: str, value: int, least: int, most: int, step: int = 1) -> Any:
     """A slider for whole numbers."""
-    import ipywidgets as widgets
-
     return widgets.IntSlider(value, least, most, step, description=description, continuous_update=False, **WIDE)
 
 
 def menu(description: str, options: Sequence[Any]) -> Any:
     """A menu of values, or of pairs of words and a value."""
-    import ipywidgets as widgets
-
     return widgets.Dropdown(options=options, description=description, **WIDE)
 
 

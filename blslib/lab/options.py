@@ -47,11 +47,6 @@ def at_least(least: int, unit: int = 1) -> Callable[[str], int]:
     return number(int, f"{what}, and below 2**40", lambda value: least <= value < 1 << 40 and value % unit == 0)
 
 
-def positive(what: str) -> Callable[[str], float]:
-    """A number above 0 of what is named."""
-    return number(float, f"number of {what} > 0", lambda value: 0 < value < math.inf)
-
-
 def size(text: str) -> float:
     """Bytes, such as 64GiB, 1.5e9 or 200MB."""
     number, unit = re.fullmatch(r"(.*?)\s*([kKMGT]?i?B?)", text).groups()  # type: ignore[union-attr]
@@ -61,6 +56,9 @@ def size(text: str) -> float:
         raise ValueError
     return value
 
+
+BY_GROUP = "by-group"
+"""The placement that others are compared with: whole groups of tables, as many on each rank."""
 
 BYTES: Row = {"type": several(at_least(4, 4)), "metavar": "N,N,...", "help": "bytes per block, multiples of 4"}
 RANKS: Row = {"type": at_least(1), "default": 4, "metavar": "P", "help": "MPI processes, by default %(default)s"}

@@ -19,29 +19,25 @@ import numpy as np
 import pandas as pd
 
 from blslib import __version__, files
+from blslib.collective.mpi import MPI
 from blslib.lab.compare.intervals import interval
-from blslib.lab.options import Row
+from blslib.lab.options import BY_GROUP, Row
 
 Rows: TypeAlias = Sequence[Row] | pd.DataFrame
-
-BY_GROUP = "by-group"
-"""The placement that others are compared with: whole groups of tables, as many on each rank."""
 
 OUT_VARIABLE = "BLS_OUT"
 """Environment variable with the folder for ``data/`` and ``figures/``; empty for those of the repository."""
 
 
-def over(rows: Rows, column: str, bound: int | None = None, **who: Any) -> pd.Series:
+def over(rows: Rows, column: str, **other: Any) -> pd.Series:
     """A measured column, row by row, of another contender or bound in the same setting and repeat; NaN where none is.
 
     Args:
         rows: of an experiment.
         column: a measured one.
-        bound: of the other.
-        who: what else is different of the other, such as ``contender="mpi"``.
+        other: what is different of the other, such as ``contender="mpi"`` or ``bound=0``.
     """
     table = pd.DataFrame(rows)
-    other = who if bound is None else {**who, "bound": bound}
     keys = [name for name in settings_of(table) if name not in other] + ["repeat"]
     here = table[np.logical_and.reduce([table[name] == value for name, value in other.items()])]
     return table[keys].merge(here[[*keys, column]], "left", on=keys)[column].set_axis(table.index)
@@ -62,8 +58,8 @@ def derived(rows: Rows) -> pd.DataFrame:
     over_groups                         time of the same contender at bound 0 with whole groups of tables over this
     load_balance, serialisation,        POP's efficiencies: the mean over the busiest rank's work, that over the time
     transfer                            with a free exchange, and that over the time measured
-    share_of_mpi, share_of_raw,         of ``time_us``: beside MPI_Alltoallv through our interface, the same in a bare
-    above_raw_us, above_floor_us        loop, and no exchange at all
+    share_of_raw, above_raw_us,         of ``time_us``: beside MPI_Alltoallv in a bare loop, and beside no exchange at
+    above_floor_us                      all
     speedup_over_gloo, gain_over_gloo   gloo's ``time_us`` over this one's: of gloo with one request at a time, and of
                                         gloo with as many in flight as this one
     predicted_us, expected_gain         time_us by the max-plus law where ranks sleep ``slept_us`` in turn and a call
@@ -89,8 +85,7 @@ def derived(rows: Rows) -> pd.DataFrame:
         if "strategy" in table:
             table["over_groups"] = over(table, "measured_s", bound=0, strategy=BY_GROUP) / measured_s
     if "time_us" in table:
-        for name in ("mpi", "raw"):
-            table[f"share_of_{name}"] = table["time_us"] / over(table, "time_us", contender=name, bound=0)
+        table["share_of_raw"] = table["time_us"] / over(table, "time_us", contender="raw", bound=0)
         for name in ("raw", "floor"):
             table[f"above_{name}_us"] = table["time_us"] - over(table, "time_us", contender=name, bound=0)
         table["speedup_over_gloo"] = over(table, "time_us", contender="gloo", bound=0) / table["time_us"]
@@ -151,7 +146,6 @@ def processor() -> str:
 
 def provenance() -> Row:
     """What a number depends on besides its configuration: machine, versions, MPI settings."""
-    from blslib.collective.mpi import MPI
     from blslib.lab.ranks.launch import mpi_environment
 
     packages = ("numpy", "torch", "mpi4py", "ipyparallel", "pandas", "altair")

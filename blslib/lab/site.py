@@ -21,7 +21,7 @@ from blslib.charts import look, runs
 from blslib.lab import controls, driver
 from blslib.lab.rows import root
 from blslib.theory.delays import delays
-from blslib.theory.maxplus import times
+from blslib.theory.maxplus import ahead, times
 
 LAWS = tuple(law for _, law in controls.LAWS)
 DELAYS_MS, BOUNDS, RANKS = (0, 40, 80, 120, 160), tuple(range(9)), (2, 4, 8)
@@ -46,16 +46,14 @@ def settings() -> pd.DataFrame:
         mean_s = controls.mean_s(law, delay_ms / 1000, ranks)
         late_s = delays(law, ranks, ITERATIONS, mean_s, seed=1)
         for bound in BOUNDS:
-            run = times(WORK_S + late_s, bound)
-            entered_s, returned_s = run.entered_s, run.returned_s
-            slowest = np.sort(entered_s, axis=1)
-            ahead = [[i + 1 - (slowest <= now).sum(axis=1).min() for i, now in enumerate(own)] for own in returned_s]
+            entered_s, returned_s, *_ = times(WORK_S + late_s, bound)
             columns = {"began": entered_s - WORK_S - late_s, "worked": entered_s - late_s, "entered": entered_s}
             columns |= {"returned": returned_s}
             rank, iteration = np.divmod(np.arange(ranks * ITERATIONS), ITERATIONS)
-            setting = {"law": law, "delay": delay_ms, "ranks": ranks, "bound": bound, "rank": rank}
+            setting = {"law": law, "delay": delay_ms, "ranks": ranks, "bound": bound}
+            setting |= {"rank": rank, "iteration": iteration, "ahead": ahead(entered_s, returned_s).ravel()}
             ms = {name: (1000 * seconds).round(6).ravel() for name, seconds in columns.items()}
-            found.append(pd.DataFrame({**setting, "iteration": iteration, **ms, "ahead": np.ravel(ahead)}))
+            found.append(pd.DataFrame(setting | ms))
     return pd.concat(found, ignore_index=True)
 
 

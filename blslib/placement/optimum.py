@@ -51,26 +51,23 @@ def optimum(
         NoneFoundError: none was found in time.
     """
     from scipy.optimize import Bounds, LinearConstraint, milp
-    from scipy.sparse import coo_array
+    from scipy.sparse import eye_array, hstack, kron
 
     weights, sizes = np.asarray(weights, dtype=float), np.asarray(sizes, dtype=float)
     pieces, mean = len(weights), max(weights.sum() / ranks, 1e-300)
     # x[piece, rank], then the load in units of the mean.
-    piece, rank = np.divmod(np.arange(pieces * ranks), ranks)
-    shape = (pieces, pieces * ranks + 1)
-    once = coo_array((np.ones(len(piece)), (piece, np.arange(len(piece)))), shape)
-    loads = coo_array((weights[piece] / mean, (rank, np.arange(len(piece)))), (ranks, shape[1]))
-    greatest = coo_array((np.full(ranks, -1.0), (np.arange(ranks), np.full(ranks, shape[1] - 1))), (ranks, shape[1]))
-    constraints = [LinearConstraint(once, 1, 1), LinearConstraint(loads + greatest, -np.inf, 0)]
+    once = hstack([kron(eye_array(pieces), np.ones((1, ranks))), np.zeros((pieces, 1))])
+    loads = hstack([kron(weights[None] / mean, eye_array(ranks)), np.full((ranks, 1), -1.0)])
+    constraints = [LinearConstraint(once, 1, 1), LinearConstraint(loads, -np.inf, 0)]
     if cap < math.inf:
-        held = coo_array((sizes[piece] / cap, (rank, np.arange(len(piece)))), (ranks, shape[1]))
+        held = hstack([kron(sizes[None] / cap, eye_array(ranks)), np.zeros((ranks, 1))])
         constraints.append(LinearConstraint(held, -np.inf, 1))
     place = np.argsort(np.argsort(-weights, kind="stable"))  # of each piece among the heaviest
-    upper = np.append((rank <= place[piece]).astype(float), np.inf)
-    lower = np.append(np.zeros(len(piece)), max(1.0, weights.max() / mean))
+    upper = np.append((np.arange(ranks) <= place[:, None]).astype(float), np.inf)
+    lower = np.append(np.zeros(pieces * ranks), max(1.0, weights.max() / mean))
     found = milp(
-        np.append(np.zeros(len(piece)), 1.0),
-        integrality=np.append(np.ones(len(piece)), 0),
+        np.append(np.zeros(pieces * ranks), 1.0),
+        integrality=np.append(np.ones(pieces * ranks), 0),
         bounds=Bounds(lower, upper),
         constraints=constraints,
         options={"time_limit": limit_s, "mip_rel_gap": gap},

@@ -147,6 +147,5 @@ def contiguous(shapes: Sequence[tuple[int, int]], ranks: int) -> Placement:
 
     The split of the reference DLRM; blind to rows and lookups.
     """
-    share, more = divmod(len(shapes), ranks)
-    owners = [rank for rank in range(ranks) for _ in range(share + (rank < more))]
+    owners = [rank for rank, part in enumerate(np.array_split(range(len(shapes)), ranks)) for _ in part]
     return whole(shapes, owners, ranks)

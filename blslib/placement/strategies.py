@@ -201,13 +201,14 @@ def _uncut(tables: Sequence[Table]) -> list[Shard]:
     return _pieces(tables, [(1, 1)] * len(tables))
 
 
-def _whole(weigh: Callable[[Loads, Sequence[Table]], np.ndarray]) -> Strategy:
-    """Whole tables, by a weight."""
+def _whole(weigh: Callable[[Table, float], float]) -> Strategy:
+    """Whole tables, by a weight of each and of the time of its lookups."""
 
     def strategy(tables: Sequence[Table], ranks: int, options: Options = Options()) -> Placement:
         pieces = _uncut(tables)
         loads = of_shards(pieces, tables, options.cost)
-        return _placed(tables, pieces, weigh(loads, tables)[:, None], loads.bytes, ranks, options)
+        weights = np.array([[weigh(*each)] for each in zip(tables, loads.time_us, strict=True)], dtype=float)
+        return _placed(tables, pieces, weights, loads.bytes, ranks, options)
 
     return strategy
 
@@ -239,13 +240,9 @@ def net_specific(tables: Sequence[Table], ranks: int, options: Options = Options
         size[table.net] = size.get(table.net, 0) + table.bytes
     if ranks < len(size):
         raise NoneFoundError(f"found none: {len(size)} nets need as many ranks at least, there are {ranks}")
-    total = sum(size.values())
-    given = {net: max(1, ranks * mine // total) for net, mine in size.items()}
-    while (count := sum(given.values())) != ranks:
-        if count < ranks:
-            given[max(given, key=lambda net: size[net] / given[net])] += 1
-        else:
-            given[max(given, key=lambda net: given[net])] -= 1
+    given = dict.fromkeys(size, 1)
+    for _ in range(ranks - len(given)):  # each to the net whose ranks would hold most
+        given[max(given, key=lambda net: size[net] / given[net])] += 1
     shards: list[Shard] = []
     first = 0
     for net, many in given.items():
@@ -340,26 +337,18 @@ def correlated(tables: Sequence[Table], ranks: int, loads_us: np.ndarray, option
     return _placed(tables, pieces, loads_us, sizes, ranks, options, score=together)
 
 
-def _drawn(tables: int, ranks: int, seed: int) -> list[int]:
-    return np.random.default_rng(seed).integers(ranks, size=tables).tolist()
-
-
-def _by(weigh: Callable[[Table], float]) -> Strategy:
-    return _whole(lambda loads, tables: np.array([weigh(table) for table in tables], dtype=float))
-
-
 STRATEGIES: dict[str, Strategy] = {
     "singular": _given(lambda tables, ranks, seed: [None] * tables),
     "one-shard": _given(lambda tables, ranks, seed: [0] * tables),
     "contiguous": _given(lambda tables, ranks, seed: [s.rank for s in contiguous([(1, 1)] * tables, ranks).shards]),
-    "random": _given(_drawn),
-    "capacity-balanced": _whole(lambda loads, tables: loads.bytes),
-    "load-balanced": _whole(lambda loads, tables: loads.time_us),
+    "random": _given(lambda tables, ranks, seed: np.random.default_rng(seed).integers(ranks, size=tables).tolist()),
+    "capacity-balanced": _whole(lambda table, _: table.bytes),
+    "load-balanced": _whole(lambda _, time_us: time_us),
     "net-specific": net_specific,
-    "size-greedy": _by(lambda table: table.rows * table.dim),
-    "lookup-greedy": _by(lambda table: table.dim * table.pooling),
-    "dim-greedy": _by(lambda table: table.dim),
-    "size-lookup-greedy": _by(lambda table: table.dim * table.pooling * math.log10(table.rows)),
+    "size-greedy": _whole(lambda table, _: table.rows * table.dim),
+    "lookup-greedy": _whole(lambda table, _: table.dim * table.pooling),
+    "dim-greedy": _whole(lambda table, _: table.dim),
+    "size-lookup-greedy": _whole(lambda table, _: table.dim * table.pooling * math.log10(table.rows)),
     "row-split": _searched([(True, False)]),
     "column-split": _searched([(False, True)]),
     "replicated": _searched([(False, False)], replicas=True),

@@ -7,18 +7,30 @@ changes, which lag can).
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from itertools import repeat
 
 import numpy as np
 
+# What a field of a law has to be: in words, and as a test.
+_TIME = {"rule": "a time >= 0", "holds": lambda value: value >= 0}
+_SHARE = {"rule": "between 0 and 1", "holds": lambda value: 0 <= value <= 1}
+_CHANCE = {"rule": "above 0 and up to 1", "holds": lambda value: 0 < value <= 1}
+_SHAPE = {"rule": "> 1, below which there is no mean", "holds": lambda value: value > 1}
 
+
+@dataclass(frozen=True)
 class Law:
     """A law of time; subclasses say their means and, unless each rank always takes its mean, how they are drawn: as a
     ``matrix`` or in ``columns``, each of which is made of the other where a law has one alone."""
 
     varies = True
     """Whether a rank's time changes from iteration to iteration."""
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            if each.metadata and not each.metadata["holds"](getattr(self, each.name)):
+                raise ValueError(f"{each.name} is {each.metadata['rule']}, got {getattr(self, each.name)}")
 
     def matrix(self, rng: np.random.Generator, ranks: int, iterations: int) -> np.ndarray:
         """(P, N) float64 seconds."""
@@ -52,10 +64,7 @@ class Law:
 class _OfMean(Law):
     """Every rank has the mean ``each_s``."""
 
-    each_s: float
-
-    def __post_init__(self) -> None:
-        _require(self.each_s >= 0, "each_s", self.each_s, "a time >= 0")
+    each_s: float = field(metadata=_TIME)
 
     def means_s(self, ranks: int) -> np.ndarray:
         return np.full(ranks, self.each_s, np.float64)
@@ -65,10 +74,7 @@ class _OfMean(Law):
 class _OfDelay(Law):
     """A rank is delayed by ``delay_s``, or not."""
 
-    delay_s: float
-
-    def __post_init__(self) -> None:
-        _require(self.delay_s >= 0, "delay_s", self.delay_s, "a time >= 0")
+    delay_s: float = field(metadata=_TIME)
 
 
 @dataclass(frozen=True)
@@ -82,11 +88,7 @@ class Constant(_OfMean):
 class Bernoulli(_OfDelay):
     """``delay_s`` with a probability, else nothing."""
 
-    probability: float = 0.1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _require(0 <= self.probability <= 1, "probability", self.probability, "between 0 and 1")
+    probability: float = field(default=0.1, metadata=_SHARE)
 
     def matrix(self, rng: np.random.Generator, ranks: int, iterations: int) -> np.ndarray:
         return self.delay_s * (rng.random((ranks, iterations)) < self.probability)
@@ -107,11 +109,7 @@ class Exponential(_OfMean):
 class Pareto(_OfMean):
     """Pareto, a heavy tail: exceeds x with a probability in proportion to x to the power of -``shape``."""
 
-    shape: float = 2.5
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _require(self.shape > 1, "shape", self.shape, "> 1, below which there is no mean")
+    shape: float = field(default=2.5, metadata=_SHAPE)
 
     def matrix(self, rng: np.random.Generator, ranks: int, iterations: int) -> np.ndarray:
         least_s = self.each_s * (self.shape - 1) / self.shape
@@ -126,13 +124,8 @@ class Bursts(_OfDelay):
     last ``1/stop`` iterations in the mean, and a rank is in one for ``start / (start + stop)`` of the time.
     """
 
-    start: float = 1 / 90
-    stop: float = 0.1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _require(0 < self.start <= 1, "start", self.start, "above 0 and up to 1")
-        _require(0 < self.stop <= 1, "stop", self.stop, "above 0 and up to 1")
+    start: float = field(default=1 / 90, metadata=_CHANCE)
+    stop: float = field(default=0.1, metadata=_CHANCE)
 
     def columns(self, rng: np.random.Generator, ranks: int, iterations: int) -> Iterator[np.ndarray]:
         inside = rng.random(ranks) < self.start / (self.start + self.stop)
@@ -190,11 +183,6 @@ class Sum(Law):
 
     def means_s(self, ranks: int) -> np.ndarray:
         return self.first.means_s(ranks) + self.second.means_s(ranks)
-
-
-def _require(holds: bool, name: str, value: object, rule: str) -> None:
-    if not holds:
-        raise ValueError(f"{name} is {rule}, got {value}")
 
 
 LAWS: dict[str, Callable[[float, int], Law]] = {

@@ -144,12 +144,13 @@ class Recurrence:
         return free_s
 
 
-def makespans(columns: Iterable[np.ndarray], bounds: Sequence[int]) -> np.ndarray:
+def makespans(columns: Iterable[np.ndarray], bounds: Sequence[int], cost: Cost | None = None) -> np.ndarray:
     """(L,) seconds of a whole run at each of the bounds, in one pass over a stream of (P,) columns of own work.
 
     Args:
         columns: at least one array (P,) of seconds, or (P, L) if every bound has work of its own.
         bounds: k >= 0 of each run.
+        cost: what the exchange costs.
 
     Raises:
         ValueError: there are no columns, no bounds, or a bound is negative.
@@ -158,29 +159,20 @@ def makespans(columns: Iterable[np.ndarray], bounds: Sequence[int]) -> np.ndarra
     """
     run: Recurrence | None = None
     for work_s in columns:
-        run = run or Recurrence(len(work_s), bounds)
+        run = run or Recurrence(len(work_s), bounds, cost=cost)
         run.step(work_s)
     if run is None:
         raise ValueError("a run has at least one iteration, got no columns of work")
     return run.finish()
 
 
-def makespan(
-    work_s: np.ndarray,
-    bound: int,
-    *,
-    cost: Cost | None = None,
-    before_drain_s: Seconds = 0.0,
-    after_drain_s: Seconds = 0.0,
-) -> float:
+def makespan(work_s: np.ndarray, bound: int, *, cost: Cost | None = None) -> float:
     """Seconds from the start until the last rank is done: N calls, then a drain that waits for everybody's last.
 
     Args:
         work_s: (P, N) float, seconds of rank r's own work before its call i.
         bound: k >= 0, iterations that the slowest rank may lag.
         cost: what the exchange costs.
-        before_drain_s: (P,) float, own work between the last call and the drain.
-        after_drain_s: (P,) float, own work after the drain.
 
     Raises:
         ValueError: ``work_s`` is no P x N matrix, or the bound is negative.
@@ -188,10 +180,7 @@ def makespan(
     Cost: O(P N) time, O(P + k) memory besides the argument.
     """
     work_s = matrix(work_s)
-    run = Recurrence(len(work_s), [min(bound, work_s.shape[1])], cost=cost)
-    for column in work_s.T:
-        run.step(column)
-    return float(run.finish(before_drain_s, after_drain_s)[0])
+    return float(makespans(work_s.T, [min(bound, work_s.shape[1])], cost)[0])
 
 
 class Times(NamedTuple):
@@ -250,6 +239,16 @@ def times(
         run.step(work_s[:, i], release_s=release_s[i], meets=meets[i : i + 1], **what_follows)
         entered_s[:, i], returned_s[:, i] = run.entered_s[:, 0], run.returned_s[:, 0]
     return Times(entered_s, returned_s, delivered_s, float(run.finish()[0]))
+
+
+def ahead(entered_s: np.ndarray, returned_s: np.ndarray) -> np.ndarray:
+    """(P, N) lag of each rank as each of its calls returns: its own calls, less those that the slowest has entered.
+
+    Args:
+        entered_s, returned_s: (P, N) seconds of every call.
+    """
+    slowest = np.min([np.searchsorted(rank_s, returned_s, side="right") for rank_s in entered_s], axis=0)
+    return np.arange(1, entered_s.shape[1] + 1) - slowest
 
 
 def limit(work_s: np.ndarray) -> float:

@@ -1,9 +1,7 @@
 """Alibaba's click and conversion log, Ali-CCP: the raw pair of files, and the one-line form of its extracts."""
 
 import re
-import sqlite3
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from blslib.workloads.batch import Batch
-from blslib.workloads.files import DataError, Loader, RowError, existing, is_gzip, show
+from blslib.workloads.files import DataError, Form, Loader, RowError, existing, is_gzip, show
 from blslib.workloads.published import ALICCP_FIELDS, ALICCP_ROWS
 
 DENSE_FIELDS = ("109_14", "110_14", "127_14", "150_14", "508", "509", "702", "853")
@@ -82,7 +80,8 @@ class AliCcp(Loader):
     Attributes:
         path: ``sample_skeleton_*.csv``, or a file of lines ``row,click,purchase,field:id,...``.
         multi_hot: False keeps the first id of every field.
-        common: the common features of the raw form; None looks for ``common_features_*`` beside the skeleton.
+        common: the common features of the raw form; None looks for ``common_features_*`` beside the skeleton. Where
+            each of its lines begins is kept in memory, some 230 bytes a line.
 
     All else is as of :class:`~blslib.workloads.files.Loader`.
     """
@@ -93,12 +92,7 @@ class AliCcp(Loader):
     multi_hot: bool = True
     common: Path | None = None
 
-    def _pass(self) -> Iterator[Sample]:
-        with ExitStack() as stack:
-            for _, _, sample in self._lines(self.path, partial(self._form_of, stack)):
-                yield sample
-
-    def _form_of(self, stack: ExitStack, first: bytes) -> tuple[Callable[[bytes], Sample | None], bool]:
+    def _form_of(self, first: bytes) -> Form:
         if b"\x02" not in first:
             return self._line, False
         name = self.path.name.replace("sample_skeleton", "common_features").removesuffix(".gz")
@@ -106,37 +100,35 @@ class AliCcp(Loader):
         path = existing(self.common or self.path.with_name(name), how)
         if is_gzip(path) or path == self.path:
             raise ValueError(f"{path} cannot be the common features: give common=FILE, unpacked, for keyed access")
-        return partial(self._skeleton, stack.enter_context(self._common_features(path))), False
+        return partial(self._skeleton, self._common_features(path)), False
 
-    @contextmanager
-    def _common_features(self, path: Path) -> Iterator[Callable[[bytes], Features]]:
-        """Keyed access to ``common_features_*.csv`` with little memory: a temporary database keeps the byte positions.
+    def _common_features(self, path: Path) -> Callable[[bytes], Features]:
+        """Keyed access to ``common_features_*.csv``, whose lines stay on disk: what is kept is where each begins.
 
         The file is read once, and what is wrong with it reported. The function in return gives the features of a key;
         it raises RowError if there are none or they are faulty, naming this file and its line.
         """
-        # An empty name makes a private database that SQLite removes by itself.
-        with closing(sqlite3.connect("")) as index, path.open("rb") as file:
-            index.execute("CREATE TABLE entry (key BLOB PRIMARY KEY, position INTEGER, line INTEGER) WITHOUT ROWID")
-            for number, position, key in self._lines(path, lambda first: (_key_of, False)):
-                entry = (key, position, number)
-                if not index.execute("INSERT OR IGNORE INTO entry VALUES (?, ?, ?)", entry).rowcount:
-                    expected = f"expected each common_feature_index once, got {show(key)} again"
-                    self._report(path, number, RowError("repeated index", expected))
+        places: dict[bytes, tuple[int, int]] = {}
+        for number, position, key in self._lines(path, lambda first: (_key_of, False)):
+            if key in places:
+                expected = f"expected each common_feature_index once, got {show(key)} again"
+                self._report(path, number, RowError("repeated index", expected))
+            places.setdefault(key, (number, position))
 
-            @lru_cache(maxsize=1024)
-            def features(key: bytes) -> Features:
-                found = index.execute("SELECT position, line FROM entry WHERE key = ?", (key,)).fetchone()
-                if found is None:
-                    raise RowError("no common features", f"expected a common_feature_index of {path}, got {show(key)}")
-                file.seek(found[0])
+        @lru_cache(maxsize=1024)
+        def features(key: bytes) -> Features:
+            if key not in places:
+                raise RowError("no common features", f"expected a common_feature_index of {path}, got {show(key)}")
+            number, position = places[key]
+            with path.open("rb") as file:
+                file.seek(position)
                 _, count, listing = file.readline().rstrip(b"\r\n").split(b",", 2)
-                try:
-                    return _TRIPLES.parse(listing, count)
-                except RowError as error:
-                    raise RowError("bad common features", str(DataError(path, found[1], error))) from None
+            try:
+                return _TRIPLES.parse(listing, count)
+            except RowError as error:
+                raise RowError("bad common features", str(DataError(path, number, error))) from None
 
-            yield features
+        return features
 
     def _line(self, line: bytes) -> Sample | None:
         number, click, purchase, listing = _split(line, "row,click,purchase,field:id...")

@@ -14,29 +14,14 @@ from blslib.workloads.batch import Batch
 
 
 class RowError(ValueError):
-    """What is wrong with one line.
-
-    Attributes:
-        reason: the kind of fault in a word or two, the key under which it is counted.
-    """
-
-    def __init__(self, reason: str, expectation: str) -> None:
-        super().__init__(expectation)
-        self.reason = reason
+    """What is wrong with one line: the kind of fault in a word or two, under which it is counted; what was expected."""
 
 
 class DataError(ValueError):
-    """A data file is not what it should be.
-
-    Attributes:
-        path: the file.
-        line: counted from 1.
-        reason: the kind of fault in a word or two.
-    """
+    """A data file is not what it should be: names the file, the line, counted from 1, and what a ``RowError`` says."""
 
     def __init__(self, path: Path, line: int, error: RowError) -> None:
-        super().__init__(f"{path}, line {line}: {error.reason}: {error}")
-        self.path, self.line, self.reason = path, line, error.reason
+        super().__init__(f"{path}, line {line}: {': '.join(error.args)}")
 
 
 def existing(path: Path, how: str) -> Path:
@@ -62,9 +47,8 @@ def show(text: bytes, most: int = 40) -> str:
     return ascii(text[:most].decode("latin-1")) + ("..." if len(text) > most else "")
 
 
-FormOf = Callable[[bytes], tuple[Callable[[bytes], Any], bool]]
-"""Told the first line of a file, returns the parser of a line, which gets it with its line end, and whether the first
-line is a header."""
+Form = tuple[Callable[[bytes], Any], bool]
+"""The parser of a line, which gets it with its line end, and whether the first line is a header."""
 
 LONGEST_BYTES = 1 << 20
 """No row of these data sets comes near; a file without line ends, or a small one that unpacks to a huge one, does."""
@@ -118,8 +102,8 @@ class Loader(ABC):
             raise ValueError(f"on_error must be 'raise' or 'skip', got {self.on_error!r}")
 
     @abstractmethod
-    def _pass(self) -> Iterator[Any]:
-        """The samples of the file, one after the other."""
+    def _form_of(self, first: bytes) -> Form:
+        """The form of a file with this first line."""
 
     @abstractmethod
     def _batch(self, samples: list[Any]) -> Batch:
@@ -129,15 +113,15 @@ class Loader(ABC):
         """Where it returns, the line is left out."""
         if self.on_error == "raise":
             raise DataError(path, line, error)
-        self.skipped[error.reason] += 1
+        self.skipped[error.args[0]] += 1
 
-    def _lines(self, path: Path, form_of: FormOf) -> Iterator[tuple[int, int, Any]]:
+    def _lines(self, path: Path, form_of: Callable[[bytes], Form]) -> Iterator[tuple[int, int, Any]]:
         """Parse a file line by line, plain or gzip, and report every fault.
 
         Yields:
             Number of the line, counted from 1, its position in the file, and what the parser returns unless it is None.
         """
-        number, rows = 0, 0
+        number, header = 0, False
         try:
             with gzip.open(path, "rb") if is_gzip(path) else path.open("rb") as file:
                 while line := file.readline(LONGEST_BYTES + 1):
@@ -146,7 +130,6 @@ class Loader(ABC):
                         parse, header = form_of(line)
                         if header:
                             continue
-                    rows += 1
                     try:
                         if len(line) > LONGEST_BYTES:
                             expected = f"expected no more than {LONGEST_BYTES} bytes, got {show(line)}"
@@ -162,7 +145,7 @@ class Loader(ABC):
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             self._report(path, number + 1, RowError("cut short", f"expected the rest of the gzip stream, got: {error}"))
         else:
-            if not rows:
+            if number <= header:
                 self._report(path, number + 1, RowError("empty file", "expected at least one row of data, got none"))
 
     def _stream(self) -> Iterator[Any]:
@@ -175,7 +158,7 @@ class Loader(ABC):
                 yield from kept
                 continue
             self.skipped, kept, count = Counter(), [], 0
-            for count, sample in enumerate(self._pass(), 1):
+            for count, (_, _, sample) in enumerate(self._lines(self.path, self._form_of), 1):
                 if self.samples is not None and count <= _KEPT:
                     kept.append(sample)
                 yield sample

@@ -20,7 +20,7 @@ What slows ranks down, whatever they hold, is noise, and no part of it: see the 
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -98,8 +98,7 @@ class Workload:
 
     def pool(self, parts: Mapping[int, range] | None = None) -> list[Batch]:
         """The J batches, as :meth:`Batch.only` leaves them for a rank that needs those rows alone; None for all."""
-        source = replace(self.source, tables=parts) if isinstance(self.source, Synthetic) else self.source
-        return [batch if parts is None else batch.only(parts, self.rows) for batch in source]
+        return [batch if parts is None else batch.only(parts, self.rows) for batch in self.source]
 
 
 def workload(

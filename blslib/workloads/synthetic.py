@@ -1,6 +1,6 @@
 """Batches made from numbers alone: rows, pooling factors and a law of lookups."""
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 
@@ -19,8 +19,8 @@ Pooling = ArrayLike | Callable[[int], ArrayLike]
 class Synthetic:
     """A stream of made batches, the same for every number of ranks.
 
-    Dense features are U(0, 1). Ids depend on (seed, table, iteration) only, so a rank can make its own tables alone and
-    gets what any other rank would have made. Iterate over it, or ask for one iteration with :meth:`batch`.
+    Dense features are U(0, 1). Ids depend on (seed, table, iteration) only, so that every rank makes the same; it keeps
+    what it needs with :meth:`Batch.only`. Iterate over it, or ask for one iteration with :meth:`batch`.
 
     Attributes:
         rows: T row counts.
@@ -31,7 +31,6 @@ class Synthetic:
         dense_features: F.
         seed: not negative.
         iterations: batches to make; None never ends.
-        tables: make only these; the others get empty bags. None makes all.
 
     Raises:
         ValueError: an argument does not fit the others; from :meth:`batch`, when the pooling factors do not.
@@ -44,15 +43,12 @@ class Synthetic:
     dense_features: int = CRITEO_DENSE
     seed: int = 0
     iterations: int | None = None
-    tables: Collection[int] | None = None
 
     def __post_init__(self) -> None:
         if not self.rows or min(self.rows) < 1 or self.batch_size < 1:
             raise ValueError(
                 f"rows and batch_size must be 1 or more, got rows={tuple(self.rows)} and batch_size={self.batch_size}"
             )
-        if not set(wanted := self.tables or ()) <= set(range(len(self.rows))):
-            raise ValueError(f"tables {sorted(wanted)} are not all in 0..{len(self.rows) - 1}: name existing ones")
 
     def pooling_at(self, iteration: int) -> np.ndarray:
         """(T,) float64: mean ids per sample of one iteration."""
@@ -67,13 +63,12 @@ class Synthetic:
 
     def batch(self, iteration: int) -> Batch:
         """The batch of one iteration, counted from 0; the same whenever and wherever it is asked for."""
-        made = range(len(self.rows)) if self.tables is None else self.tables
         dense = Key(self.seed, 0, iteration).rng(DENSE).random((self.batch_size, self.dense_features), dtype=np.float32)
         ids, offsets = [], []
         for table, mean in enumerate(self.pooling_at(iteration)):
             key = Key(self.seed, table, iteration)
-            lengths = np.full(self.batch_size, int(mean) if table in made else 0, dtype=np.int64)
-            if table in made and mean % 1:
+            lengths = np.full(self.batch_size, int(mean), dtype=np.int64)
+            if mean % 1:
                 lengths += key.rng(LENGTHS).random(self.batch_size) < mean % 1
             offsets.append(np.concatenate([[0], np.cumsum(lengths)]))
             size = int(offsets[-1][-1])

@@ -6,13 +6,12 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from mpi4py import MPI
 
+from blslib.collective.mpi import MPI
 from blslib.lab import found
 from blslib.lab.compare import contenders as folder
 from blslib.lab.compare.intervals import JUDGED, interval
 from blslib.lab.options import Row
-from blslib.lab.ranks.launch import free_bytes
 from blslib.lab.ranks.progress import report
 
 Item = TypeVar("Item")
@@ -42,7 +41,7 @@ def contenders(names: Sequence[str], bounds: Sequence[int]) -> list[Contender]:
 
 @contextmanager
 def exchanges(
-    comm: MPI.Intracomm,
+    comm: "MPI.Intracomm",
     items: Sequence[Contender],
     send_counts: Sequence[int],
     recv_counts: Sequence[int],
@@ -61,6 +60,8 @@ def exchanges(
     Raises:
         MemoryError: on every rank, if a host has no room for all of them.
     """
+    from blslib.lab.ranks.launch import free_bytes  # not all who measure have psutil
+
     free, sizes = free_bytes(), {"send_counts": send_counts, "recv_counts": recv_counts, "slot_bytes": slot_bytes}
     with ExitStack() as stack:
         made: dict[Contender, Any] = {}
@@ -72,7 +73,7 @@ def exchanges(
         yield made
 
 
-def _check_room(comm: MPI.Intracomm, mine: int, free: int) -> None:
+def _check_room(comm: "MPI.Intracomm", mine: int, free: int) -> None:
     """Before all of it is touched, as the kernel gives more memory away than there is."""
     node: Any = comm.Split_type(MPI.COMM_TYPE_SHARED)
     needed, free = node.allreduce(mine), node.bcast(free)
@@ -84,7 +85,7 @@ def _check_room(comm: MPI.Intracomm, mine: int, free: int) -> None:
 
 
 def interleaved(
-    comm: MPI.Intracomm,
+    comm: "MPI.Intracomm",
     items: Sequence[Item],
     once: Callable[[Item], Result],
     config: Any,

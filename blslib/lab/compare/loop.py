@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from mpi4py import MPI
+
+from blslib.collective.mpi import MPI
 
 TARGET_S = 0.02
 """Seconds that one loop should last: long against the clock and the scheduler, short enough to interleave often."""
@@ -33,7 +34,7 @@ class Loop:
         blocks: the P blocks, views of ``sent``.
     """
 
-    def __init__(self, comm: MPI.Intracomm, send_counts: Sequence[int], recv_counts: Sequence[int]) -> None:
+    def __init__(self, comm: "MPI.Intracomm", send_counts: Sequence[int], recv_counts: Sequence[int]) -> None:
         self._comm = comm
         self.sent = np.zeros(sum(send_counts), np.float32)
         self.blocks = tuple(np.split(self.sent, np.cumsum(send_counts)[:-1]))

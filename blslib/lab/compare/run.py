@@ -5,12 +5,12 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from mpi4py import MPI
 
 from blslib.collective.clock import Clock
+from blslib.collective.mpi import MPI
 from blslib.lab.options import Row
 from blslib.theory.delays import delays
-from blslib.theory.maxplus import Cost, limit, makespan
+from blslib.theory.maxplus import Cost, Recurrence, ahead, limit
 
 
 class Run(NamedTuple):
@@ -54,18 +54,9 @@ class Run(NamedTuple):
         return self.measured_s / limit(self.work_s)
 
     @property
-    def ahead(self) -> np.ndarray:
-        """(P, N) calls returned at a rank, as each returns, less those entered at the slowest by then."""
-        slowest = [
-            np.min([np.searchsorted(entered_s, returned_s, side="right") for entered_s in self.entered_s], axis=0)
-            for returned_s in self.returned_s
-        ]
-        return np.arange(1, self.calls + 1) - slowest
-
-    @property
     def lag(self) -> int:
         """The most that calls returned at one rank exceeded calls entered at another, at any instant."""
-        return max(0, int(self.ahead.max()))
+        return max(0, int(ahead(self.entered_s, self.returned_s).max()))
 
     def waits(self, bound: int) -> tuple[np.ndarray, np.ndarray]:
         """Whom each call waits for, and how long; the drain counts as one more call.
@@ -86,7 +77,10 @@ class Run(NamedTuple):
         """``measured_s`` by the max-plus recurrence, from the realised work; by default the exchange costs nothing."""
         before_s = self.drained_s[:, 0] - self.returned_s[:, -1] - self.collected_s[:, -1]
         after_s = self.ended_s - self.drained_s[:, 1]
-        return makespan(self.work_s, bound, cost=cost, before_drain_s=before_s, after_drain_s=after_s)
+        run = Recurrence(len(self.work_s), [min(bound, self.calls)], cost=cost)
+        for column_s in self.work_s.T:
+            run.step(column_s)
+        return float(run.finish(before_s, after_s)[0])
 
     def measures(self, bound: int, alone: "Run | None" = None) -> Row:
         """What a row says of a run at this bound.
@@ -105,13 +99,13 @@ class Run(NamedTuple):
         }
 
 
-def start(comm: MPI.Intracomm) -> float:
+def start(comm: "MPI.Intracomm") -> float:
     """All ranks set off together: when this one does. Collective."""
     comm.Barrier()
     return time.perf_counter()
 
 
-def gathered(comm: MPI.Intracomm, clock: Clock, started_s: float) -> Run:
+def gathered(comm: "MPI.Intracomm", clock: Clock, started_s: float) -> Run:
     """The run that ends here, with all ranks side by side. Collective; the result is on every rank."""
     ended_s, calls = time.perf_counter(), clock.calls
     posts = [call for call in calls if call.kind == "post"]
@@ -120,17 +114,15 @@ def gathered(comm: MPI.Intracomm, clock: Clock, started_s: float) -> Run:
         if call.kind == "collect":
             collected_s[call.iteration] += call.returned_s - call.entered_s
     drain = next((call for call in reversed(calls) if call.kind == "drain"), posts[-1]._replace(entered_s=ended_s))
-    drained_s = [drain.entered_s, max(drain.returned_s, drain.entered_s)]
-    mine = [started_s, ended_s, *drained_s, *(c.entered_s for c in posts), *(c.returned_s for c in posts)]
-    everybody = np.array(comm.allgather(np.array(mine))) - comm.allreduce(started_s, op=MPI.MIN)
-    edges_s, entered_s, returned_s = np.split(everybody, [4, 4 + len(posts)], axis=1)
-    return Run(
-        edges_s[:, 0], entered_s, returned_s, np.array(comm.allgather(collected_s)), edges_s[:, 2:], edges_s[:, 1]
-    )
+    first_s = comm.allreduce(started_s, op=MPI.MIN)
+    entered_s, returned_s = np.array([(call.entered_s, call.returned_s) for call in posts]).T - first_s
+    drained_s = np.array([drain.entered_s, max(drain.returned_s, drain.entered_s)]) - first_s
+    mine = started_s - first_s, entered_s, returned_s, collected_s, drained_s, ended_s - first_s
+    return Run(*map(np.array, zip(*comm.allgather(mine), strict=True)))
 
 
 def delaying(
-    comm: MPI.Intracomm, law: str, iterations: int, mean_delay_s: float, seed: int, base_s: float = 0.0
+    comm: "MPI.Intracomm", law: str, iterations: int, mean_delay_s: float, seed: int, base_s: float = 0.0
 ) -> Callable[[int], None]:
     """A function that sleeps as long as this rank is to be delayed in the iteration it is called with.
 

@@ -6,12 +6,12 @@ behind our interface.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from blslib.collective.mpi import MPI
+from blslib.lab.compare.contest import Contender, contenders, exchanges, interleaved, lag_known, rows
+from blslib.lab.compare.loop import LEAST_CALLS, Loop
 from blslib.lab.options import BYTES, Given, Row, settings
-
-if TYPE_CHECKING:
-    from mpi4py import MPI
 
 COLUMNS = "contender bound ranks bytes_per_block time_us above_floor_us above_raw_us share_of_raw memory_bytes repeats"
 OPTIONS = {"bytes": BYTES}
@@ -43,14 +43,14 @@ def plan(given: Given) -> list[Config]:
 def run(comm: "MPI.Intracomm", config: Config, before_post: Callable[[int], None] | None = None) -> list[Row]:
     """Measure. Collective; the rows are on every rank. Every block is checked.
 
-    Where ``before_post`` is given it is called with each iteration first, though not by the bare loops.
+    Args:
+        comm: of the ranks that exchange.
+        config: what to measure.
+        before_post: is called with each iteration first, though not by the bare loops.
 
     Raises:
         RuntimeError: a block arrived with wrong contents.
     """
-    from blslib.lab.compare.contest import Contender, contenders, exchanges, interleaved, lag_known, rows
-    from blslib.lab.compare.loop import LEAST_CALLS, Loop
-
     items, counts = contenders(config.names, config.bounds), [config.bytes_per_block // 4] * comm.size
     loop = Loop(comm, counts, counts)
 

@@ -1,16 +1,15 @@
 """Delays by sleep around the bare exchange: measured time against the max-plus prediction, bound by bound."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from blslib.collective.clock import Clock
+from blslib.collective.mpi import MPI
+from blslib.lab.compare.contest import Contender, contenders, exchanges, interleaved, lag_known, rows
+from blslib.lab.compare.loop import Loop
+from blslib.lab.compare.run import Run, delaying, gathered, start
 from blslib.lab.options import BYTES, Given, Row, names, settings
 from blslib.theory.delays import LAWS
-
-if TYPE_CHECKING:
-    from mpi4py import MPI
-
-    from blslib.lab.compare.contest import Contender
-    from blslib.lab.compare.run import Run
 
 COLUMNS = "contender law bound ranks bytes_per_block measured_s ratio lag_effect expected_low load_balance serialisation transfer lag"  # fmt: skip # noqa: E501
 OPTIONS = {"bytes": BYTES, "laws": names(LAWS, "LAW")}
@@ -59,26 +58,6 @@ def run(comm: "MPI.Intracomm", config: Config) -> list[Row]:
     Raises:
         RuntimeError: a block arrived with wrong contents.
     """
-    from blslib.lab.compare.contest import rows
-
-    made, runs = measure(comm, config)
-    setting = {"law": config.law, "mean_delay_s": config.mean_delay_s, "base_s": config.base_s, "ranks": comm.size}
-    setting |= {"bytes_per_block": config.bytes_per_block, "iterations": config.iterations}
-
-    def measured(item: "Contender", repeat: int, run: "Run") -> Row:
-        alone = runs.get(item._replace(bound=0), runs[item])[repeat]
-        return {**run.measures(item.bound, alone), "memory_bytes": made[item].memory_bytes}
-
-    return rows(runs, setting, measured)
-
-
-def measure(comm: "MPI.Intracomm", config: Config) -> "tuple[dict[Contender, Any], dict[Contender, list[Run]]]":
-    """Each contender's exchange, closed by now, and its runs, one per repeat. Collective; raises as ``run`` does."""
-    from blslib.collective.clock import Clock
-    from blslib.lab.compare.contest import Contender, contenders, exchanges, interleaved, lag_known
-    from blslib.lab.compare.loop import Loop
-    from blslib.lab.compare.run import Run, delaying, gathered, start
-
     counts = [config.bytes_per_block // 4] * comm.size
     delay = delaying(comm, config.law, config.iterations, config.mean_delay_s, config.seed, config.base_s)
     items, loop = contenders(config.names, config.bounds), Loop(comm, counts, counts)
@@ -96,4 +75,12 @@ def measure(comm: "MPI.Intracomm", config: Config) -> "tuple[dict[Contender, Any
             loop.check(config.iterations)
             return run
 
-        return made, interleaved(comm, items, once, config, lag_known(lambda run: run.over_limit))
+        runs = interleaved(comm, items, once, config, lag_known(lambda run: run.over_limit))
+    setting = {"law": config.law, "mean_delay_s": config.mean_delay_s, "base_s": config.base_s, "ranks": comm.size}
+    setting |= {"bytes_per_block": config.bytes_per_block, "iterations": config.iterations}
+
+    def measured(item: Contender, repeat: int, run: Run) -> Row:
+        alone = runs.get(item._replace(bound=0), runs[item])[repeat]
+        return {**run.measures(item.bound, alone), "memory_bytes": made[item].memory_bytes}
+
+    return rows(runs, setting, measured)

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from blslib.collective.clock import Clock
+from blslib.collective.mpi import MPI
+from blslib.lab import scenarios
+from blslib.lab.compare.contest import Contender, contenders, exchanges, interleaved, lag_known, rows
+from blslib.lab.compare.run import Run, delaying, gathered, start
 from blslib.lab.options import Given, Row, names, settings
+from blslib.placement.shards import Placement
 from blslib.workloads.scenarios import SCENARIOS
 
 if TYPE_CHECKING:
-    from mpi4py import MPI
-
     from blslib.dlrm.model import DLRM
-    from blslib.lab.compare.contest import Contender
-    from blslib.lab.compare.run import Run
-    from blslib.lab.scenarios import Scenario
-    from blslib.placement.shards import Placement
 
 COLUMNS = "contender scenario bound ranks measured_s speedup lag_effect expected_low expected_high load_balance serialisation transfer memory_bytes identical"  # fmt: skip # noqa: E501
 OPTIONS = {"scenarios": names(SCENARIOS, "NAME")}
@@ -64,10 +64,14 @@ class Measured(NamedTuple):
         processor_s: seconds of a processor that this rank used.
     """
 
-    run: "Run"
+    run: Run
     response_s: np.ndarray
     scores: np.ndarray
     processor_s: float
+
+
+Runs = dict[Contender, list[Measured]]
+"""Of each contender, one per repeat."""
 
 
 def plan(given: Given) -> list[Config]:
@@ -83,17 +87,25 @@ def run(comm: "MPI.Intracomm", config: Config) -> list[Row]:
     Batches follow each other without a pause (closed loop), so it says nothing about a service under load.
     ``processor_s`` is of all ranks together, what they use to look whether others have come included.
     """
-    from mpi4py import MPI
+    source, made, runs = measure(comm, config)
+    return rows_of(comm, config, {"source": source}, made, runs)
 
-    from blslib.lab.compare.contest import rows
 
-    source, made, measured = measure(comm, config)
-    reference = next(iter(measured.values()))[0].scores
-    setting = {"scenario": config.scenario, "law": config.law, "mean_delay_s": config.mean_delay_s, "source": source}
-    setting |= {"ranks": comm.size, "batch_size": config.batch_size, "iterations": config.iterations}
+def rows_of(comm: "MPI.Intracomm", config: Config, setting: Row, made: dict[Contender, Any], runs: Runs) -> list[Row]:
+    """A row for each run; its scores are compared with those of the first. Collective.
 
-    def told(item: "Contender", repeat: int, each: Measured) -> Row:
-        alone = measured.get(item._replace(bound=0), measured[item])[repeat]
+    Args:
+        comm, config: of the runs.
+        setting: what else was run.
+        made: the exchange of each contender.
+        runs: of each contender, one per repeat.
+    """
+    reference = next(iter(runs.values()))[0].scores
+    names = ("scenario", "law", "mean_delay_s", "batch_size", "iterations")
+    setting = {name: getattr(config, name) for name in names} | {"ranks": comm.size} | setting
+
+    def told(item: Contender, repeat: int, each: Measured) -> Row:
+        alone = runs.get(item._replace(bound=0), runs[item])[repeat]
         comm.Allreduce(MPI.IN_PLACE, each.response_s, op=MPI.MAX)
         p50_s, p95_s = np.percentile(each.response_s, [50, 95]).tolist()
         same = np.array_equal(reference, each.scores)
@@ -106,7 +118,7 @@ def run(comm: "MPI.Intracomm", config: Config) -> list[Row]:
             "identical": comm.allreduce(same, op=MPI.LAND),
         }
 
-    return rows(measured, setting, told)
+    return rows(runs, setting, told)
 
 
 def record(comm: "MPI.Intracomm", config: Config) -> list[Row]:
@@ -124,13 +136,8 @@ def record(comm: "MPI.Intracomm", config: Config) -> list[Row]:
     ]
 
 
-def measure(
-    comm: "MPI.Intracomm", config: Config
-) -> "tuple[str, dict[Contender, Any], dict[Contender, list[Measured]]]":
+def measure(comm: "MPI.Intracomm", config: Config) -> tuple[str, dict[Contender, Any], Runs]:
     """Where the data are from, each contender's exchange, closed by now, and its runs, one per repeat. Collective."""
-    from blslib.lab.compare.contest import Contender, interleaved, lag_known
-    from blslib.lab.compare.run import delaying
-
     delay = delaying(comm, config.law, config.iterations, config.mean_delay_s, config.seed)
     with prepared(comm, config) as (here, model, made):
 
@@ -142,12 +149,10 @@ def measure(
 
 
 def one(
-    comm: "MPI.Intracomm", here: "Scenario", model: "DLRM", exchange: Any, delay: Callable[[int], None]
+    comm: "MPI.Intracomm", here: scenarios.Scenario, model: "DLRM", exchange: Any, delay: Callable[[int], None]
 ) -> Measured:
     """One run through all batches. Collective."""
-    from blslib.collective.clock import Clock
     from blslib.dlrm.inference import Inference
-    from blslib.lab.compare.run import gathered, start
 
     clock = Clock(exchange)
     inference = Inference(model, clock, before_post=delay)
@@ -159,28 +164,16 @@ def one(
     return Measured(run, response_s, np.array([each.scores for each in scored]), used_s)
 
 
-def scenario(
-    config: Config, ranks: int, rank: int, placement: "Placement | None" = None, groups: int | None = None
-) -> "Scenario":
-    """As one of so many ranks sees it; placement and groups of tables are those of ``scenarios.build`` if not given."""
-    from blslib.lab import scenarios
-
-    how: dict[str, Any] = {"iterations": config.iterations, "batch_size": config.batch_size, "seed": config.seed}
-    how |= {"max_rows": config.max_rows, "placement": placement, "groups": groups}
-    return scenarios.build(config.scenario, ranks=ranks, rank=rank, **how)
-
-
 @contextmanager
 def prepared(
-    comm: "MPI.Intracomm", config: Config, placement: "Placement | None" = None, groups: int | None = None
-) -> "Iterator[tuple[Scenario, DLRM, dict[Contender, Any]]]":
+    comm: "MPI.Intracomm", config: Config, placement: Placement | None = None, groups: int | None = None
+) -> "Iterator[tuple[scenarios.Scenario, DLRM, dict[Contender, Any]]]":
     """This rank's view of the scenario, its part of the model, and each contender's exchange, warmed up. Collective."""
     from blslib.dlrm.inference import Inference
     from blslib.dlrm.model import DLRM
     from blslib.dlrm.sharding import largest_block_bytes, recv_counts, send_counts
-    from blslib.lab.compare.contest import contenders, exchanges
 
-    here = scenario(config, comm.size, comm.rank, placement, groups)
+    here = scenarios.build(config, comm.size, comm.rank, placement, groups)
     model = DLRM(here.model, seed=config.seed, placement=here.placement, rank=comm.rank)
     sent = send_counts(here.placement, comm.rank, config.batch_size).tolist()
     received = recv_counts(here.placement, comm.rank, config.batch_size).tolist()

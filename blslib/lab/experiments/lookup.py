@@ -7,14 +7,13 @@ outliers. What is smaller than a rank's memory needs no sharding: this is the al
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from blslib.collective.mpi import MPI
+from blslib.lab.compare.contest import interleaved
 from blslib.lab.options import RANKS, Given, Row, names, settings
-
-if TYPE_CHECKING:
-    from mpi4py import MPI
 
 COLUMNS = "kind rows dim pooling table_mib lookup_us ns_each error_rms error_max repeats"
 KINDS = ("float32", "int8", "int4")
@@ -54,8 +53,6 @@ def plan(given: Given) -> list[Config]:
 def run(comm: "MPI.Intracomm", config: Config) -> list[Row]:
     """Look the same bags up in every kind; a row a kind and repeat. Errors are over the greatest exact sum."""
     import torch
-
-    from blslib.lab.compare.contest import interleaved
 
     rng, ops = np.random.default_rng(config.seed), torch.ops.quantized
     lookups = config.pooling * config.batch_size

@@ -7,20 +7,21 @@ of them, measured; ``correlated`` knows besides which tables are hot together th
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from blslib.collective.mpi import MPI
+from blslib.lab import scenarios
+from blslib.lab.compare.contest import Contender, interleaved
+from blslib.lab.compare.run import delaying
 from blslib.lab.experiments import dlrm
-from blslib.lab.options import RANKS, Given, Row, names, settings
+from blslib.lab.options import BY_GROUP, RANKS, Given, Row, names, settings
+from blslib.lab.tables import of_batches, times_us
+from blslib.placement.shards import Placement
 from blslib.placement.strategies import STRATEGIES, Options, correlated
+from blslib.placement.tables import Table
+from blslib.theory.maxplus import makespan
 from blslib.workloads.scenarios import SCENARIOS
-
-if TYPE_CHECKING:
-    from mpi4py import MPI
-
-    from blslib.placement.shards import Placement
-    from blslib.placement.tables import Table
 
 COLUMNS = "scenario strategy contender bound measured_s over_groups lag_effect load_balance serialisation transfer identical"  # fmt: skip # noqa: E501
 OPTIONS = {
@@ -35,7 +36,7 @@ class Config(dlrm.Config):
     """One scenario under several placements; else as ``dlrm.Config``.
 
     Attributes:
-        strategies: of ``placement.strategies.STRATEGIES``, and ``correlated``, beside ``rows.BY_GROUP``.
+        strategies: of ``placement.strategies.STRATEGIES``, and ``correlated``, beside ``options.BY_GROUP``.
         groups: of tables; more than ranks, so that there is something to place.
     """
 
@@ -56,65 +57,56 @@ def plan(given: Given) -> list[Config]:
 
 
 def run(comm: "MPI.Intracomm", config: Config) -> list[Row]:
-    """Measure; placements and contenders take turns. Collective; the rows are on every rank."""
-    from blslib.lab.compare.contest import interleaved
-    from blslib.lab.compare.run import delaying
-    from blslib.lab.rows import BY_GROUP
+    """Measure; placements and contenders take turns. Collective; the rows are on every rank.
 
+    Scores are the same to the bit for all contenders and bounds under one placement.
+
+    Raises:
+        RuntimeError: those of two placements differ by more than sums in another order may.
+    """
     delay = delaying(comm, config.law, config.iterations, config.mean_delay_s, config.seed)
     tables, loads_us = comm.bcast(weighed(config) if comm.rank == 0 else None)
+    planned = {BY_GROUP: None, **dict(placements(tables, loads_us[:, ::2], comm.size, config.strategies))}
     with ExitStack() as stack:
-        cases = {
-            (strategy, item): (here, model, exchange)
-            for strategy, placement in [
-                (BY_GROUP, None),
-                *placements(tables, loads_us[:, ::2], comm.size, config.strategies),
-            ]
-            for here, model, made in [stack.enter_context(dlrm.prepared(comm, config, placement, config.groups))]
-            for item, exchange in made.items()
+        made = {
+            strategy: stack.enter_context(dlrm.prepared(comm, config, placement, config.groups))
+            for strategy, placement in planned.items()
         }
-        found = interleaved(comm, list(cases), lambda case: dlrm.one(comm, *cases[case], delay), config)
-    rows, first = [], dict[str, np.ndarray]()
-    for (strategy, item), runs in found.items():
-        first.setdefault(strategy, runs[0].scores)
-        alone = found.get((strategy, item._replace(bound=0)), runs)
-        for repeat, each in enumerate(runs):
-            if not np.allclose(each.scores, first[BY_GROUP], rtol=1e-5, atol=1e-7):
-                raise RuntimeError(f"{strategy} at bound {item.bound} has other scores than whole groups of tables")
-            same = np.array_equal(each.scores, first[strategy])  # to the bit, whoever exchanges and whatever the bound
-            setting = {"scenario": config.scenario, "strategy": strategy, "contender": item.name, "bound": item.bound}
-            setting |= {"law": config.law, "mean_delay_s": config.mean_delay_s, "ranks": comm.size}
-            setting |= {
-                "batch_size": config.batch_size,
-                "iterations": config.iterations,
-                "source": cases[strategy, item][0].source,
-            }
-            measures = each.run.measures(item.bound, alone[repeat].run)
-            rows.append({**setting, "repeat": repeat, **measures, "identical": bool(comm.allreduce(same, op=min))})
+
+        def once(case: tuple[str, Contender]) -> dlrm.Measured:
+            here, model, exchanges = made[case[0]]
+            return dlrm.one(comm, here, model, exchanges[case[1]], delay)
+
+        cases = [(strategy, item) for strategy, (_, _, exchanges) in made.items() for item in exchanges]
+        found = interleaved(comm, cases, once, config)
+    rows, first = [], found[cases[0]][0].scores
+    for strategy, (here, _, exchanges) in made.items():
+        runs = {item: found[strategy, item] for item in exchanges}
+        if not all(np.allclose(each.scores, first, rtol=1e-5, atol=1e-7) for own in runs.values() for each in own):
+            raise RuntimeError(f"{strategy} has other scores than whole groups of tables")
+        rows += dlrm.rows_of(comm, config, {"source": here.source, "strategy": strategy}, exchanges, runs)
     return rows
 
 
 def placements(
-    tables: "Sequence[Table]", loads_us: np.ndarray, ranks: int, strategies: Sequence[str]
-) -> "Iterator[tuple[str, Placement]]":
+    tables: Sequence[Table], loads_us: np.ndarray, ranks: int, strategies: Sequence[str]
+) -> Iterator[tuple[str, Placement]]:
     """Strategies by name, and their placements; ``correlated`` alone looks at the loads batch by batch."""
     for name in strategies:
         given = tables, ranks
         yield name, correlated(*given, loads_us) if name == "correlated" else STRATEGIES[name](*given, Options())
 
 
-def weighed(config: Config) -> "tuple[tuple[Table, ...], np.ndarray]":
+def weighed(config: Config) -> tuple[tuple[Table, ...], np.ndarray]:
     """The scenario's tables, and (T, N) microseconds of their lookups in each iteration, measured on this core.
 
     What is planned must not know what it is judged by: a table's own time is that of the even iterations.
     """
-    from blslib.lab import tables
-
-    here = dlrm.scenario(config, 1, 0, groups=config.groups)
+    here = scenarios.build(config, 1, 0, groups=config.groups)
     batches = sorted(set(here.order.tolist()))
-    each_us = tables.times_us(here.model.shapes, [here.pool[which] for which in batches])
+    each_us = times_us(here.model.shapes, [here.pool[which] for which in batches])
     loads_us = each_us[np.searchsorted(batches, here.order)].T
-    listed = tables.of_batches(here.model.rows, here.model.dim, [here.pool[which] for which in batches[::2]])
+    listed = of_batches(here.model.rows, here.model.dim, [here.pool[which] for which in batches[::2]])
     own_us = loads_us[:, ::2].mean(axis=1).tolist()
     return tuple(replace(table, time_us=us) for table, us in zip(listed, own_us, strict=True)), loads_us
 
@@ -129,13 +121,10 @@ def foreseen(config: Config, ranks: Sequence[int]) -> list[Row]:
         ``placement``, ``lag`` and ``both``, what is won over whole groups at bound 0, by lag at the last bound alone,
         and by both.
     """
-    from blslib.lab.rows import BY_GROUP
-    from blslib.theory.maxplus import makespan
-
     tables, loads_us = weighed(config)
     rows, bound, shapes = list[Row](), config.bounds[-1], [table.shape for table in tables]
     for count in ranks:
-        made = {BY_GROUP: dlrm.scenario(config, count, 0, groups=config.groups).placement}
+        made = {BY_GROUP: scenarios.build(config, count, 0, groups=config.groups).placement}
         made |= dict(placements(tables, loads_us[:, ::2], count, config.strategies))
         work_us = {name: placement.spread(shapes, loads_us[:, 1::2]) for name, placement in made.items()}
         groups_us = makespan(work_us[BY_GROUP], 0)

@@ -10,21 +10,23 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from blslib.collective.clock import Clock
+from blslib.collective.mpi import MPI
+from blslib.lab.compare.contest import Contender, contenders, interleaved
 from blslib.lab.compare.intervals import Interval
+from blslib.lab.compare.run import Run, delaying, gathered, start
 from blslib.lab.experiments import dlrm
-from blslib.lab.options import Given, Row, positive, settings, several
+from blslib.lab.options import Given, Row, number, settings, several
 from blslib.theory.maxplus import times
 
 if TYPE_CHECKING:
     import pandas as pd
-    from mpi4py import MPI
 
-    from blslib.lab.compare.contest import Contender
-    from blslib.lab.compare.run import Run
     from blslib.lab.rows import Rows
 
 COLUMNS = "contender bound idle rate_per_s ranks draws batches latency_p50_s latency_p99_s predicted_p99_s"
-OPTIONS = {"rates": {"type": several(positive("batches a second")), "metavar": "R,R,...", "help": "batches a second"}}
+RATE = number(float, "number of batches a second > 0", lambda value: 0 < value < np.inf)
+OPTIONS = {"rates": {"type": several(RATE), "metavar": "R,R,...", "help": "batches a second"}}
 
 POLL_S = 100e-6
 """How long an idle server sleeps between two looks for results."""
@@ -71,7 +73,7 @@ class Config(dlrm.Config):
 class Server(NamedTuple):
     """A contender, and what it does while idle."""
 
-    contender: "Contender"
+    contender: Contender
     idle: str
 
 
@@ -91,7 +93,7 @@ class Served(NamedTuple):
     due_s: np.ndarray
     freed_s: np.ndarray
     scored_s: np.ndarray
-    run: "Run"
+    run: Run
     scores: np.ndarray
     collected_s: np.ndarray = np.zeros((1, 1))  # none, for any P and N
     looked_s: np.ndarray = np.zeros((1, 1))
@@ -133,10 +135,6 @@ def run(comm: "MPI.Intracomm", config: Config) -> list[Row]:
 
     Repeats differ in arrivals and delays, the contenders of one repeat do not.
     """
-    from mpi4py import MPI
-
-    from blslib.lab.compare.contest import contenders, interleaved
-
     servers = [Server(item, idle) for item in contenders(config.names, config.bounds) for idle in config.idle]
     draws = dict.fromkeys(servers, config.seed - 1)
     with dlrm.prepared(comm, config) as (here, model, made):
@@ -150,26 +148,21 @@ def run(comm: "MPI.Intracomm", config: Config) -> list[Row]:
     for (item, idle), found in served.items():
         for repeat, each in enumerate(found):
             same = comm.allreduce(np.array_equal(each.scores, reference), op=MPI.LAND)
-            setting = {"contender": item.name, "bound": item.bound, "idle": idle, "law": config.law}
-            setting |= {"mean_delay_s": config.mean_delay_s, "batch_size": config.batch_size}
-            setting |= {"rate_per_s": config.rate_per_s, "ranks": comm.size}
-            latencies = zip(
-                each.latency_s.tolist(), each.predicted_s(item.bound, idle == "polls").tolist(), strict=True
-            )
+            setting = {"contender": item.name, "bound": item.bound, "idle": idle, "ranks": comm.size}
+            setting |= {name: getattr(config, name) for name in ("law", "mean_delay_s", "batch_size", "rate_per_s")}
+            took_s = each.latency_s.round(6).tolist()
+            predicted_s = each.predicted_s(item.bound, idle == "polls").round(6).tolist()
             rows += [
-                {**setting, "repeat": repeat, "batch": i, "latency_s": round(latency_s, 6),
-                 "predicted_s": round(predicted_s, 6), "identical": same}
-                for i, (latency_s, predicted_s) in enumerate(latencies)
-            ]  # fmt: skip
+                {**setting, "repeat": repeat, "batch": i, "latency_s": one_s, "predicted_s": law_s, "identical": same}
+                for i, (one_s, law_s) in enumerate(zip(took_s, predicted_s, strict=True))
+            ]
     return rows
 
 
 def _serve(
     comm: "MPI.Intracomm", model: Any, exchange: Any, here: Any, config: Config, polls: bool, seed: int
 ) -> Served:
-    from blslib.collective.clock import Clock
     from blslib.dlrm.inference import Inference, Scored
-    from blslib.lab.compare.run import delaying, gathered, start
 
     due_s = arrivals(config.rate_per_s, config.iterations, seed)
     delay = delaying(comm, config.law, config.iterations, config.mean_delay_s, seed)

@@ -2,15 +2,16 @@
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from blslib.collective.alltoallv import BoundedLagAlltoallv
+from blslib.collective.clock import Clock
+from blslib.collective.mpi import MPI
+from blslib.lab.compare.run import gathered, start
 from blslib.lab.options import Row
 from blslib.theory.delays import delays
-
-if TYPE_CHECKING:
-    from mpi4py import MPI
+from blslib.theory.maxplus import ahead
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,6 @@ def run(comm: "MPI.Intracomm", config: Config) -> list[Row]:
 
 
 def _once(comm: "MPI.Intracomm", config: Config, bound: int) -> list[Row]:
-    from blslib.collective.alltoallv import BoundedLagAlltoallv
-    from blslib.collective.clock import Clock
-    from blslib.lab.compare.run import gathered, start
-
     asked_s = delays(config.law, comm.size, config.iterations, config.mean_delay_s, config.seed)
     delays_s, block = asked_s[comm.rank].tolist(), np.full(1, comm.rank, np.float32)
     worked_s = []
@@ -73,9 +70,9 @@ def _once(comm: "MPI.Intracomm", config: Config, bound: int) -> list[Row]:
         stretches.append((i, "waiting", entered_s, left_s[i + 1]))
     stretches.append((run.calls, "waiting", left_s[-1], run.ended_s[own]))
     common = {"law": config.law, "bound": bound, "lag": run.lag, "rank": own}
-    ahead, (whom, waits_s) = [*run.ahead[own].tolist(), 0], run.waits(bound)
+    lags, (whom, waits_s) = [*ahead(run.entered_s, run.returned_s)[own].tolist(), 0], run.waits(bound)
     mine = [
-        {**common, "iteration": i, "ahead": ahead[i], "waits_for": int(whom[i]), "waits_s": float(waits_s[own, i])}
+        {**common, "iteration": i, "ahead": lags[i], "waits_for": int(whom[i]), "waits_s": float(waits_s[own, i])}
         | {"phase": phase, "start_s": float(a_s), "end_s": float(b_s)}
         for i, phase, a_s, b_s in stretches
     ]

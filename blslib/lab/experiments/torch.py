@@ -17,13 +17,12 @@ therefore be quicker than assumed: take what is expected for the most that the b
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from blslib.collective.mpi import MPI
+from blslib.lab.compare.loop import LEAST_CALLS, MOST_CALLS
+from blslib.lab.compare.run import delaying
 from blslib.lab.experiments import alltoallv
 from blslib.lab.options import Given, Row, number, settings, several
-
-if TYPE_CHECKING:
-    from mpi4py import MPI
 
 COLUMNS = "contender bound ranks bytes_per_block delay_ms time_us speedup_over_gloo gain_over_gloo expected_gain repeats"  # fmt: skip # noqa: E501
 DELAY = number(float, "milliseconds from 0 to 1000", lambda value: 0 <= value <= 1000)
@@ -57,9 +56,6 @@ def run(comm: "MPI.Intracomm", config: Config) -> list[Row]:
     Raises:
         RuntimeError: a block arrived with wrong contents.
     """
-    from blslib.lab.compare.loop import LEAST_CALLS, MOST_CALLS
-    from blslib.lab.compare.run import delaying
-
     rows: list[Row] = []
     for delay_ms in dict.fromkeys((0.0, *config.delays_ms)):
         sleep = delaying(comm, "rotating", MOST_CALLS + comm.size, delay_ms / 1000 / comm.size, config.seed)

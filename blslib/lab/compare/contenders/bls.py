@@ -10,14 +10,6 @@ from blslib.collective.alltoallv import BoundedLagAlltoallv
 BOUNDED = True
 
 
-def build(
-    comm: MPI.Intracomm,
-    bound: int,
-    *,
-    send_counts: Sequence[int],
-    recv_counts: Sequence[int],
-    slot_bytes: int,
-    **how: Any,
-) -> BoundedLagAlltoallv:
-    """With slots for the largest block."""
-    return BoundedLagAlltoallv(comm, bound=bound, slot_bytes=slot_bytes, recv_counts=recv_counts, **how)
+def build(comm: MPI.Intracomm, bound: int, *, send_counts: Sequence[int], **how: Any) -> BoundedLagAlltoallv:
+    """With slots for the largest block, and counts known beforehand of what is received."""
+    return BoundedLagAlltoallv(comm, bound=bound, **how)
