@@ -27,6 +27,14 @@ def one(value: int, size: int) -> list[np.ndarray]:
     return [np.full(1, value, np.float32)] * size
 
 
+def composed_one(exchange: BoundedLagAlltoallv, value: int) -> tuple[np.ndarray, ...]:
+    """The same, composed in place."""
+    composed = exchange.compose([1] * exchange.size)
+    for each in composed:
+        each[:] = value
+    return composed
+
+
 def in_child(act: Callable[[], None]) -> None:
     """Act in a forked child; a failure there is one here."""
     pid = os.fork()
@@ -49,7 +57,8 @@ def test_a_forked_child_harms_nobody(comm, build, leave):
         run = Checked(exchange)
 
         def meddle() -> None:
-            for call in (lambda: exchange.post(one(7, comm.size)), exchange.collect, exchange.drain):
+            composes = lambda: exchange.compose([1] * comm.size)  # noqa: E731
+            for call in (lambda: exchange.post(one(7, comm.size)), composes, exchange.collect, exchange.drain):
                 with pytest.raises(ExchangeError, match=FORKED):
                     call()
             files = len(os.listdir("/proc/self/fd"))
@@ -251,6 +260,7 @@ def test_ctrl_c_at_any_moment_leaves_nothing_taken(comm, channel):
         with pytest.raises(KeyboardInterrupt), Interrupts(4e-4, seed), exchange:  # noqa: PT012
             while True:
                 exchange.post(one(seed, 1))
+                exchange.post(composed_one(exchange, seed))
         closed += exchange._over == "exchange is closed"
         del exchange
         gc.collect()
@@ -289,7 +299,7 @@ def test_a_ctrl_c_that_is_caught_loses_and_shifts_nothing(comm, kind):
             with Interrupts(4e-4, seed, kind) as interrupts:
                 while value < 60:
                     try:
-                        arrivals = exchange.post(one(value, 1))
+                        arrivals = exchange.post(composed_one(exchange, value) if value % 2 else one(value, 1))
                     except kind:
                         interrupts.arm()
                         continue  # the same again
