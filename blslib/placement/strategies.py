@@ -337,11 +337,15 @@ def correlated(tables: Sequence[Table], ranks: int, loads_us: np.ndarray, option
     return _placed(tables, pieces, loads_us, sizes, ranks, options, score=together)
 
 
+def _drawn(tables: int, ranks: int, seed: int) -> list[int]:
+    return np.random.default_rng(seed).integers(ranks, size=tables).tolist()
+
+
 STRATEGIES: dict[str, Strategy] = {
     "singular": _given(lambda tables, ranks, seed: [None] * tables),
     "one-shard": _given(lambda tables, ranks, seed: [0] * tables),
     "contiguous": _given(lambda tables, ranks, seed: [s.rank for s in contiguous([(1, 1)] * tables, ranks).shards]),
-    "random": _given(lambda tables, ranks, seed: np.random.default_rng(seed).integers(ranks, size=tables).tolist()),
+    "random": _given(_drawn),
     "capacity-balanced": _whole(lambda table, _: table.bytes),
     "load-balanced": _whole(lambda _, time_us: time_us),
     "net-specific": net_specific,

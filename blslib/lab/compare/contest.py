@@ -60,7 +60,7 @@ def exchanges(
     Raises:
         MemoryError: on every rank, if a host has no room for all of them.
     """
-    from blslib.lab.ranks.launch import free_bytes  # not all who measure have psutil
+    from blslib.lab.ranks.launch import free_bytes  # here, since whoever asks for help needs no psutil
 
     free, sizes = free_bytes(), {"send_counts": send_counts, "recv_counts": recv_counts, "slot_bytes": slot_bytes}
     with ExitStack() as stack:
