@@ -37,7 +37,6 @@ Error = TypeVar("Error", bound=BaseException)
 _IS_CLOSED, _IS_CLOSING = "exchange is closed", "exchange is being closed"
 _LOOKS_PER_CLOCK = 16
 _NOTHING = object()  # no tuple of blocks that anybody could post
-_SEALS = sys.flags.dev_mode  # whether composed blocks are for reading once they are posted
 _PULSE_S = 0.1  # how often a rank that waits asks whether those it waits for are alive
 
 
@@ -210,8 +209,6 @@ class BoundedLagAlltoallv(Turns, Exchange):
             if self._over is None and self._memory.in_place is not None:  # given up, but blocks may be parts of it
                 views, own = [memoryview(bytes(view)) for view in views], False
             self._known, self._views = (blocks, views) if own and is_fixed(blocks) else (_NOTHING, [])
-        if _SEALS and self._over is None and views is self._memory.in_place:
-            _seal(self._memory.composed, True)
         arrivals = self._run(self._core.post, views)
         if lag := self._core.posted - self._core.ready:
             self._lags[lag] += 1
@@ -225,8 +222,6 @@ class BoundedLagAlltoallv(Turns, Exchange):
             self._asked, self._sizes = asked, [int(n) * self.dtype.itemsize for n in asked]
         self._run(self._core.compose, self._sizes)
         self._known, self._views = self._memory.composed, self._memory.in_place or []
-        if _SEALS:
-            _seal(self._memory.composed, False)
         return self._memory.composed
 
     def _collect(self, through: int | None) -> list[Arrival]:
@@ -462,8 +457,3 @@ class BoundedLagAlltoallv(Turns, Exchange):
         if hasattr(self, "_comm") and self._over != _IS_CLOSED and not over:
             self._fail(ExchangeError("the exchange was dropped without being closed"))
             self._close(None)
-
-
-def _seal(blocks: Sequence[np.ndarray], sealed: bool) -> None:
-    for block in blocks:
-        block.flags.writeable = not sealed

@@ -8,6 +8,7 @@ A block larger than its slot goes to a place beside the rings that belongs to th
 covers it as well. Its memory is used again by the next large block of that slot, and given back at the end.
 """
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -18,6 +19,7 @@ from blslib.collective.layout import LINE_BYTES, Layout, Slot, as_slot
 from blslib.collective.notices import Notice
 from blslib.collective.segments import SHARED_DIR, Segment
 
+SEALS = sys.flags.dev_mode
 _WORDS = LINE_BYTES // 8
 
 
@@ -98,11 +100,19 @@ class Ring:
             views = [rooms[r][:n] if n <= most else memoryview(bytearray(n)) for r, n in enumerate(sizes)]
             self._composed[slot] = sizes, views, tuple(np.frombuffer(view, self.dtype) for view in views)
         _, self.in_place, self.composed = self._composed[slot]
+        self._seal(False)
         return True
+
+    def _seal(self, sealed: bool) -> None:
+        """Let numpy refuse to write to what is composed, or not any more; in Python's development mode alone."""
+        for block in self.composed if SEALS else ():
+            block.flags.writeable = not sealed
 
     def write(self, slot: int, blocks: Sequence[memoryview]) -> bool:
         most, written = self.layout.slot_bytes, self._written[slot]
         there, self.in_place = blocks is self.in_place, None
+        if there:
+            self._seal(True)
         for peer, header, room in self._rows[slot]:
             block = blocks[peer]
             size = len(block)

@@ -15,7 +15,7 @@ import pytest
 import torch
 from mpi4py import MPI
 
-from blslib.collective import alltoallv, building
+from blslib.collective import alltoallv, building, ring
 from blslib.collective.alltoallv import BoundedLagAlltoallv
 from blslib.collective.baselines import MpiAlltoallv
 from blslib.collective.clock import Clock
@@ -186,7 +186,7 @@ def test_wrong_counts_are_refused_and_the_exchange_goes_on(comm, build):
 
 
 def test_composed_blocks_are_for_reading_once_they_are_posted(comm, build, monkeypatch):
-    monkeypatch.setattr(alltoallv, "_SEALS", True)  # as with python -X dev
+    monkeypatch.setattr(ring, "SEALS", True)  # as with python -X dev
     with build(0, slot_bytes=64) as exchange:
         for _ in range(5):
             composed = exchange.compose([1] * comm.size)
