@@ -5,42 +5,36 @@ Lag Synchronous Collectives", arXiv 2512.19342; the protocol is this project's o
 ``docs/protocol.md``.
 """
 
-import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
-from typing import Any, TypeVar
 
 import numpy as np
 
 from blslib.collective.agreement import DEFAULT_TIMEOUT_S, agree, check_comm, examine, same_host, wrong_counts
 from blslib.collective.blocks import as_bytes, is_fixed
 from blslib.collective.building import Building, meet
-from blslib.collective.errors import BlockError, ExchangeError, LateError, PeerError, in_words
+from blslib.collective.calls import IS_CLOSED, Calls
+from blslib.collective.errors import ExchangeError, PeerError
 from blslib.collective.exchange import Arrival, Block, Exchange
 from blslib.collective.layout import LINE_BYTES, Layout, round_up
 from blslib.collective.messages import Messages
 from blslib.collective.mpi import MPI, failures
-from blslib.collective.notices import CLOSED, FAILED, LATE, Notice
+from blslib.collective.notices import CLOSED, Notice
 from blslib.collective.protocol import BoundedLag, Steps
-from blslib.collective.ring import Ring, UnexpectedSize
+from blslib.collective.ring import Ring
 from blslib.collective.room import check_room
 from blslib.collective.segments import Segment, share
-from blslib.collective.statistics import Statistics
 from blslib.collective.store import Comm
-from blslib.collective.turns import IS_FORKED, Turns
+from blslib.collective.turns import IS_FORKED
 from blslib.collective.waiting import Policy, yield_then_sleep
 
-Error = TypeVar("Error", bound=BaseException)
-
-_IS_CLOSED, _IS_CLOSING = "exchange is closed", "exchange is being closed"
-_LOOKS_PER_CLOCK = 16
+_IS_CLOSING = "exchange is being closed"
 _NOTHING = object()  # no tuple of blocks that anybody could post
-_PULSE_S = 0.1  # how often a rank that waits asks whether those it waits for are alive
 
 
-class BoundedLagAlltoallv(Turns, Exchange):
+class BoundedLagAlltoallv(Calls, Exchange):
     """An alltoallv that every rank posts once per iteration, and in which the slowest rank may lag by ``bound``
     iterations.
 
@@ -107,8 +101,7 @@ class BoundedLagAlltoallv(Turns, Exchange):
         check_comm(comm)
         settings = examine(comm, bound, slot_bytes, dtype, recv_counts, timeout_s, channel)
         self.rank, self.size, self.timeout_s = comm.rank, comm.size, timeout_s
-        self.dtype, self._waiting = settings.dtype, waiting
-        self._felt_s, self._end = 0.0, math.inf  # the end: of the rank that is known to have closed after the fewest
+        self.dtype = settings.dtype
         self._known: object = _NOTHING
         self._views: list[memoryview] = []
         self._asked: list[int] = []  # counts that were composed last, and their bytes
@@ -119,7 +112,7 @@ class BoundedLagAlltoallv(Turns, Exchange):
             agree(building.words)
             layout = Layout(self.size, int(bound), round_up(int(slot_bytes), LINE_BYTES))
             self.bound, self.slot_bytes = layout.bound, layout.slot_bytes
-            self._waited_s, self._waited_for_s, self._lags = 0.0, [0.0] * self.size, [0] * (self.bound + 1)
+            self._begin(waiting, self.size, self.bound)
             self.ring_bytes = layout.ring_bytes
             self._build(building, layout, settings.expected, same_host(building, channel))
         except BaseException as error:
@@ -236,123 +229,6 @@ class BoundedLagAlltoallv(Turns, Exchange):
         while not self._memory.flushed():
             yield posted
 
-    def _run(self, call: Callable[[Any], Steps], argument: Any) -> list[Arrival]:
-        """Make a call of the core, and wait where it does.
-
-        Whatever ends it in its midst, such as Ctrl-C, is the end of the exchange.
-        """
-        attempt, started_s = 0, 0.0
-        if self._over is not None:
-            raise ExchangeError(self._over)
-        try:
-            if self._memory.alarmed():
-                self._hear(0)
-            for need in call(argument):
-                if not attempt:
-                    started_s = self._seen_s = time.perf_counter()
-                attempt += 1
-                self._pause(attempt, need, started_s)
-            if attempt:
-                now_s = time.perf_counter()
-                self._waited_s += now_s - started_s
-                if attempt >= _LOOKS_PER_CLOCK:
-                    self._waited_for_s[self._slowest] += now_s - self._seen_s
-            return self._core.deliver()
-        except UnexpectedSize as found:
-            source, sent, expected = found.args
-            text = f"rank {source} -> rank {self.rank} sent {sent} bytes in iteration {self._core.delivered}, "
-            raise self._fail(BlockError(f"{text}rank {self.rank} expected {expected}")) from None
-        except failures() as failure:
-            behind = [rank for rank, n in enumerate(self._memory.counters.tolist()) if n < self._core.posted]
-            said = str(failure).strip().splitlines()[-1]
-            text = f"MPI cannot go on, a rank among {behind} or the way to it may be gone; it says: {said}"
-            raise self._fail(PeerError(text)) from failure
-        except BaseException as error:
-            self._fail(error)
-            raise
-
-    def _pause(self, attempt: int, need: int, started_s: float) -> None:
-        self._waiting(attempt)
-        if self._over is not None:  # another thread has left the ``with`` block
-            raise ExchangeError(self._over)
-        if need > self._end or self._memory.alarmed():
-            self._hear(need)
-        if attempt % _LOOKS_PER_CLOCK == 0:
-            self._look()
-            self._watch(started_s, lambda: self._behind(need), lambda: self._late(need))
-
-    def _look(self) -> None:
-        """Who is the furthest behind now was so since the last look."""
-        counts, now_s = self._memory.counts(), time.perf_counter()
-        self._slowest = counts.index(min(counts))
-        self._waited_for_s[self._slowest] += now_s - self._seen_s
-        self._seen_s = now_s
-
-    def statistics(self) -> Statistics:
-        """What it has moved and whom it has waited for so far, on this rank; also when it has failed or is closed.
-
-        Cost: that of a ``collect``. What it asks of other calls is 0.1 us, and 0.2 us of those that wait.
-        """
-        if self._over != _IS_CLOSED:
-            lags = (self._core.posted - sum(self._lags), *self._lags[1:])
-            moved = self._core.posted, self._memory.sent_bytes, self._memory.large_blocks
-            self._statistics = Statistics(*moved, self._waited_s, tuple(self._waited_for_s), lags)
-        return self._statistics
-
-    def _watch(self, started_s: float, awaited: Callable[[], list[int]], late: Callable[[], str]) -> None:
-        """Raise if a wait has passed its deadline, or if a rank that it waits for is on this host and not alive."""
-        now_s = time.perf_counter()
-        if now_s - started_s > self.timeout_s:
-            text = f"rank {self.rank} timed out: {late()}"
-            self._hear(0)  # after that look: whoever has gone from closed to late meanwhile is heard, not named
-            raise LateError(text)
-        if now_s - self._felt_s > _PULSE_S:
-            self._felt_s = now_s
-            for rank in awaited():
-                if rank != self.rank and rank in self._memory.segments and self._memory.segments[rank].ended():
-                    self._hear(0)  # it may have said why
-                    raise PeerError(
-                        f"rank {rank} is gone: its process ended without a word after posting "
-                        f"{self._memory.counts()[rank]} iterations; its launcher or the system's log may say why"
-                    )
-
-    def _behind(self, need: int) -> list[int]:
-        return [rank for rank, n in enumerate(self._memory.counts()) if n < need]
-
-    def _late(self, need: int) -> str:
-        posted, counts = self._core.posted, self._memory.counts()
-        behind = [f"rank {r} (posted {counts[r]}, {posted - counts[r]} behind)" for r in self._behind(need)]
-        waited = f"posted {posted} and waited {self.timeout_s:g} s for {', '.join(behind) or 'its own sends'}"
-        return f"{waited}; before that, {self.statistics()}"
-
-    def _hear(self, need: int) -> None:
-        """Read the others' notices; raise if one of them means that the first ``need`` iterations never come."""
-        for rank, notice in self._memory.notices().items():
-            if rank == self.rank:
-                continue
-            if notice.state in (FAILED, LATE):
-                kind = LateError if notice.state == LATE else PeerError
-                raise self._fail(kind(notice.text), notice)  # passed on in its own words
-            if notice.state == CLOSED:
-                self._end = min(self._end, notice.posted)
-                if notice.posted < need:
-                    raise PeerError(
-                        f"rank {rank} closed after {notice.posted} iterations, rank {self.rank} waits for iteration "
-                        f"{need - 1}: every rank must post equally often"
-                    )
-
-    def _fail(self, error: Error, notice: Notice | None = None) -> Error:
-        """Tell the others of a failure and remember it, once. Returns it, to be raised."""
-        if self._over is None:
-            said = in_words(error)
-            if notice is None:
-                state, posted = LATE if isinstance(error, LateError) else FAILED, self._core.posted
-                words = error if isinstance(error, ExchangeError) else said
-                notice = Notice(state, posted, f"rank {self.rank} failed after posting {posted} iterations: {words}")
-            self._memory.tell(notice)
-            self._over = f"exchange has failed, only close is legal now: {said}"
-        return error
-
     def close(self) -> None:
         """Give everything back. Waits for the other ranks to close as well; does not if a failure came before.
 
@@ -364,7 +240,7 @@ class BoundedLagAlltoallv(Turns, Exchange):
         self._alone(self._close, None)
 
     def _close(self, _: None) -> None:
-        if self._over in (_IS_CLOSED, IS_FORKED):
+        if self._over in (IS_CLOSED, IS_FORKED):
             if self._over == IS_FORKED:  # what MPI has in here is the parent's
                 self._let_go()
             return
@@ -433,7 +309,7 @@ class BoundedLagAlltoallv(Turns, Exchange):
         self._known, self._views = _NOTHING, []
         for segment in vars(self._memory).get("segments", {}).values():
             segment.close()
-        self._retire(_IS_CLOSED)
+        self._retire(IS_CLOSED)
         vars(self._memory).clear()  # a traceback may hold it, and should hold no memory by it
         del self._memory, self._core.memory
 
@@ -446,7 +322,7 @@ class BoundedLagAlltoallv(Turns, Exchange):
                     time.sleep(1e-4)
             self.close()
         except BaseException as second:  # Ctrl-C may have come before all was told and given back
-            if self._over != _IS_CLOSED:
+            if self._over != IS_CLOSED:
                 self._fail(second)
                 self.close()
             raise
@@ -454,6 +330,6 @@ class BoundedLagAlltoallv(Turns, Exchange):
     def __del__(self) -> None:
         """Ctrl-C that comes as the ``with`` block begins or ends can keep ``__exit__`` from being run at all."""
         over = sys.is_finalizing() or ("mpi4py.MPI" in sys.modules and MPI.Is_finalized())
-        if hasattr(self, "_comm") and self._over != _IS_CLOSED and not over:
+        if hasattr(self, "_comm") and self._over != IS_CLOSED and not over:
             self._fail(ExchangeError("the exchange was dropped without being closed"))
             self._close(None)

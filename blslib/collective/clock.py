@@ -1,6 +1,7 @@
 """The one clock: when each call of an exchange was entered and when it returned, whatever the exchange."""
 
 from collections.abc import Sequence
+from itertools import accumulate
 from time import perf_counter
 from typing import Any, Literal, NamedTuple
 
@@ -66,12 +67,9 @@ class Clock(Exchange):
     @property
     def calls(self) -> list[Call]:
         """All calls so far, in order; built anew each time."""
-        found: list[Call] = []
-        posts = 0
-        for kind, entered_s, returned_s in zip(*[iter(self._notes)] * 3, strict=True):
-            found.append(Call(kind, posts, entered_s, returned_s))
-            posts += kind == "post"
-        return found
+        kinds, *times_s = (self._notes[part::3] for part in range(3))
+        posts = accumulate((kind == "post" for kind in kinds), initial=0)
+        return list(map(Call, kinds, posts, *times_s))
 
     def close(self) -> None:
         self.exchange.close()

@@ -17,7 +17,7 @@ All that this takes of s is that it has returned from call i - 1. So from there 
 its blocks of iteration i where they will be read: *compose* them in place.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -77,11 +77,12 @@ class BoundedLag:
 
     def compose(self, sizes: Sequence[int]) -> Steps:
         """Have room handed out for the blocks of the next iteration."""
-        return () if self.memory.compose(self.posted % self.slots, sizes) else self._compose_later(sizes)
+        slot = self.posted % self.slots
+        return () if self.memory.compose(slot, sizes) else self._until(lambda: self.memory.compose(slot, sizes))
 
-    def _compose_later(self, sizes: Sequence[int]) -> Steps:
+    def _until(self, done: Callable[[], bool]) -> Steps:
         yield self.posted
-        while not self.memory.compose(self.posted % self.slots, sizes):
+        while not done():
             yield self.posted
 
     def post(self, blocks: Sequence[memoryview]) -> Steps:
@@ -91,9 +92,7 @@ class BoundedLag:
         return self._publish() if self.memory.write(slot, blocks) else self._write_later(slot, blocks)
 
     def _write_later(self, slot: int, blocks: Sequence[memoryview]) -> Steps:
-        yield self.posted
-        while not self.memory.write(slot, blocks):
-            yield self.posted
+        yield from self._until(lambda: self.memory.write(slot, blocks))
         yield from self._publish()
 
     def _publish(self) -> Steps:

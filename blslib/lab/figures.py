@@ -1,11 +1,12 @@
 """Figures: where charts go, as files and on the screen of a notebook."""
 
-import zlib
+import io
 from functools import lru_cache
 from pathlib import Path
 
 import altair as alt
 import vl_convert
+from PIL import Image
 
 from blslib import files
 from blslib.lab.rows import root
@@ -40,15 +41,6 @@ def _png(spec: str) -> bytes:
 
     One that was saved is shown without being drawn again.
     """
-    png = vl_convert.vegalite_to_png(spec, ppi=PPI)
-    head, packed, place = png[:33], b"", 33  # signature and header; then chunks of length, kind, body, checksum
-    while place < len(png):
-        length = int.from_bytes(png[place : place + 4], "big")
-        if png[place + 4 : place + 8] == b"IDAT":
-            packed += png[place + 8 : place + 8 + length]
-        place += 12 + length
-    return head + _chunk(b"IDAT", zlib.compress(zlib.decompress(packed), 9)) + _chunk(b"IEND", b"")
-
-
-def _chunk(kind: bytes, body: bytes) -> bytes:
-    return len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
+    packed = io.BytesIO()
+    Image.open(io.BytesIO(vl_convert.vegalite_to_png(spec, ppi=PPI))).save(packed, "PNG", optimize=True)
+    return packed.getvalue()
