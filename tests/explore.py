@@ -84,9 +84,10 @@ class Transcript:
         self.peers = range(layout.size)
         self.in_place: Sequence[Any] | None = None
 
-    def compose(self, slot: int, sizes: Sequence[Any]) -> bool:
+    def compose(self, slot: int, sizes: Sequence[Any]) -> None:
         """``sizes``: the blocks, which whoever composes stores at some time after this."""
-        return self.write(slot, sizes)
+        self.rooms = iter(())
+        self.write(slot, sizes)
 
     def write(self, slot: int, blocks: Sequence[Any]) -> bool:
         if not next(self.rooms, True):

@@ -180,7 +180,7 @@ def assert_png(png: bytes) -> None:
         kinds.append(kind)
         packed += body if kind == b"IDAT" else b""
         place += 12 + length
-    assert kinds == [b"IHDR", b"IDAT", b"IEND"]
+    assert list(dict.fromkeys(kinds)) == [b"IHDR", b"IDAT", b"IEND"]
     width, height, depth, colour = struct.unpack(">IIBB", png[16:26])
     assert (depth, colour) == (8, 6)
     assert len(zlib.decompress(packed)) == height * (1 + 4 * width)

@@ -18,6 +18,7 @@ from tests.test_house import imports
 
 # Where the name to import is not the name to install: (conda, pip).
 INSTALLED_AS = {
+    "PIL": ("pillow", "pillow"),
     "IPython": ("ipython", "ipython"),
     "torch": ("pytorch-cpu", "torch"),
     "vl_convert": ("vl-convert-python", "vl-convert-python"),

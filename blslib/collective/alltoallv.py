@@ -163,18 +163,18 @@ class BoundedLagAlltoallv(Calls, Exchange):
         No call in the sense of arrivals: those that the last one returned stay valid. Fill all of it: the room holds
         what was there before. It is this rank's until it posts; to write to it afterwards is to write what another rank
         reads (with ``python -X dev`` numpy refuses it). To post something else is legal, and copies that; to compose
-        again hands the same room out once more.
+        again gives up what was composed before.
 
         Args:
             counts: P numbers of items.
 
         Returns:
-            P one-dimensional arrays of ``dtype``, one per destination: for peers of this host in their memory, for
-            others where they are sent from. What is larger than a slot is in this rank's memory, and copied as ever.
+            P one-dimensional arrays of ``dtype``, one per destination: for peers of this host in their memory. What is
+            for others, or larger than a slot, is in this rank's memory, and copied as ever.
 
         Raises:
             ValueError: wrong counts; the exchange can go on.
-            PeerError, LateError, ExchangeError, RuntimeError: as for ``post``. It waits for room to send alone.
+            PeerError, LateError, ExchangeError, RuntimeError: as for ``post``, though it waits for nobody.
 
         Cost: about a microsecond, more where the counts differ from those of this slot's last time.
         """

@@ -1,9 +1,9 @@
-"""How a call of an exchange is made: it waits with a deadline, hears of others' failures, and notes whom it waited for."""
+"""How a call of an exchange is made: it waits with a deadline, hears of failures, and notes whom it has waited for."""
 
 import math
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 from blslib.collective.errors import BlockError, ExchangeError, LateError, PeerError, in_words
 from blslib.collective.exchange import Arrival
@@ -14,8 +14,6 @@ from blslib.collective.ring import Ring, UnexpectedSize
 from blslib.collective.statistics import Statistics
 from blslib.collective.turns import Turns
 from blslib.collective.waiting import Policy
-
-Error = TypeVar("Error", bound=BaseException)
 
 IS_CLOSED = "exchange is closed"
 _LOOKS_PER_CLOCK = 16
@@ -144,7 +142,7 @@ class Calls(Turns):
                         f"{need - 1}: every rank must post equally often"
                     )
 
-    def _fail(self, error: Error, notice: Notice | None = None) -> Error:
+    def _fail(self, error: BaseException, notice: Notice | None = None) -> BaseException:
         """Tell the others of a failure and remember it, once. Returns it, to be raised."""
         if self._over is None:
             said = in_words(error)

@@ -74,32 +74,18 @@ class Messages(Ring):
         MPI.Prequest.Startall(self._receives[self._started % self.layout.slots])
         self._started += 1
 
-    def _has_left(self, slot: int) -> bool:
-        """Whether what was sent from there before is on its way, and the room free."""
-        return MPI.Request.Testall(self._sends[slot] + self._large_sends[slot])
-
-    def rooms(self, slot: int) -> dict[int, memoryview]:
-        return super().rooms(slot) | {
-            peer: room for peer, (_, _, room) in zip(self._remote, self._stages[slot], strict=True)
-        }
-
-    def compose(self, slot: int, sizes: Sequence[int]) -> bool:
-        return self._has_left(slot) and super().compose(slot, sizes)
-
     def write(self, slot: int, blocks: Sequence[memoryview]) -> bool:
-        if not self._has_left(slot):
+        if not MPI.Request.Testall(self._sends[slot] + self._large_sends[slot]):
             return False
         self._large_sends[slot].clear()
         self._receive()
-        there = blocks is self.in_place
         super().write(slot, blocks)
         for n, peer in enumerate(self._remote):
             block, (whole, header, room) = blocks[peer], self._stages[slot][n]
             size, length = len(block), HEADER_BYTES
             self.sent_bytes += size
             if size <= self.layout.slot_bytes:
-                if not there:
-                    room[:size] = block
+                room[:size] = block
                 length += size
             else:
                 self.large_blocks += 1

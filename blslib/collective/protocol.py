@@ -17,7 +17,7 @@ All that this takes of s is that it has returned from call i - 1. So from there 
 its blocks of iteration i where they will be read: *compose* them in place.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -31,8 +31,8 @@ Steps = Iterable[int]
 class Memory(Protocol):
     """Slots and counters, own and other ranks', as one rank reaches them."""
 
-    def compose(self, slot: int, sizes: Sequence[int]) -> bool:
-        """Hand this rank's slot at each peer out, to be written until ``write``; False while there is no room yet."""
+    def compose(self, slot: int, sizes: Sequence[int]) -> None:
+        """Hand this rank's slot at each peer out, to be written until ``write``."""
 
     def write(self, slot: int, blocks: Sequence[memoryview]) -> bool:
         """Put a block into this rank's slot at each peer, where it is not there already.
@@ -76,14 +76,9 @@ class BoundedLag:
         self.ready = 0
 
     def compose(self, sizes: Sequence[int]) -> Steps:
-        """Have room handed out for the blocks of the next iteration."""
-        slot = self.posted % self.slots
-        return () if self.memory.compose(slot, sizes) else self._until(lambda: self.memory.compose(slot, sizes))
-
-    def _until(self, done: Callable[[], bool]) -> Steps:
-        yield self.posted
-        while not done():
-            yield self.posted
+        """Have room handed out for the blocks of the next iteration. Nothing is waited for."""
+        self.memory.compose(self.posted % self.slots, sizes)
+        return ()
 
     def post(self, blocks: Sequence[memoryview]) -> Steps:
         """Send the blocks of the next iteration, then wait until nobody is more than ``bound`` iterations behind."""
@@ -92,7 +87,9 @@ class BoundedLag:
         return self._publish() if self.memory.write(slot, blocks) else self._write_later(slot, blocks)
 
     def _write_later(self, slot: int, blocks: Sequence[memoryview]) -> Steps:
-        yield from self._until(lambda: self.memory.write(slot, blocks))
+        yield self.posted
+        while not self.memory.write(slot, blocks):
+            yield self.posted
         yield from self._publish()
 
     def _publish(self) -> Steps:

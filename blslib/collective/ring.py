@@ -90,18 +90,15 @@ class Ring:
         start = self.layout.slot(slot, source)
         return as_slot(self.segments[at].memory[start : start + self.layout.stride])
 
-    def rooms(self, slot: int) -> dict[int, memoryview]:
-        """Where this rank writes its blocks, by peer."""
-        return {peer: room for peer, _, room in self._rows[slot]}
-
-    def compose(self, slot: int, sizes: Sequence[int]) -> bool:
+    def compose(self, slot: int, sizes: Sequence[int]) -> None:
         if self._composed[slot][0] != sizes:
-            rooms, most = self.rooms(slot), self.layout.slot_bytes
-            views = [rooms[r][:n] if n <= most else memoryview(bytearray(n)) for r, n in enumerate(sizes)]
+            views = [memoryview(bytearray(size)) for size in sizes]  # of those on other hosts, and of large blocks
+            for peer, _, room in self._rows[slot]:
+                if sizes[peer] <= self.layout.slot_bytes:
+                    views[peer] = room[: sizes[peer]]
             self._composed[slot] = sizes, views, tuple(np.frombuffer(view, self.dtype) for view in views)
         _, self.in_place, self.composed = self._composed[slot]
         self._seal(False)
-        return True
 
     def _seal(self, sealed: bool) -> None:
         """Let numpy refuse to write to what is composed, or not any more; in Python's development mode alone."""

@@ -230,10 +230,10 @@ def _command(arguments: Sequence[str] | None) -> int:
         for file in (given["json"], given.get("html"), given.get("save")):
             if file not in (None, "-"):
                 files.check(Path(file))
-                place = Path(file).resolve()
-                if {place, place.parent} & {*taken} and not files.is_device(Path(file)):
+                target = Path(file).resolve()
+                if {target, target.parent} & {*taken} and not files.is_device(Path(file)):
                     raise files.WriteError(f"cannot write {file}: it or its folder is named already: name another file")
-                taken.append(place)
+                taken.append(target)
     except files.WriteError as error:
         print(error, file=sys.stderr)
         return 2

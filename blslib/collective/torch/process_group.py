@@ -57,13 +57,7 @@ class BLSGroup(GlooGroup):
         TypeError, ValueError: options, or variables of the environment, that mean nothing.
     """
 
-    def __init__(
-        self,
-        comm: Comm,
-        options: BLSOptions | None,
-        timeout: timedelta,
-        store: Store | None = None,
-    ) -> None:
+    def __init__(self, comm: Comm, options: BLSOptions | None, timeout: timedelta, store: Store | None = None) -> None:
         options = options or BLSOptions()
         if not isinstance(options, BLSOptions):
             raise TypeError(f"pg_options of a {NAME!r} group are BLSOptions, got {type(options).__name__}")
