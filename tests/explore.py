@@ -218,7 +218,7 @@ class Rank:
             memory.in_place = blocks
         act, of = (core.compose, blocks) if through == COMPOSE else (core.wait, through)
         try:
-            for _ in core.post(blocks) if through is None else act(of):
+            for _ in core.post(blocks) if through is None else act(of) or ():
                 pass
             takes = [(arrival.iteration, arrival.blocks) for arrival in core.deliver()]
         except Paused:

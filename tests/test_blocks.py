@@ -139,6 +139,11 @@ def test_inference_tensors():
         ([b"", "text"], TypeError, "block for rank 1 is a str: expected an array, a cpu tensor or a buffer"),
         ([[1.0], [2.0]], TypeError, "block for rank 0 is a list"),
         (
+            [torch.zeros(2, 2).to_sparse()] * 2,
+            TypeError,
+            r"block for rank 0 has layout torch.sparse_coo: call to_dense\(\)",
+        ),
+        (
             [torch.zeros(2, device="meta")] * 2,
             TypeError,
             "block for rank 0 is on device meta: copy it to the cpu first",

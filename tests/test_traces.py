@@ -78,7 +78,7 @@ def lines(columns: str = "rank,iteration,compute_s", rows: str = "0,0,1\n0,1,2\n
 
 def test_csv(tmp_path: Path) -> None:
     found = read([table(tmp_path, lines("rank, iteration, exchange_s, compute_s, host",
-                                        "1,4,.5,3,a,\n0,4,.5,1,b\n0,5,.25,2,b,9,9\n1,5,.25,4,a\n"))])  # fmt: skip
+                                        "1,4,.5,3,a,\n0,4,.5,1,b\n0,5,.25,2,b,\n1,5,.25,4,a\n"))])  # fmt: skip
     np.testing.assert_array_equal(found.work_s, [[1, 2], [3, 4]])
     assert found.total_s == 7.75
     assert not found.notes
@@ -382,7 +382,9 @@ TABLES = {
     lines("rank,iteration,entered_s,end_ms"): "and lacks bound, slot_bytes, returned_s: "
     "add bound, add slot_bytes, rename end_ms to returned_ms$",
     lines(rows="0,0,1\n0,1,\n"): r"run, line 3: compute_s is nan, must be a number of seconds from 0 to 1e\+12",
-    lines(rows="0,0,0,25\n0,1,0,5\n"): "run, line 2: more fields than the header has: write decimals with a point",
+    lines(rows="0,0,0,25\n0,1,0,5\n"): "line 2: more fields than the header has: name all, write decimals with a point",
+    lines(rows="0,0,2\n0,1,2,5\n"): r"run is no CSV of 3 columns \(.* Expected 3 fields in line 3, saw 4\): mend it",
+    "rank iteration compute_s\n0 0 0 1.5\n1 1 0 2.5\n": "line 2: more fields than the header has: name all",
     lines(rows="0,0,1,,6,7\n0,1,2\n"): "run, line 2: more fields than the header has",
     lines(rows="0,0,1\n0,1,-2\n"): "run, line 3: compute_s is -2, must be a number of seconds",
     lines(rows="0,0,1\n0,1,inf\n"): "run, line 3: compute_s is inf, must be a number of seconds",

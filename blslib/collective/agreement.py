@@ -56,8 +56,8 @@ def wrong_dtype(dtype: Any) -> str:
         kind = np.dtype(dtype)
     except Exception as error:  # SyntaxError is among what numpy has for them
         return str(error)
-    if kind.hasobject or not kind.itemsize:
-        return f"dtype {kind} has no bytes to send: choose one of fixed size, without python objects"
+    if kind.hasobject or kind.subdtype or not kind.itemsize:
+        return f"dtype {kind} has no bytes to send: choose one of fixed size, without python objects or a shape"
     return ""
 
 

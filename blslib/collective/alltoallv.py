@@ -7,7 +7,7 @@ Lag Synchronous Collectives", arXiv 2512.19342; the protocol is this project's o
 
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 
 import numpy as np
@@ -104,7 +104,7 @@ class BoundedLagAlltoallv(Calls, Exchange):
         self.dtype = settings.dtype
         self._known: object = _NOTHING
         self._views: list[memoryview] = []
-        self._asked: list[int] = []  # counts that were composed last, and their bytes
+        self._asked: list[int] | None = None  # counts that were composed last, and their bytes
         self._sizes: list[int] = []
         self._met = False  # in a barrier, which cannot be taken back
         building = meet(comm, settings.timeout_s, (settings.problem, settings.told))
@@ -162,8 +162,8 @@ class BoundedLagAlltoallv(Calls, Exchange):
 
         No call in the sense of arrivals: those that the last one returned stay valid. Fill all of it: the room holds
         what was there before. It is this rank's until it posts; to write to it afterwards is to write what another rank
-        reads (with ``python -X dev`` numpy refuses it). To post something else is legal, and copies that; to compose
-        again gives up what was composed before.
+        reads (with ``python -X dev`` numpy refuses it, of these arrays, though not of views). To post something else is
+        legal, and copies that; to compose again gives up what was composed before.
 
         Args:
             counts: P numbers of items.
@@ -173,10 +173,13 @@ class BoundedLagAlltoallv(Calls, Exchange):
             for others, or larger than a slot, is in this rank's memory, and copied as ever.
 
         Raises:
-            ValueError: wrong counts; the exchange can go on.
-            PeerError, LateError, ExchangeError, RuntimeError: as for ``post``, though it waits for nobody.
+            ValueError: wrong counts.
+            MemoryError: no room for blocks larger than their slots, which stay until the counts change.
+            ExchangeError: the exchange is closed, or has failed.
+            RuntimeError: another thread is in a call. After all but an ExchangeError the exchange can go on.
 
-        Cost: about a microsecond, more where the counts differ from those of this slot's last time.
+        Cost: about a microsecond, more where the counts differ from those of this slot's last time. Whatever else is
+        posted from then on is copied twice.
         """
         return self._alone(self._compose, counts)
 
@@ -199,21 +202,22 @@ class BoundedLagAlltoallv(Calls, Exchange):
             views = self._views
         else:
             views, own = as_bytes(blocks, self.size, self.dtype)
-            if self._over is None and self._memory.in_place is not None:  # given up, but blocks may be parts of it
+            if self._asked is not None:  # it composes, and blocks may be parts of rooms, of whichever iteration
                 views, own = [memoryview(bytes(view)) for view in views], False
             self._known, self._views = (blocks, views) if own and is_fixed(blocks) else (_NOTHING, [])
         arrivals = self._run(self._core.post, views)
-        if lag := self._core.posted - self._core.ready:
-            self._lags[lag] += 1
+        self._lags[self._core.posted - self._core.ready] += 1
         return arrivals
 
     def _compose(self, counts: Sequence[int]) -> tuple[np.ndarray, ...]:
-        asked = [*counts] if isinstance(counts, Iterable) else counts
-        if asked != self._asked:
-            if problem := wrong_counts("counts", asked, self.size, self.dtype):
+        if self._over is not None:
+            raise ExchangeError(self._over)
+        if type(counts) is not list or counts != self._asked:
+            if problem := wrong_counts("counts", counts, self.size, self.dtype):
                 raise ValueError(problem)
-            self._asked, self._sizes = asked, [int(n) * self.dtype.itemsize for n in asked]
-        self._run(self._core.compose, self._sizes)
+            self._asked = [int(n) for n in counts]
+            self._sizes = [n * self.dtype.itemsize for n in self._asked]
+        self._core.compose(self._sizes)
         self._known, self._views = self._memory.composed, self._memory.in_place or []
         return self._memory.composed
 

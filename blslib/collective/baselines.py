@@ -71,17 +71,22 @@ class Baseline(Exchange):
 
     def compose(self, counts: Sequence[int]) -> tuple[np.ndarray, ...]:
         """The buffer that the next iteration is sent from, in P pieces, of ``send_counts`` items."""
+        self._check()
+        asked = counts if type(counts) is list else np.asarray(counts).tolist()
+        if asked != self._counts:
+            raise ValueError(f"this exchange sends {self._counts} items in every iteration, got {counts}")
+        return self._composed[self._posted % len(self._rooms)]
+
+    def _check(self) -> None:
         if self._closed:
             raise ExchangeError("exchange is closed")
-        if list(counts) != self._counts:
-            raise ValueError(f"this exchange sends {self._counts} items in every iteration, got {list(counts)}")
-        return self._composed[self._posted % len(self._rooms)]
+        if len(self._outstanding) > self.bound:  # after a deadline: its buffers are MPI's as long as it is not complete
+            raise ExchangeError(f"iteration {self._posted - self.bound - 1} is late: collect it before posting another")
 
     def _room(self, blocks: Sequence[Block]) -> int:
         """Which of the rooms to send from: all blocks are in it by then, one behind the other."""
+        self._check()
         slot = self._posted % len(self._rooms)
-        if self._closed:
-            raise ExchangeError("exchange is closed")
         if blocks is not self._composed[slot]:
             views, _ = as_bytes(blocks, self.size, self.dtype)
             for peer, (view, size) in enumerate(zip(views, self._send_sizes, strict=True)):
@@ -205,8 +210,6 @@ class IalltoallvWindow(Baseline):
 
     def post(self, blocks: Sequence[Block]) -> list[Arrival]:
         """Start this iteration's exchange, then wait until at most ``bound`` are outstanding."""
-        if len(self._outstanding) > self.bound:  # after a deadline: its buffers are MPI's as long as it is not complete
-            raise ExchangeError(f"iteration {self._posted - self.bound - 1} is late: collect it before posting another")
         slot = self._room(blocks)
         self._outstanding.append(self._comm.Ialltoallv(self._send_specs[slot], self._recv_specs[slot]))
         self._posted += 1

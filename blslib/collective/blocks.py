@@ -52,6 +52,8 @@ def _as_array(block: Block, peer: int, dtype: np.dtype) -> tuple[np.ndarray, boo
     if torch is not None and isinstance(block, torch.Tensor):
         if not block.is_cpu:
             raise TypeError(f"block for rank {peer} is on device {block.device}: copy it to the cpu first")
+        if block.layout != torch.strided:
+            raise TypeError(f"block for rank {peer} has layout {block.layout}: call to_dense() first")
         block, own = block.detach() if block.requires_grad else block, True
         if block.is_conj() or block.is_neg():
             block, own = block.resolve_conj().resolve_neg(), False

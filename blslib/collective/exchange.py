@@ -15,7 +15,7 @@ class Arrival(NamedTuple):
     Attributes:
         iteration: counted from 0, the same number on every rank.
         blocks: P one-dimensional arrays, one per source rank: views that stay valid until the next call on the
-            exchange.
+            exchange. Reshape them, and do not set their shape or dtype: the same objects come again.
     """
 
     iteration: int

@@ -75,10 +75,9 @@ class BoundedLag:
         self.delivered = 0
         self.ready = 0
 
-    def compose(self, sizes: Sequence[int]) -> Steps:
+    def compose(self, sizes: Sequence[int]) -> None:
         """Have room handed out for the blocks of the next iteration. Nothing is waited for."""
         self.memory.compose(self.posted % self.slots, sizes)
-        return ()
 
     def post(self, blocks: Sequence[memoryview]) -> Steps:
         """Send the blocks of the next iteration, then wait until nobody is more than ``bound`` iterations behind."""

@@ -10,9 +10,9 @@ class Statistics(NamedTuple):
         calls: of ``post``.
         sent_bytes: in all blocks to all P ranks, its own among them.
         large_blocks: how many were larger than their slot.
-        waited_s: seconds spent waiting in ``post``, ``collect`` and ``drain``.
-        waited_for_s: P numbers: of these seconds, those in which that rank was the furthest behind. Waits of a few
-            microseconds count in ``waited_s`` alone.
+        waited_s: seconds spent waiting in ``post``, ``collect`` and ``drain``, up to the last look at the clock.
+        waited_for_s: P numbers: of these seconds, those in which that rank was the furthest behind; at this rank's own
+            number, those for its own sends. Waits of a few microseconds count in ``waited_s`` alone.
         lags: bound + 1 numbers: of how many calls it returned when the slowest rank was so many iterations behind.
     """
 

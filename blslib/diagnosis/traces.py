@@ -179,14 +179,16 @@ def _table(path: Path, head: str, text: TextIO) -> pd.DataFrame:
         raise OtherFile(f"{path} has the columns {told} and lacks {', '.join(missing)}: {', '.join(cures)}")
     if again := {name for name in wanted if columns.count(name) > 1}:
         raise TraceError(f"{path} has the column {min(again)} {columns.count(min(again))} times: leave one")
-    # 0,10 for 0.10: pandas would cut it off. White space may be repeated, and makes no such mistake.
-    if any(next(csv.reader(head.splitlines()[1:2], delimiter=mark or ","), [])[len(columns) :]):
-        raise TraceError(f"{path}, line 2: more fields than the header has: write decimals with a point")
+    second = head.splitlines()[1:2]  # whose fields pandas would cut off, such as those of 0,10 for 0.10, or an index
+    fields = next(csv.reader(second, delimiter=mark), []) if mark else " ".join(second).split()
+    if any(fields[len(columns) :]):
+        raise TraceError(f"{path}, line 2: more fields than the header has: name all, write decimals with a point")
     comma = mark in (";", "\t") and re.search(rf'(?i)[\n{mark}]"?\d+,\d+(e[-+]?\d+)?"?\s*([\n{mark}]|$)', head)
     numbers = [name for name in (*wanted, "exchange_s") if name in columns]
     try:
-        about = {"names": columns, "header": 0, "usecols": numbers, "index_col": False, "sep": mark or r"\s+"}
+        about = {"names": columns, "header": 0, "index_col": False, "sep": mark or r"\s+"}
         table = pd.read_csv(text, **about, decimal="," if comma else ".", skipinitialspace=True, low_memory=False)
+        table = table[numbers]  # all are read, or pandas would not miss one that a later line has too many
     except (ValueError, pd.errors.ParserError) as error:
         if "on source failed" in str(error):  # all that pandas leaves of a Ctrl-C that met it in a read
             raise KeyboardInterrupt from None

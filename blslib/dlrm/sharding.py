@@ -160,9 +160,9 @@ class ShardedTables:
         width = self.placement.widths[self.rank]
         blocks = into or [np.empty((part.stop - part.start) * width, np.float32) for part in parts]
         rooms = [each.reshape(part.stop - part.start, width) for each, part in zip(blocks, parts, strict=True)]
-        for columns, (shard, weight) in zip(self._columns, self.weights.items(), strict=False):
+        for columns, shard in zip(self._columns, self.weights, strict=False):
             # Through numpy, since torch lets nobody write into a tensor made in inference mode from outside it.
-            sums = self._sums(shard, weight, *_bags(batch, shard.table)).numpy()
+            sums = self.sums(shard, *_bags(batch, shard.table)).numpy()
             for room, part in zip(rooms, parts, strict=True):
                 room[:, columns] = sums[part]
         return blocks
@@ -177,17 +177,21 @@ class ShardedTables:
         for shard in self.placement.replicated:
             ids, offsets = _bags(batch, shard.table)
             ends = offsets[samples.start : samples.stop + 1]
-            sums.append(self._sums(shard, self.weights[shard], ids[ends[0] : ends[-1]], ends - ends[0]))
+            sums.append(self.sums(shard, ids[ends[0] : ends[-1]], ends - ends[0]))
         return sums
 
-    def _sums(self, shard: Shard, weight: torch.Tensor, ids: np.ndarray, offsets: np.ndarray) -> torch.Tensor:
-        """(bags, columns of the shard)."""
+    def sums(self, shard: Shard, ids: np.ndarray, offsets: np.ndarray) -> torch.Tensor:
+        """(bags, columns of a shard that is here) float32: the rows of each bag, added up.
+
+        Raises:
+            ValueError: if an id is outside the table.
+        """
         rows = self.config.rows[shard.table]
         if len(shard.rows) < rows:
             ids, offsets = _local(shard, ids, offsets, rows)
         bags = torch.from_numpy(offsets)
         try:
-            return embedding_bag(torch.from_numpy(ids), weight, bags, mode="sum", include_last_offset=True)
+            return embedding_bag(torch.from_numpy(ids), self.weights[shard], bags, mode="sum", include_last_offset=True)
         except RuntimeError as error:
             check_ids(ids, shard.table, rows)
             raise ValueError(f"bad bags for table {shard.table} of {rows} rows: {error}") from error

@@ -153,6 +153,22 @@ def test_composed_room_in_another_order_is_copied_first(comm, build):
             assert [each.tolist() for each in found] == [[100 * source + to, turn] for source in range(comm.size)]
 
 
+@pytest.mark.parametrize("bound", [0, 1])
+def test_composed_blocks_of_an_earlier_iteration_may_be_posted_in_any_order(comm, build, bound):
+    """The room that they lie in is then the very slot that is written to."""
+    with build(bound, slot_bytes=64) as exchange:
+        old = exchange.compose([1] * comm.size)
+        for to, each in enumerate(old):
+            each[:] = 10 * comm.rank + to
+        arrivals = exchange.post(old)
+        for _ in range(2 * bound + 1):
+            exchange.post([np.full(1, 99, np.float32)] * comm.size)
+        exchange.drain()
+        arrivals = exchange.post(old[::-1]) + exchange.drain()
+        turned = comm.size - 1 - comm.rank
+        assert [each.tolist() for each in arrivals[-1].blocks] == [[10 * s + turned] for s in range(comm.size)]
+
+
 def test_composed_blocks_posted_again_are_sent_again(comm, build):
     with build(1, slot_bytes=64) as exchange:
         composed = exchange.compose([1] * comm.size)
@@ -175,9 +191,14 @@ def test_composing_twice_gives_up_the_first(comm, build):
 
 def test_wrong_counts_are_refused_and_the_exchange_goes_on(comm, build):
     with build(0, slot_bytes=64) as exchange:
-        for counts in ([1] * (comm.size + 1), [-1] * comm.size, ["a"] * comm.size, None):
+        bad = ([], [1] * (comm.size + 1), [-1] * comm.size, ["a"] * comm.size, None, np.array(1), {1: 1}, [[1]], (1.5,))
+        for counts in (*bad, *bad):  # before the first that are right, and after
             with pytest.raises(ValueError, match=r"counts is one whole number >= 0 per rank \("):
                 exchange.compose(counts)
+        asked = torch.full((comm.size,), 3)
+        assert [len(each) for each in exchange.compose(asked)] == [3] * comm.size
+        asked[:] = 5
+        assert [len(each) for each in exchange.compose(asked)] == [5] * comm.size
         composed = exchange.compose(np.full(comm.size, 16))
         for each in composed:
             each[:] = comm.rank
@@ -221,6 +242,27 @@ def test_statistics(comm, build, bound):
         rows = found.rows(comm.rank, "a run")
         assert [row["waits_s"] for row in rows] == list(found.waited_for_s)
     assert exchange.statistics() == found  # also when it is closed
+
+
+@pytest.mark.ranks(2)
+def test_statistics_of_a_wait_that_failed(comm, build):
+    exchange = build(0, slot_bytes=64, timeout_s=0.4)
+    exchange.post([np.zeros(1, np.float32)] * comm.size)
+    comm.Barrier()
+    if comm.rank == 0:
+        time.sleep(1.2)
+    else:
+        with pytest.raises(
+            LateError, match=r"behind\); so far 2 calls sent .* bytes and waited 0\.\d+ s, .* for rank 0$"
+        ):
+            exchange.post([np.zeros(1, np.float32)] * comm.size)
+        found = exchange.statistics()
+        assert (found.calls, found.lags) == (2, (1,))
+        assert 0.3 < found.waited_for_s[0] <= found.waited_s + 1e-9
+    with pytest.raises(ExchangeError):  # noqa: PT012 (over messages it may hear of it one call later)
+        exchange.post([np.zeros(1, np.float32)] * comm.size)
+        exchange.post([np.zeros(1, np.float32)] * comm.size)
+    exchange.close()
 
 
 @pytest.mark.parametrize("bound", [0, 3])

@@ -107,6 +107,25 @@ def test_composed_blocks_arrive_like_others(comm, build, order):
         exchange.compose([2] * comm.size)
 
 
+@pytest.mark.ranks(2)
+def test_a_window_hands_nothing_out_that_mpi_still_sends_from(comm):
+    counts = [1 << 20] * comm.size
+    exchange = IalltoallvWindow(comm, bound=1, timeout_s=0.2, send_counts=counts, recv_counts=counts)
+    blocks = [np.zeros(1 << 20, np.float32)] * comm.size
+    exchange.post(blocks)
+    if comm.rank == 0:
+        with pytest.raises(LateError):
+            exchange.post(blocks)
+        with pytest.raises(ExchangeError, match="iteration 0 is late: collect it before posting another"):
+            exchange.compose(counts)
+    comm.Barrier()
+    if comm.rank:
+        exchange.post(blocks)
+    exchange.drain()
+    assert len(exchange.compose(np.array(counts))) == comm.size
+    exchange.close()
+
+
 def test_a_tuple_posted_again_sends_its_new_contents(comm, build):
     options = {"send_counts": [2] * comm.size, "recv_counts": [2] * comm.size, "dtype": np.int32}
     whole = np.zeros((comm.size, 2), np.int32)

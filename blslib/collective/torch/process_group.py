@@ -356,7 +356,7 @@ os.register_at_fork(after_in_child=_disown)  # so that no call has to ask: in a 
 
 def _room(output: torch.Tensor) -> torch.Tensor:
     """Where an output is received: in itself, or in a draft if its memory does not hold its values in one piece."""
-    if output.is_contiguous() and not output.is_conj() and not output.is_neg():
+    if output.layout != torch.strided or (output.is_contiguous() and not output.is_conj() and not output.is_neg()):
         return output
     return torch.empty_like(output, memory_format=torch.contiguous_format)
 
