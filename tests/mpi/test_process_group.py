@@ -523,9 +523,9 @@ def gloo_refuses(group: dist.ProcessGroup, size: int) -> Iterator[tuple[str, Cal
 def test_sparse_tensors_are_refused_as_input_and_as_output(comm, start):
     start()
     dense, sparse = torch.zeros(2 * comm.size), torch.zeros(2 * comm.size).to_sparse()
-    for output, given in ((dense, sparse), (sparse, dense)):
+    for output, sent in ((dense, sparse), (sparse, dense)):
         with pytest.raises(RefusedError, match=r"tensor has layout torch.sparse_coo, 'bls' moves dense tensors"):
-            dist.all_to_all_single(output, given)
+            dist.all_to_all_single(output, sent)
     dist.all_to_all_single(dense, torch.ones(2 * comm.size))
     assert dense.tolist() == [1.0] * (2 * comm.size)
 
