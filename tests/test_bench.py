@@ -83,7 +83,7 @@ def pairs(rows: Rows, **where: Any) -> set[tuple[str, int]]:
 def test_every_contender_takes_part(measured: dict[str, Rows]) -> None:
     synchronous = {(name, 0) for name in ("floor", "raw", "mpi", "mpi-equal")}
     for size in (256, 4096):
-        expected = synchronous | {(name, k) for name in ("bls", "window") for k in (0, 1)}
+        expected = synchronous | {(name, k) for name in ("bls", "bls-in-place", "window") for k in (0, 1)}
         assert pairs(measured["alltoallv"], bytes_per_block=size) == expected
     of_torch = {(name, k) for name in ("gloo", "torch", "bls") for k in (0, 1)}
     assert pairs(measured["torch"], delay_ms=0.0) == pairs(measured["torch"], delay_ms=3.0) == of_torch
