@@ -225,7 +225,7 @@ def test_statistics(comm, build, bound):
         assert exchange.statistics() == (0, 0, 0, 0.0, (0.0,) * comm.size, (0,) * (bound + 1))
         sizes = [4, 4, 16, 64, 0, 64, 80, 4, 4, 4]
         for i, size in enumerate(sizes):
-            time.sleep(0.05 * (comm.rank == comm.size - 1 and i % 2))
+            time.sleep(0.1 * (comm.rank == comm.size - 1 and i % 2))
             exchange.post([np.zeros(size // 4, np.float32)] * comm.size)
         exchange.drain()
         found = exchange.statistics()
@@ -234,9 +234,8 @@ def test_statistics(comm, build, bound):
         assert found.large_blocks == comm.size
         assert sum(found.waited_for_s) <= found.waited_s + 1e-9
         if comm.rank < comm.size - 1:
-            assert found.waited_for_s[-1] == pytest.approx(found.waited_s, abs=0.02)
-            assert 0.1 < found.waited_for_s[-1] < 5
-            assert str(found).startswith(f"10 calls sent {found.sent_bytes} bytes and waited 0.")
+            assert 0.1 < found.waited_for_s[-1] == max(found.waited_for_s)
+            assert str(found).startswith(f"10 calls sent {found.sent_bytes} bytes and waited ")
             assert str(found).endswith(f"s of it for rank {comm.size - 1}")
             assert bound == 0 or found.lags[bound] > 0
         rows = found.rows(comm.rank, "a run")
