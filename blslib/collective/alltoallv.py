@@ -215,8 +215,9 @@ class BoundedLagAlltoallv(Calls, Exchange):
         if type(counts) is not list or counts != self._asked:
             if problem := wrong_counts("counts", counts, self.size, self.dtype):
                 raise ValueError(problem)
-            self._asked = [int(n) for n in counts]
-            self._sizes = [n * self.dtype.itemsize for n in self._asked]
+            asked = [int(n) for n in counts]
+            # In one go, as no interrupt falls between two stores: the one must not be there without the other.
+            self._asked, self._sizes = asked, [n * self.dtype.itemsize for n in asked]
         self._core.compose(self._sizes)
         self._known, self._views = self._memory.composed, self._memory.in_place or []
         return self._memory.composed
