@@ -92,10 +92,9 @@ class Ring:
 
     def compose(self, slot: int, sizes: Sequence[int]) -> None:
         if self._composed[slot][0] != sizes:
-            views = [memoryview(bytearray(size)) for size in sizes]  # of those on other hosts, and of large blocks
-            for peer, _, room in self._rows[slot]:
-                if sizes[peer] <= self.layout.slot_bytes:
-                    views[peer] = room[: sizes[peer]]
+            rooms = {peer: room for peer, _, room in self._rows[slot] if sizes[peer] <= self.layout.slot_bytes}
+            # What is for other hosts, or larger than its slot, has memory of its own.
+            views = [rooms[r][:n] if r in rooms else memoryview(bytearray(n)) for r, n in enumerate(sizes)]
             self._composed[slot] = sizes, views, tuple(np.frombuffer(view, self.dtype) for view in views)
         _, self.in_place, self.composed = self._composed[slot]
         self._seal(False)
